@@ -1,0 +1,35 @@
+# make demo    the whole job on the embedded example, ends with the path of the report
+# make test    lint, types and tests
+# Both set everything up first, in .venv; they need git, make and Python 3.10 or newer.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-fast format clean
+
+demo: .venv/ready
+	$(BIN)/tapioca-export demo --output demo-run --overwrite
+
+test: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -n 2 --dist loadgroup
+
+test-fast: .venv/ready
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow"
+
+format: .venv/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .cache demo-run
+
+.venv/ready: requirements.lock pyproject.toml setup.cfg
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Python 3.10 or newer is needed; name one with: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@

@@ -1,0 +1,58 @@
+"""Make a transformer smaller and faster by removing layers, and prove what that does.
+
+Commands that make something are functions of the same name here. Names are loaded when first used, so that
+importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .artifacts import Benchmark, Export, Profile, Report, Selection
+    from .commands import benchmark, export, profile, prune, report, select
+    from .config import RunConfig
+    from .errors import TapiocaError
+    from .gating import Thresholds, check
+    from .pipeline import demo, run
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "artifacts": ("Benchmark", "Export", "Profile", "Report", "Selection"),
+    "commands": ("benchmark", "export", "profile", "prune", "report", "select"),
+    "config": ("RunConfig",),
+    "errors": ("TapiocaError",),
+    "gating": ("Thresholds", "check"),
+    "pipeline": ("demo", "run"),
+}
+
+__all__ = [
+    "Benchmark",
+    "Export",
+    "Profile",
+    "Report",
+    "RunConfig",
+    "Selection",
+    "TapiocaError",
+    "Thresholds",
+    "benchmark",
+    "check",
+    "demo",
+    "export",
+    "profile",
+    "prune",
+    "report",
+    "run",
+    "select",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module."""
+    import importlib
+
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
