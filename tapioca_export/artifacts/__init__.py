@@ -1,0 +1,60 @@
+"""The data between the stages: frozen dataclasses, each of which is also one JSON file.
+
+Knows nothing about models, runtimes or how any number came about.
+"""
+
+from .files import check_output, read, sha256, staged, to_json, write, write_text
+from .records import (
+    SCHEMA_VERSION,
+    Accuracy,
+    Benchmark,
+    Candidate,
+    Cost,
+    Curves,
+    Deviation,
+    Evaluation,
+    Export,
+    Interval,
+    Latency,
+    LayerProfile,
+    Pair,
+    Prediction,
+    Profile,
+    Ratio,
+    Report,
+    Run,
+    Selection,
+    Step,
+    Timing,
+)
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Accuracy",
+    "Benchmark",
+    "Candidate",
+    "Cost",
+    "Curves",
+    "Deviation",
+    "Evaluation",
+    "Export",
+    "Interval",
+    "Latency",
+    "LayerProfile",
+    "Pair",
+    "Prediction",
+    "Profile",
+    "Ratio",
+    "Report",
+    "Run",
+    "Selection",
+    "Step",
+    "Timing",
+    "check_output",
+    "read",
+    "sha256",
+    "staged",
+    "to_json",
+    "write",
+    "write_text",
+]

@@ -1,0 +1,157 @@
+"""Artifacts on disk: JSON, and files and folders that are whole or absent at every instant."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import LoadError, OutputError, ParityError
+
+T = TypeVar("T")
+
+
+def _adapter(cls: Any) -> Any:
+    """Return pydantic's reader and writer of a dataclass."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
+
+
+def to_json(artifact: Any) -> str:
+    """Return the artifact as indented JSON, `kind` and `schema_version` first."""
+    fields = json.loads(_adapter(type(artifact)).dump_json(artifact))
+    head = {key: fields.pop(key) for key in ("kind", "schema_version") if key in fields}
+    return json.dumps({**head, **fields}, indent=1, ensure_ascii=False) + "\n"
+
+
+def write(path: Path, artifact: Any) -> None:
+    """Write the artifact; the file is whole or absent at every instant."""
+    write_text(path, to_json(artifact))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text aside and move it into place.
+
+    Raises:
+        OutputError: If the folder cannot be written.
+    """
+    aside = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    except OSError as error:
+        raise OutputError(f"Cannot write {path}: {error.strerror}.") from error
+
+
+def read(path: Path, cls: type[T]) -> T:
+    """Read an artifact and check its type.
+
+    Raises:
+        LoadError: If the file is missing, is not JSON, or is an artifact of another kind.
+    """
+    from pydantic import ValidationError
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LoadError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from error
+    try:
+        artifact: T = _adapter(cls).validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise LoadError(f"{path} is not a {cls.__name__.lower()} file: {where}: {first['msg']}.") from error
+    return artifact
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, or of the names and contents of a folder's files."""
+    digest = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        if path.is_dir():
+            digest.update(file.relative_to(path).as_posix().encode() + b"\0")
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def staged(output: Path, *, overwrite: bool, keep: str | None = None) -> Iterator[Path]:
+    """Give a folder `<output>.partial` to fill, then move it into place whole.
+
+    At every instant `output` is what it was before, or the finished folder. When the block raises,
+    what it wrote is thrown away, but for two things: the file named by `keep`, from which the same
+    command resumes; and, after a failed parity check, the evidence, which moves to `output` unless
+    something is there already.
+
+    Raises:
+        OutputError: If `output` holds something and may not be replaced, or cannot be written.
+    """
+    output = output.absolute()
+    check_output(output, overwrite=overwrite)
+    aside = output.with_name(output.name + ".partial")
+    try:
+        _clear(aside, keep)
+        aside.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"Cannot write {aside}: {error.strerror}.", "Name another --output.") from error
+    try:
+        yield aside
+    except ParityError:
+        if output.exists() and any(output.iterdir()):
+            _clear(aside, keep)
+        else:
+            _replace(aside, output)
+        raise
+    except BaseException:
+        _clear(aside, keep)
+        raise
+    _replace(aside, output)
+
+
+def _clear(folder: Path, keep: str | None) -> None:
+    """Remove a folder, or all in it but the file to keep: a journal with more than its header."""
+    journal = folder / keep if keep else None
+    if journal is None or not journal.is_file() or journal.read_bytes().count(b"\n") < 2:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != keep:
+            path.unlink()
+
+
+def check_output(output: Path, *, overwrite: bool) -> None:
+    """Refuse an output that cannot be written, before any work is done.
+
+    Raises:
+        OutputError: If it is a file, holds something without `overwrite`, or is not writable.
+    """
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"Output {output} is a file.", "Name a folder that does not exist yet.")
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise OutputError(f"Output folder {output} is not empty.", "Name another, or add --overwrite.")
+    parent = output.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"Cannot write in {parent}.", "Name another folder with --output.")
+
+
+def _replace(aside: Path, output: Path) -> None:
+    """Move a finished folder into place; the one it replaces is there until the last moment."""
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as old:
+        if output.exists():
+            os.replace(output, Path(old) / "previous")
+        os.replace(aside, output)

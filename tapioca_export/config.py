@@ -1,0 +1,103 @@
+"""Everything a user can set, once: names, defaults and help that the command line reads off.
+
+Knows nothing about what any of it does.
+"""
+
+# ruff: noqa: RUF009  (`_option` is dataclasses.field with what the command line needs to know)
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError
+
+
+def _option(default: Any, help_: str, short: str | None = None, metavar: str | None = None) -> Any:
+    """Declare a field with what the command line needs to know about it."""
+    metadata = {"help": help_, "short": short, "metavar": metavar}
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+LEAST = {
+    0: ("max_drop_layers", "protect_first", "protect_last", "warmup"),
+    1: (
+        "batch_size", "eval_batch_size", "iterations", "limit", "max_length", "num_threads", "opset",
+        "sequence_length",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run. Every stage reads its part; `run.json` records the whole.
+
+    Raises:
+        ConfigError: If a number is out of its range.
+    """
+
+    model: str = _option("", "Checkpoint folder, or a name on the Hugging Face hub.", "m", "MODEL")
+    task: str = _option("auto", "Task, by Optimum's names; auto reads it off the checkpoint.", "t", "TASK")
+    id: Path | None = _option(None, "In-distribution samples.", None, "PATH")
+    target: Path | None = _option(None, "Target-domain samples.", None, "PATH")
+    id_report: Path | None = _option(None, "ID rows kept for the report (else --id is split).", None, "PATH")
+    target_report: Path | None = _option(
+        None, "Target rows kept for the report (else --target is split).", None, "PATH"
+    )
+    columns: Mapping[str, str] = _option({}, "Column names, such as text=review,label=stars.", None, "MAP")
+    output: Path = _option(Path("tapioca-run"), "Output folder.", "o", "DIR")
+    criterion: str = _option("tale", "How layers are chosen; see `list`.", None, "NAME")
+    epsilon: float = _option(0.08, "Search goes on down to baseline - epsilon, in units of the metric.")
+    pick: str = _option("best", "Which point of the search: best, bsba, final, or a number.", None, "PICK")
+    max_drop_layers: int | None = _option(None, "Drop at most this many layers.")
+    protect_first: int = _option(0, "Never drop this many first layers.")
+    protect_last: int = _option(0, "Never drop this many last layers.")
+    tie_break: str = _option(
+        "index", "Among equals, drop the lowest index, or the lowest loss.", None, "RULE"
+    )
+    select_on: str = _option("target", "Rows that drive the search: target or id.", None, "ROWS")
+    drop: tuple[int, ...] = _option((), "Layers to drop, 0-based, such as 3,7.", None, "LAYERS")
+    format: tuple[str, ...] = _option(("onnx",), "Export format; repeatable.", None, "FORMAT")
+    opset: int | None = _option(None, "ONNX opset (default: the exporter's).")
+    atol: float = _option(1e-4, "Largest difference of any logit between file and PyTorch.")
+    provider: tuple[str, ...] = _option(
+        ("cpu",), "ONNX Runtime provider to time on; repeatable.", None, "NAME"
+    )
+    device: str = _option("cpu", "PyTorch device for profile and search.", None, "DEVICE")
+    batch_size: tuple[int, ...] = _option((1, 8), "Batch size to time; repeatable.")
+    sequence_length: tuple[int, ...] = _option((), "Sequence length to time; repeatable.")
+    eval_batch_size: int = _option(32, "Rows a forward in profile and search.")
+    max_length: int | None = _option(None, "Cut inputs to this many tokens (default: the model's limit).")
+    limit: int | None = _option(None, "At most this many rows a file; for trying out only.")
+    num_threads: int | None = _option(None, "Threads of PyTorch and ONNX Runtime (default: all cores).")
+    warmup: int = _option(5, "Untimed runs before timing.")
+    iterations: int = _option(30, "Timed rounds a shape.")
+    seed: int = _option(0, "Seed of splits, resampling and random choices.")
+    drop_leaks: bool = _option(False, "Remove rows that stand in two roles instead of refusing them.")
+    trust_remote_code: bool = _option(False, "Run Python code that comes with the model.")
+    local_files_only: bool = _option(False, "Never ask the hub.")
+    overwrite: bool = _option(False, "Replace the output folder if it holds something.")
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range before any work."""
+        for least, names in LEAST.items():
+            for name in names:
+                value = getattr(self, name)
+                for number in value if isinstance(value, tuple) else (value,):
+                    if number is not None and number < least:
+                        option = "--" + name.replace("_", "-")
+                        raise ConfigError(f"{option} {number} must be at least {least}.")
+        if not (math.isfinite(self.atol) and self.atol > 0):
+            raise ConfigError(f"--atol {self.atol} must be a number above 0.")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"--seed {self.seed} must be from 0 to {2**32 - 1}.")
+        for name, allowed in (("tie_break", ("index", "loss")), ("select_on", ("target", "id"))):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)!r} must be {' or '.join(allowed)}."
+                )

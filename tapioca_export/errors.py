@@ -1,0 +1,87 @@
+"""Everything a user can cause, in one tree.
+
+    TapiocaError                      message, and a hint that says what to do
+    ├── ConfigError                   values that do not go together
+    │   └── UnknownNameError          a name that is in no table: did-you-mean and the full list
+    ├── LoadError                     a model, tokenizer, sample file or artifact cannot be read
+    ├── UnsupportedModelError         no unique layer stack, shared layers, a failed round trip
+    ├── SelectionError                nothing left to drop, non-finite scores
+    ├── ExportError
+    │   └── ParityError               the exported file does not compute what PyTorch computes
+    ├── BenchmarkError                the runtime refuses the file or the provider
+    └── OutputError                   the output folder cannot be written or is not empty
+
+A message says what happened and what was found; the hint says what to do next. The command line
+prints both and exits with 1. Any other exception is a bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's message, or the error's type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+class TapiocaError(Exception):
+    """Base of every error a user can cause and mend.
+
+    Args:
+        message: One line: what happened, what was found.
+        hint: One line: what to do about it.
+    """
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        """Return message and hint as the command line prints them."""
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class ConfigError(TapiocaError):
+    """Values that do not go together."""
+
+
+class UnknownNameError(ConfigError):
+    """A name that is in no table."""
+
+    def __init__(self, what: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        close = difflib.get_close_matches(name, names, n=1)
+        guess = f"Did you mean {close[0]!r}? " if close else ""
+        super().__init__(f"Unknown {what} {name!r}.", f"{guess}Known: {', '.join(names)}.")
+
+
+class LoadError(TapiocaError):
+    """A model, tokenizer, sample file or artifact cannot be read."""
+
+
+class UnsupportedModelError(TapiocaError):
+    """A model whose layers cannot be removed with proof."""
+
+
+class SelectionError(TapiocaError):
+    """No layers can be chosen: nothing left to drop, or scores that are not finite."""
+
+
+class ExportError(TapiocaError):
+    """The exporter refuses the model."""
+
+
+class ParityError(ExportError):
+    """The exported file does not compute what PyTorch computes."""
+
+
+class BenchmarkError(TapiocaError):
+    """The runtime refuses the exported file, or a provider is missing."""
+
+
+class OutputError(TapiocaError):
+    """The output folder cannot be written, or holds something already."""
