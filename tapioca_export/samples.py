@@ -1,0 +1,360 @@
+"""Sample files -> rows in four roles, with no row in two of them.
+
+Roles: id-select and target-select drive the choice of layers; id-report and target-report are only
+ever reported. Knows nothing about tokenizers, models or metrics: what a row means is the task's
+business, which hands in a function that reads one.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from .artifacts import sha256
+from .errors import ConfigError, LoadError, first_line
+
+ROLES = ("id-select", "target-select", "id-report", "target-report")
+# Fewer rows give intervals that say nothing.
+MIN_ROWS = 8
+Side = Literal["select", "report"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample.
+
+    `features` is what the task encodes, `label` what it scores against (None: unlabelled), `key`
+    the normalised content that makes two rows the same, `where` the place to name in a message,
+    `layout` in words what all rows of a run must have in common ("text and text_pair").
+    """
+
+    features: Mapping[str, Any]
+    label: Any
+    key: str
+    where: str
+    layout: str = ""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Rows of one role, in file order."""
+
+    role: str
+    rows: tuple[Row, ...]
+    source: str
+    sha256: str
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return len(self.rows)
+
+    @property
+    def is_labelled(self) -> bool:
+        """Tell whether every row has a label (files with some labels are refused)."""
+        return bool(self.rows) and self.rows[0].label is not None
+
+    @cached_property
+    def hashes(self) -> tuple[int, ...]:
+        """A 64-bit number a row that depends on its content only."""
+        return tuple(_hash(row.key) for row in self.rows)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of contents and labels, in order."""
+        text = "\n".join(f"{row.key}\0{row.label}" for row in self.rows)
+        return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels stacked along axis 0."""
+        return np.asarray([row.label for row in self.rows])
+
+
+ReadRow = Callable[[Mapping[str, Any], str], Row]
+
+
+def check_exists(path: Path) -> None:
+    """Refuse a path that leads nowhere.
+
+    Raises:
+        LoadError: If nothing is there.
+    """
+    if not os.path.exists(path):  # Path.exists raises where a name is too long
+        raise LoadError(f"Sample file {path} does not exist.", "Check the path.")
+
+
+def read_samples(path: Path, read_row: ReadRow, *, role: str) -> Samples:
+    """Read a whole file.
+
+    Args:
+        path: JSON Lines, CSV, TSV or Parquet, or a folder written by `datasets`.
+        read_row: Turns one record and its place into a row.
+        role: The role to give the samples.
+
+    Raises:
+        LoadError: If the file is missing, malformed or empty, or its rows are not alike.
+    """
+    path = Path(path)
+    check_exists(path)
+    rows = tuple(read_row(record, where) for record, where in _records(path))
+    if not rows:
+        raise LoadError(f"Sample file {path} holds no rows.", "Write one sample a line.")
+    _check_layout(rows)
+    unlabelled = [row.where for row in rows if row.label is None]
+    if 0 < len(unlabelled) < len(rows):
+        raise LoadError(
+            f"{unlabelled[0]} has no label, other rows of the file have one.",
+            "Label all rows, or none.",
+        )
+    return Samples(role, rows, str(path), sha256(path))
+
+
+def load_roles(
+    files: Mapping[str, Path | None],
+    read_row: ReadRow,
+    *,
+    sides: Sequence[Side] = ("select", "report"),
+    seed: int = 0,
+    limit: int | None = None,
+    drop_leaks: bool = False,
+) -> dict[str, Samples]:
+    """Read the sample files and deal the rows out to the roles.
+
+    A distribution with one file is split in half by a seeded hash of each row's content, stratified
+    by label, so that equal rows never part; with a report file, the files are the roles.
+
+    Args:
+        files: Paths by "id", "target", "id-report", "target-report"; None where not given.
+        read_row: Turns one record and its place into a row.
+        sides: The sides wanted; the split is the same whichever are asked for.
+        seed: Seed of the hash.
+        limit: At most this many rows a file, chosen by the same hash.
+        drop_leaks: Remove rows that stand in two roles instead of refusing them. A row stays in the
+            first of its roles in the order of `ROLES`, so that report rows go before select rows.
+
+    Raises:
+        LoadError: If a file cannot be read, files do not fit each other, a role has too few rows,
+            or a row is in two roles.
+    """
+    roles: dict[str, Samples] = {}
+    for name in ("id", "target"):
+        path, report_path = files.get(name), files.get(f"{name}-report")
+        if path is None:
+            continue
+        samples = _limited(read_samples(path, read_row, role=f"{name}-select"), seed, limit)
+        if report_path is None:
+            select, report = _split(samples, seed)
+        else:
+            select = samples
+            report = read_samples(report_path, read_row, role=f"{name}-report")
+            report = _limited(report, seed, limit)
+        roles |= {
+            f"{name}-select": select,
+            f"{name}-report": replace(report, role=f"{name}-report"),
+        }
+    _check_layout([row for samples in roles.values() for row in samples.rows[:1]])
+    if "report" not in sides:
+        roles = {name: samples for name, samples in roles.items() if name.endswith("select")}
+    # Where rows are reported, those that drove the choice count, though they be not asked for.
+    roles = _without_leaks(roles, drop_leaks)
+    roles = {name: s for name, s in roles.items() if name.rpartition("-")[2] in sides}
+    for samples in roles.values():
+        if len(samples) < MIN_ROWS:
+            raise LoadError(
+                f"{samples.source} gives {len(samples)} {samples.role} rows, at least {MIN_ROWS} are needed.",
+                "Give more rows, or a separate report file.",
+            )
+    return roles
+
+
+def _check_layout(rows: Sequence[Row]) -> None:
+    """Refuse rows that cannot be encoded together."""
+    for row in rows:
+        if row.layout != rows[0].layout:
+            raise LoadError(
+                f"{row.where} has {row.layout}, {rows[0].where} has {rows[0].layout}.",
+                "All rows of all files must be alike.",
+            )
+
+
+def _without_leaks(roles: dict[str, Samples], drop_leaks: bool) -> dict[str, Samples]:
+    """Refuse, or remove from the later role, rows that stand in two roles."""
+    first_seen: dict[str, tuple[str, str]] = {}
+    clean: dict[str, Samples] = {}
+    contents = {name: {row.key for row in samples.rows} for name, samples in roles.items()}
+    # The same file given twice, where nothing is reported, is a control: no shift, nothing to drop.
+    if list(roles) == ["id-select", "target-select"] and contents["id-select"] == contents["target-select"]:
+        return roles
+    for role in (role for role in ROLES if role in roles):
+        kept = []
+        for row in roles[role].rows:
+            other, where = first_seen.setdefault(row.key, (role, row.where))
+            if other == role:
+                kept.append(row)
+            elif not drop_leaks:
+                raise LoadError(
+                    f"The same row is in two roles: {where} ({other}) and {row.where} ({role}).",
+                    "A row that helped to choose cannot be reported. Remove it, or add --drop-leaks.",
+                )
+        clean[role] = replace(roles[role], rows=tuple(kept))
+    return clean
+
+
+def _split(samples: Samples, seed: int) -> tuple[Samples, Samples]:
+    """Halve the samples by a seeded hash of their content, label by label."""
+    # Equal rows with unequal labels belong to one stratum, whichever of them comes first.
+    labels: dict[str, str] = {}
+    for row in samples.rows:
+        label = str(row.label) if np.isscalar(row.label) else ""
+        labels[row.key] = min(label, labels.get(row.key, label))
+    strata: dict[str, list[str]] = {}
+    for key, label in labels.items():
+        strata.setdefault(label, []).append(key)
+    chosen: set[str] = set()
+    for number, stratum in enumerate(sorted(strata)):
+        keys = sorted(strata[stratum], key=lambda key: (_hash(key, seed), key))
+        # An odd row out goes to either side in turn.
+        chosen.update(keys[: (len(keys) + number % 2) // 2])
+    select = tuple(row for row in samples.rows if row.key in chosen)
+    report = tuple(row for row in samples.rows if row.key not in chosen)
+    return replace(samples, rows=select), replace(samples, rows=report)
+
+
+def _limited(samples: Samples, seed: int, limit: int | None) -> Samples:
+    """Keep at most `limit` rows, in file order."""
+    if limit is None or len(samples) <= limit:
+        return samples
+    order = sorted(range(len(samples)), key=lambda i: (_hash(samples.rows[i].key, seed), i))
+    return replace(samples, rows=tuple(samples.rows[i] for i in sorted(order[:limit])))
+
+
+def _hash(key: str, seed: int = 0) -> int:
+    return int.from_bytes(blake2b(f"{seed}\0{key}".encode(), digest_size=8).digest(), "big")
+
+
+# --- files ----------------------------------------------------------------------------------
+
+
+def _records(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Yield each record of a file with its place ("reviews.csv, row 7").
+
+    Raises:
+        LoadError: If the file cannot be read, or is not what its ending says.
+    """
+    suffix = path.suffix.lower()
+    try:
+        if path.is_dir():
+            yield from _saved_dataset(path)
+        elif suffix in (".jsonl", ".ndjson", ".json"):
+            yield from _json_lines(path)
+        elif suffix in (".csv", ".tsv"):
+            yield from _table(path, "," if suffix == ".csv" else "\t")
+        elif suffix == ".parquet":
+            yield from _parquet(path)
+        else:
+            raise LoadError(
+                f"Sample file {path} has an unknown ending {suffix!r}.",
+                "Known: .jsonl, .csv, .tsv, .parquet, or a folder saved by datasets.",
+            )
+    except UnicodeDecodeError as error:
+        raise LoadError(f"{path} is not UTF-8: {error.reason}.", "Save the file as UTF-8.") from error
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise LoadError(f"Cannot read {path}: {reason}.", "Check the path and its rights.") from error
+
+
+def _json_lines(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Read JSON Lines; a place is a line, counted from 1."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            where = f"{path}, line {number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                record = json.loads(text) if text.strip() else None
+            except (ValueError, RecursionError) as error:
+                reason = getattr(error, "msg", None) or first_line(error)
+                raise LoadError(
+                    f"{where} is not valid JSON: {reason}.", "Write one object a line, in UTF-8."
+                ) from error
+            if not text.strip():
+                continue
+            if not isinstance(record, dict):
+                raise LoadError(f"{where} is not a JSON object.", "Write one object a line.")
+            yield record, where
+
+
+def _table(path: Path, delimiter: str) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Read CSV or TSV; a place is a row, counted from 1 without the header.
+
+    All values are texts: "NA" and "007" are answers a user may well have written.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        try:
+            header = next(reader, [])
+            if len(set(header)) < len(header):
+                raise LoadError(f"{path} has two columns of one name: {', '.join(header)}.")
+            number = 0
+            for values in reader:
+                if not values:  # a blank line
+                    continue
+                number += 1
+                if len(values) != len(header):
+                    raise LoadError(
+                        f"{path}, line {reader.line_num} has {len(values)} fields, "
+                        f"the header has {len(header)}.",
+                        "Quote texts that hold the separator or a line break.",
+                    )
+                if any("\0" in value for value in values):
+                    raise LoadError(
+                        f"{path}, line {reader.line_num} holds a NUL byte.", "Save the file as UTF-8."
+                    )
+                yield dict(zip(header, values, strict=True)), f"{path}, row {number}"
+        except csv.Error as error:
+            raise LoadError(
+                f"{path}, line {reader.line_num} is malformed: {error}.",
+                "Quote texts that hold quotes, separators or line breaks; or write JSON Lines.",
+            ) from error
+
+
+def _parquet(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Read Parquet; a place is a row, counted from 1."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        records = parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, ValueError) as error:
+        raise LoadError(
+            f"{path} cannot be read as Parquet: {first_line(error)}", "Write it again."
+        ) from error
+    for number, record in enumerate(records, start=1):
+        yield record, f"{path}, row {number}"
+
+
+def _saved_dataset(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Read a folder written by `Dataset.save_to_disk`; a place is a row, counted from 1."""
+    from datasets import Dataset, load_from_disk
+
+    try:
+        data = load_from_disk(str(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LoadError(
+            f"{path} is not a folder saved by datasets.", "Write it with Dataset.save_to_disk."
+        ) from error
+    if not isinstance(data, Dataset):
+        raise ConfigError(
+            f"{path} holds several splits: {', '.join(data)}.",
+            f"Name one: {path / next(iter(data))}.",
+        )
+    for number, record in enumerate(data, start=1):
+        yield record, f"{path}, row {number}"

@@ -1,0 +1,36 @@
+"""Tasks: records -> rows, rows -> model inputs, model outputs -> per-sample results and metric.
+
+Knows nothing about layers, PyTorch or ONNX: inputs and outputs are NumPy arrays, so that the live
+network and the exported file are fed and scored by the same code. Names are Optimum's. To add a
+task, write a `Task` subclass in a module here, register it in `TASKS`, and import it below.
+
+Shapes: N samples, B rows of a batch, T tokens, P positions where an answer is read, C classes.
+"""
+
+from __future__ import annotations
+
+from .base import (
+    TASKS,
+    Batch,
+    Inputs,
+    Position,
+    Processor,
+    ProcessorOptions,
+    Scores,
+    Task,
+)
+from .polynomial_regression import PolynomialRegression
+from .text_classification import TextClassification
+
+__all__ = [
+    "TASKS",
+    "Batch",
+    "Inputs",
+    "PolynomialRegression",
+    "Position",
+    "Processor",
+    "ProcessorOptions",
+    "Scores",
+    "Task",
+    "TextClassification",
+]
