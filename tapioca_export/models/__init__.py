@@ -1,0 +1,34 @@
+"""Models: load one, find its layer stack, drop layers physically, save, prove the round trip.
+
+A model's own `forward` is never re-implemented: blocks are skipped by a stand-in at their place.
+Knows nothing about metrics, selection or export formats. A layer index is always the 0-based index
+in the model that was loaded.
+"""
+
+from .loaded import LoadedModel, LoadOptions, to_tensors
+from .loading import infer_task, load_config, load_model, load_processor
+from .proof import reference_logits, save_pruned
+from .skipping import StandIn, skipping, stand_ins, stream_of, with_stream
+from .surgery import LAYER_STACKS, check_layers, drop_layers, droppable_layers, find_stack
+
+__all__ = [
+    "LAYER_STACKS",
+    "LoadOptions",
+    "LoadedModel",
+    "StandIn",
+    "check_layers",
+    "drop_layers",
+    "droppable_layers",
+    "find_stack",
+    "infer_task",
+    "load_config",
+    "load_model",
+    "load_processor",
+    "reference_logits",
+    "save_pruned",
+    "skipping",
+    "stand_ins",
+    "stream_of",
+    "to_tensors",
+    "with_stream",
+]

@@ -1,0 +1,158 @@
+"""Checkpoint folder or hub name -> model in memory; foreign code runs only when it is trusted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from .. import polynomial  # registers the embedded example with transformers
+from ..errors import ConfigError, LoadError, first_line
+from ..tasks import TASKS, Processor, ProcessorOptions, Task
+from .loaded import LoadedModel, LoadOptions
+from .surgery import find_stack, refuse_dependent_layers
+
+
+def load_model(source: str | Path, task: str = "auto", options: LoadOptions | None = None) -> LoadedModel:
+    """Load a checkpoint with its tokenizer, in float32, and find its layers.
+
+    Args:
+        source: A local folder, or a name on the Hugging Face hub.
+        task: A name of `TASKS`, or "auto" to infer it from the checkpoint's architecture.
+        options: Safety switches, device, longest input.
+
+    Raises:
+        LoadError: If there is no readable safetensors checkpoint or no tokenizer.
+        ConfigError: If the task cannot be inferred or does not fit the model.
+        UnsupportedModelError: If the layers cannot be told, or are not independent.
+    """
+    options = options or LoadOptions()
+    config = load_config(source, options)
+    chosen = TASKS[infer_task(config) if task == "auto" else task]
+    _refuse_pickled_weights(source)
+    try:
+        network, info = auto_class(chosen).from_pretrained(
+            str(source),
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=options.trust_remote_code,
+            local_files_only=options.local_files_only,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        raise LoadError(
+            f"Cannot load a {chosen.name} model from {source}: {first_line(error)}",
+            "Name a folder with config.json and safetensors weights of a fine-tuned model.",
+        ) from error
+    if missing := sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"])):
+        raise LoadError(
+            f"{source} has no weights for {missing[0]} ({len(missing)} such): it was not trained for "
+            f"{chosen.name}.",
+            "Name a checkpoint with a trained head, or another --task.",
+        )
+    processor = load_processor(chosen, source, config, options)
+    network = aligned(network).to(options.device).eval()
+    model = LoadedModel(
+        network, chosen, processor, str(source), find_stack(network), options.trust_remote_code
+    )
+    refuse_dependent_layers(model)
+    return model
+
+
+def load_config(source: str | Path, options: LoadOptions) -> Any:
+    """Load a checkpoint's config.
+
+    Raises:
+        LoadError: If there is none, or it asks for custom code that is not trusted.
+    """
+    folder = Path(source)
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise LoadError(f"{source} has no config.json.", "Name a folder written by save_pretrained.")
+    if not folder.exists() and (folder.is_absolute() or len(folder.parts) > 2 or options.local_files_only):
+        raise LoadError(f"Model folder {source} does not exist.", "Check -m/--model.")
+    try:
+        # Read raw first: transformers would ask at the terminal whether to trust custom code.
+        raw, _ = transformers.PreTrainedConfig.get_config_dict(
+            str(source), local_files_only=options.local_files_only
+        )
+        if "auto_map" in raw and not options.trust_remote_code:
+            raise LoadError(
+                f"{source} needs custom code ({', '.join(map(str, raw['auto_map'].values()))}).",
+                "Read it, then add --trust-remote-code to run it.",
+            )
+        return transformers.AutoConfig.from_pretrained(
+            str(source),
+            trust_remote_code=options.trust_remote_code,
+            local_files_only=options.local_files_only,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LoadError(f"Cannot load the config of {source}: {first_line(error)}") from error
+
+
+def load_processor(task: Task, source: str | Path, config: Any, options: LoadOptions) -> Processor:
+    """Load what encodes samples for a checkpoint or export folder; no weights are read."""
+    return task.load_processor(
+        source,
+        config,
+        ProcessorOptions(options.max_length, options.trust_remote_code, options.local_files_only),
+    )
+
+
+def infer_task(config: Any) -> str:
+    """Infer the task from the checkpoint's architecture, by Optimum's rules.
+
+    Raises:
+        ConfigError: If Optimum cannot tell, or the task is not one of ours.
+    """
+    from optimum.exporters.tasks import TasksManager
+
+    architecture = (config.architectures or ["none"])[0]
+    if config.model_type == polynomial.PolynomialConfig.model_type:
+        return "polynomial-regression"
+    model_class = getattr(transformers, architecture, None)
+    try:
+        task = TasksManager.infer_task_from_model(model_class) if model_class else None
+    except ValueError:
+        task = None
+    if task not in TASKS:
+        raise ConfigError(
+            f"The task of architecture {architecture} is {task or 'not known'}, which is not supported.",
+            f"Name the task with -t/--task: {', '.join(TASKS)}.",
+        )
+    return str(task)
+
+
+def auto_class(task: Task) -> Any:
+    """Return the stock transformers auto class of a task, as Optimum names it."""
+    from optimum.exporters.tasks import TasksManager
+
+    return TasksManager.get_model_class_for_task(task.optimum_task)
+
+
+def aligned(network: Any) -> Any:
+    """Move every weight to memory of PyTorch's own, in place.
+
+    Weights mapped from a file start where the file has them, and matrix products round differently
+    at other alignments: two files with equal weights would not compute equal logits.
+    """
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = tensor.data.clone()
+    return network
+
+
+def _refuse_pickled_weights(source: str | Path) -> None:
+    """Refuse a folder whose only weights are pickles: loading one runs code from the file."""
+    folder = Path(source)
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    if pickled:
+        raise LoadError(
+            f"{source} has pickled weights only ({pickled[0]}); they are never loaded, as that runs code.",
+            "Convert them to model.safetensors (save_pretrained of a current transformers does).",
+        )
+    raise LoadError(f"{source} has no *.safetensors weights.")

@@ -1,0 +1,125 @@
+"""Save a pruned checkpoint, and prove in a fresh process that it is the model that was measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import UnsupportedModelError
+from ..tasks import TASKS, Inputs
+from .loaded import LoadedModel, to_tensors
+from .loading import aligned, auto_class
+from .skipping import skipping
+from .surgery import check_layers, drop_layers
+
+
+def save_pruned(model: LoadedModel, layers: Sequence[int], folder: Path, batches: Sequence[Inputs]) -> None:
+    """Drop layers, save the checkpoint, and prove that it is the model that was measured.
+
+    The proof: a fresh process loads the folder with the stock auto class and its logits on
+    `batches` must equal, bit for bit, those of the model in memory with the layers skipped.
+
+    Args:
+        model: The loaded model; afterwards it is on the CPU, and its layers are gone.
+        layers: Indices to drop; may be empty.
+        folder: An existing folder to write to.
+        batches: Encoded samples to compare on.
+
+    Raises:
+        ConfigError: If the layers do not exist or are all there are.
+        UnsupportedModelError: If the checkpoint does not reload as the same model.
+    """
+    model.network.to("cpu")  # where the fresh process computes, bit for bit
+    with skipping(model, check_layers(layers, model.num_layers)):
+        expected = [reference_logits(model, batch) for batch in batches]
+    drop_layers(model, layers)
+    model.network.save_pretrained(folder)
+    model.processor.save(folder)
+    actual = reload_logits(folder, model, batches)
+    for number, (one, other) in enumerate(zip(expected, actual, strict=True)):
+        if not np.array_equal(one, other):
+            difference = float(np.abs(one - other).max())
+            raise UnsupportedModelError(
+                f"The saved checkpoint is not the model that was measured: logits differ by {difference:.3g} "
+                f"on batch {number} of {len(batches)}.",
+                "This family cannot be pruned correctly at these layers; protect them "
+                "(--protect-first, --protect-last) or report the family.",
+            )
+
+
+def reference_logits(model: LoadedModel, inputs: Inputs) -> np.ndarray:
+    """Return the model's logits, which something saved is to be held against.
+
+    Raises:
+        UnsupportedModelError: If they are not finite: nothing can be proven equal to NaN.
+    """
+    logits = model.logits(inputs)
+    if not np.isfinite(logits).all():
+        raise UnsupportedModelError(
+            f"The logits of {model.source} are not finite (NaN or infinite).",
+            "Check the checkpoint's weights.",
+        )
+    return logits
+
+
+def reload_logits(folder: Path, model: LoadedModel, batches: Sequence[Inputs]) -> list[np.ndarray]:
+    """Load a checkpoint in a fresh process with the stock auto class and run the batches.
+
+    Raises:
+        UnsupportedModelError: If the checkpoint does not load, or loads with missing, unexpected or
+            mismatched weights.
+    """
+    with tempfile.TemporaryDirectory(prefix="tapioca-reload-") as scratch:
+        arrays = {f"{i}.{name}": value for i, batch in enumerate(batches) for name, value in batch.items()}
+        np.savez(Path(scratch) / "inputs.npz", allow_pickle=False, **arrays)
+        job = {
+            "folder": str(folder.resolve()),
+            "task": model.task.name,
+            "trust_remote_code": model.trust_remote_code,
+            "scratch": scratch,
+            "num_batches": len(batches),
+            "num_threads": torch.get_num_threads(),
+        }
+        child = subprocess.run(
+            [sys.executable, "-c", "from tapioca_export.models.proof import _reload; _reload()"],
+            input=json.dumps(job),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if child.returncode != 0:
+            reason = (child.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise UnsupportedModelError(f"The saved checkpoint does not reload: {reason}")
+        with np.load(Path(scratch) / "outputs.npz") as outputs:
+            return [outputs[str(i)] for i in range(len(batches))]
+
+
+def _reload() -> None:
+    """Run the fresh process's side of `reload_logits`: job on stdin, arrays in the scratch folder."""
+    job = json.loads(sys.stdin.read())
+    torch.set_num_threads(job["num_threads"])  # the same threads, hence the same order of sums
+    network, info = auto_class(TASKS[job["task"]]).from_pretrained(
+        job["folder"],
+        output_loading_info=True,
+        local_files_only=True,
+        trust_remote_code=job["trust_remote_code"],
+    )
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[kind]:
+            sys.exit(f"{kind.replace('_', ' ')}: {', '.join(sorted(map(str, info[kind]))[:3])}")
+    aligned(network).eval()
+    scratch = Path(job["scratch"])
+    outputs = {}
+    options = {"use_cache": False} if getattr(network.config, "use_cache", None) is not None else {}
+    with np.load(scratch / "inputs.npz") as inputs, torch.no_grad():
+        for i in range(job["num_batches"]):
+            batch = {k.split(".", 1)[1]: v for k, v in inputs.items() if k.startswith(f"{i}.")}
+            outputs[str(i)] = network(**to_tensors(batch), **options).logits.numpy()
+    np.savez(scratch / "outputs.npz", allow_pickle=False, **outputs)

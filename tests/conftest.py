@@ -1,0 +1,186 @@
+"""Tiny models of every family, and samples for them; no network, CPU, seeded."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two test processes must not spin on two cores
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
+)
+
+from tapioca_export.polynomial import PolynomialConfig, PolynomialModel, sample_prompts
+
+SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
+WORDS = [f"w{i}" for i in range(92)]
+LABELS = ("negative", "neutral", "positive")
+NUM_LAYERS = 4
+
+_TOKENS = {
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "cls_token_id": 1,
+    "eos_token_id": 2,
+    "sep_token_id": 2,
+}
+_BASE = {
+    "vocab_size": 128, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64,
+    "num_hidden_layers": NUM_LAYERS, "max_position_embeddings": 64, **_TOKENS,
+}  # fmt: skip
+_DECODER = {**_BASE, "num_key_value_heads": 2}
+# Sequences in the tests are longer than any sliding window: else a wrong layer pattern goes unnoticed.
+FAMILIES: dict[str, dict[str, object]] = {
+    "bert": _BASE,
+    "roberta": {**_BASE, "max_position_embeddings": 66},
+    "distilbert": {
+        "vocab_size": 128, "dim": 32, "n_heads": 4, "hidden_dim": 64, "n_layers": NUM_LAYERS,
+        "max_position_embeddings": 64, "pad_token_id": 0,
+    },
+    "electra": {**_BASE, "embedding_size": 16},
+    "modernbert": {**_BASE, "local_attention": 4, "global_attn_every_n_layers": 2},
+    "gpt2": {
+        "vocab_size": 128, "n_embd": 32, "n_head": 4, "n_layer": NUM_LAYERS, "n_positions": 64,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    },
+    "llama": _DECODER,
+    "qwen2": {
+        **_DECODER, "vocab_size": 300, "use_sliding_window": True, "sliding_window": 4,
+        "max_window_layers": 2,
+    },
+}  # fmt: skip
+ALL_FAMILIES = (*FAMILIES, "polynomial")
+THREE_FAMILIES = ("bert", "llama", "polynomial")
+
+
+def make_model(family: str, **overrides: object) -> transformers.PreTrainedModel:
+    """Build a tiny random model whose layers all matter."""
+    torch.manual_seed(0)
+    if family == "polynomial":
+        config = PolynomialConfig(
+            vocab_size=1, n_positions=40, n_embd=32, n_layer=NUM_LAYERS, n_head=4, resid_pdrop=0.0,
+            embd_pdrop=0.0, attn_pdrop=0.0,
+            bos_token_id=None, eos_token_id=None, **overrides,
+        )  # fmt: skip
+        network = PolynomialModel(config)
+    else:
+        config = AutoConfig.for_model(family, **{**FAMILIES[family], **overrides})
+        config.num_labels = len(LABELS)
+        config.id2label = dict(enumerate(LABELS))
+        config.label2id = {name: i for i, name in enumerate(LABELS)}
+        network = AutoModelForSequenceClassification.from_config(config)
+    with torch.no_grad():
+        # The default initialisation makes every layer nearly an identity, and dropping one invisible.
+        for parameter in network.parameters():
+            if parameter.dim() >= 2:
+                parameter.normal_(0.0, 0.15)
+    return network.eval()
+
+
+def make_tokenizer(family: str) -> transformers.PreTrainedTokenizerBase:
+    """Build a word-level tokenizer with a BERT-like template; byte-level for Qwen2, which insists."""
+    if family == "qwen2":
+        tokens = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+        return Qwen2Tokenizer(
+            vocab={token: i for i, token in enumerate(tokens)}, merges=[], pad_token="[PAD]",
+            eos_token="[SEP]", unk_token="[UNK]", model_max_length=64,
+        )  # fmt: skip
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B [SEP]",
+        special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
+        unk_token="[UNK]", model_max_length=64, model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
+
+
+def save_model(folder: Path, family: str, **overrides: object) -> Path:
+    """Save a tiny model with its tokenizer."""
+    make_model(family, **overrides).save_pretrained(folder)
+    if family != "polynomial":
+        make_tokenizer(family).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return the checkpoint folder of a tiny model of a family; do not write in it."""
+    folders: dict[str, Path] = {}
+
+    def checkpoint(family: str) -> Path:
+        if family not in folders:
+            folders[family] = save_model(tmp_path_factory.mktemp(family), family)
+        return folders[family]
+
+    return checkpoint
+
+
+def text_records(num_rows: int, seed: int, *, labelled: bool = True) -> list[dict[str, str]]:
+    """Make records of random words, 1 to 40 of them, labelled by their first word."""
+    generator = random.Random(seed)
+    records = []
+    for _ in range(num_rows):
+        words = [generator.choice(WORDS) for _ in range(generator.randint(1, 40))]
+        record = {"text": " ".join([*words, f"w{generator.randrange(92)}", f"n{generator.randrange(10**6)}"])}
+        if labelled:
+            record["label"] = LABELS[int(words[0][1:]) % len(LABELS)]
+        records.append(record)
+    return records
+
+
+def prompt_records(num_rows: int, seed: int, coefficient_scale: float = 1.0) -> list[dict[str, list[float]]]:
+    """Make prompts of the embedded example's task."""
+    prompts = sample_prompts(num_rows, seed, coefficient_scale=coefficient_scale)
+    return [{"x": p[0::2].tolist(), "y": p[1::2].tolist()} for p in prompts]
+
+
+def write_jsonl(path: Path, records: list[dict[str, object]]) -> Path:
+    """Write records as JSON Lines."""
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def sample_files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Path]]:
+    """Return ID and target files of 64 rows each, fit for a family."""
+    folder = tmp_path_factory.mktemp("samples")
+
+    def files(family: str) -> dict[str, Path]:
+        kind = "prompts" if family == "polynomial" else "texts"
+        paths = {name: folder / f"{name}-{kind}.jsonl" for name in ("id", "target")}
+        for seed, (name, path) in enumerate(paths.items()):
+            if not path.exists():
+                scale = 3.0 if name == "target" else 1.0
+                rows = prompt_records(64, seed, scale) if kind == "prompts" else text_records(64, seed)
+                write_jsonl(path, rows)
+        return paths
+
+    return files
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Keep results to the bit the same, and the tests from fighting for two cores."""
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest files first, so that two processes end at about the same time."""
+    longest = ("test_real_model.py", "test_end_to_end.py", "test_docs.py")
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else 3)
