@@ -1,0 +1,169 @@
+"""What must hold for every family: removal, replay, round trip, profiles."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ALL_FAMILIES, NUM_LAYERS
+from torch import nn
+
+from tapioca_export.models import LoadedModel, drop_layers, load_model, skipping
+from tapioca_export.models.proof import save_pruned
+from tapioca_export.profiling import Probe
+from tapioca_export.samples import Samples, load_roles, read_samples
+from tapioca_export.tasks import Inputs
+
+Tiny = Callable[[str], Path]
+Files = Callable[[str], dict[str, Path]]
+
+
+def load_rows(model: LoadedModel, path: Path) -> Samples:
+    return read_samples(path, model.task.rows({}, model.processor), role="id-select")
+
+
+def some_batches(model: LoadedModel, samples: Samples) -> list[Inputs]:
+    return [batch.inputs for batch in model.task.batches(samples, model.processor, 7)]
+
+
+def drop_by_hand(model: LoadedModel, layers: tuple[int, ...]) -> LoadedModel:
+    """Return a deep copy without the layers: nothing but a shorter list and new indices."""
+    other = copy.deepcopy(model)
+    parent, _, name = other.path.rpartition(".")
+    kept = [layer for i, layer in enumerate(other.stack) if i not in layers]
+    for index, layer in enumerate(kept):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index
+    setattr(other.network.get_submodule(parent), name, nn.ModuleList(kept))
+    config = other.network.config
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = [kind for i, kind in enumerate(config.layer_types) if i not in layers]
+    config.num_hidden_layers = len(kept)
+    return other
+
+
+@pytest.fixture(params=ALL_FAMILIES)
+def model(request: pytest.FixtureRequest, tiny: Tiny) -> LoadedModel:
+    return load_model(tiny(request.param))
+
+
+@pytest.fixture
+def rows(model: LoadedModel, sample_files: Files) -> Samples:
+    family = "polynomial" if model.processor.tokenizer is None else "text"
+    return load_rows(model, sample_files(family)["id"])
+
+
+def test_skipping_no_layers_changes_no_bit(model: LoadedModel, rows: Samples) -> None:
+    for batch in some_batches(model, rows):
+        plain = model.logits(batch)
+        with skipping(model, ()):
+            assert np.array_equal(model.logits(batch), plain)
+
+
+def test_every_layer_matters_so_that_the_laws_can_fail(model: LoadedModel, rows: Samples) -> None:
+    batch = some_batches(model, rows)[-1]
+    plain = model.logits(batch)
+    for layer in range(NUM_LAYERS):
+        with skipping(model, [layer]):
+            assert np.abs(model.logits(batch) - plain).max() > 1e-3
+
+
+@pytest.mark.parametrize("layers", [(1,), (0, 2), (3,)])
+def test_skipping_equals_dropping_to_the_bit(
+    model: LoadedModel, rows: Samples, layers: tuple[int, ...]
+) -> None:
+    by_hand = drop_by_hand(model, layers)
+    for batch in some_batches(model, rows):
+        with skipping(model, layers):
+            skipped = model.logits(batch)
+        assert np.array_equal(skipped, by_hand.logits(batch))
+
+
+def test_the_network_is_left_as_it_was_found(model: LoadedModel, rows: Samples) -> None:
+    layers, batch = list(model.stack), some_batches(model, rows)[0]
+    plain = model.logits(batch)
+    with pytest.raises(RuntimeError), skipping(model, [1]):
+        raise RuntimeError
+    Probe(model, {"id": rows, "target": rows}).metrics((), [1, 2])
+    assert all(one is other for one, other in zip(model.stack, layers, strict=True))
+    assert np.array_equal(model.logits(batch), plain)
+
+
+@pytest.mark.parametrize("dropped", [(), (2,)])
+def test_replayed_candidates_equal_full_forwards_to_the_bit(
+    model: LoadedModel, rows: Samples, dropped: tuple[int, ...]
+) -> None:
+    probe = Probe(model, {"id": rows, "target": rows}, batch_size=7)
+    layers = [layer for layer in range(NUM_LAYERS) if layer not in dropped]
+    for batch, layer, logits, _ in probe._passes(rows, frozenset(dropped), layers):
+        left_out = dropped if layer is None else (*dropped, layer)
+        assert np.array_equal(logits, drop_by_hand(model, left_out).logits(batch.inputs))
+
+
+def test_a_saved_checkpoint_reloads_as_the_skipped_model(
+    model: LoadedModel, rows: Samples, tmp_path: Path
+) -> None:
+    batches = some_batches(model, rows)
+    with skipping(model, [1, 3]):
+        expected = [model.logits(batch) for batch in batches]
+    save_pruned(model, [1, 3], tmp_path, batches)  # raises unless a fresh process agrees to the bit
+    again = load_model(tmp_path)
+    assert again.num_layers == NUM_LAYERS - 2
+    assert all(np.array_equal(again.logits(b), e) for b, e in zip(batches, expected, strict=True))
+
+
+def test_profiles_depend_on_neither_batch_size_nor_row_order(model: LoadedModel, rows: Samples) -> None:
+    backwards = Samples(rows.role, rows.rows[::-1], rows.source, rows.sha256)
+    one = Probe(model, {"id": rows, "target": rows}, batch_size=5).profile("id", (1,))
+    other = Probe(model, {"id": backwards, "target": rows}, batch_size=64).profile("id", (1,))
+    for name in ("norms", "distances", "norms_band", "distances_band"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-5, atol=1e-6)
+    kept = [i for i in range(NUM_LAYERS) if i != 1]
+    np.testing.assert_allclose(
+        [one.influences[i] for i in kept], [other.influences[i] for i in kept], rtol=1e-4, atol=1e-6
+    )
+    assert (one.num_samples, one.num_tokens) == (other.num_samples, other.num_tokens)
+
+
+def test_identical_samples_show_no_deviation(model: LoadedModel, rows: Samples) -> None:
+    deviation = Probe(model, {"id": rows, "target": rows}).deviation()
+    assert deviation.mean == 0
+    assert deviation.noise_floor.mean > 0
+
+
+def test_a_profile_reads_boundaries_and_not_the_final_norm(model: LoadedModel, rows: Samples) -> None:
+    stream: list[torch.Tensor] = []
+    hook = model.stack[-1].register_forward_hook(
+        lambda _, __, output: stream.append(output[0] if isinstance(output, tuple) else output)
+    )
+    total = 0.0
+    for batch in some_batches(model, rows):
+        model.logits(batch)
+        weights = torch.from_numpy(model.task.readout(batch, model.processor))
+        total += float((weights @ stream.pop()).norm(dim=-1).mean(dim=-1).sum())
+    hook.remove()
+    profile = Probe(model, {"id": rows, "target": rows}).profile("id")
+    assert profile.norms[-1] == pytest.approx(total / len(rows), rel=1e-5)
+
+
+def test_the_split_roles_of_one_file_never_share_a_row(model: LoadedModel, sample_files: Files) -> None:
+    family = "polynomial" if model.processor.tokenizer is None else "text"
+    roles = load_roles(sample_files(family), model.task.rows({}, model.processor))
+    keys = [row.key for samples in roles.values() for row in samples.rows]
+    assert len(keys) == len(set(keys))
+
+
+def test_dropping_mends_config_and_indices(model: LoadedModel) -> None:
+    drop_layers(model, [0, 2] if model.network.config.model_type != "modernbert" else [1, 2])
+    config = model.network.config
+    assert config.num_hidden_layers == len(model.stack) == NUM_LAYERS - 2
+    if getattr(config, "layer_types", None) is not None:
+        assert len(config.layer_types) == NUM_LAYERS - 2
+    for index, layer in enumerate(model.stack):
+        for module in layer.modules():
+            assert getattr(module, "layer_idx", index) == index
