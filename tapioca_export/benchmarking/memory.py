@@ -1,0 +1,75 @@
+"""Peak memory and load time of one exported file, each measured in a process of its own.
+
+In this process the libraries, the samples and the other model would be counted too. Knows nothing
+about tasks or statistics.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from ..errors import BenchmarkError
+from ..tasks import Inputs
+
+NUM_CHILDREN = 3
+_CHILD = f"{__package__}.child"
+
+
+def measure_memory_and_load(
+    folder: Path, provider: str, num_threads: int, inputs: Inputs
+) -> tuple[int, float]:
+    """Open a file and run one batch in fresh processes; return the medians.
+
+    Args:
+        folder: Export folder.
+        provider: Execution provider, by short or full name.
+        num_threads: Threads of one operator.
+        inputs: The batch to run, the largest one.
+
+    Returns:
+        Peak resident memory in bytes, of the whole process (interpreter and runtime included; not
+        the memory of a GPU), and the seconds it took to open the file.
+
+    Raises:
+        BenchmarkError: If the process fails.
+    """
+    with TemporaryDirectory() as scratch:
+        file = Path(scratch) / "inputs.npz"
+        np.savez(file, **inputs)  # type: ignore[arg-type]
+        arguments = [str(folder.resolve()), provider, str(num_threads), str(file)]
+        results = [_run_child(arguments) for _ in range(NUM_CHILDREN)]
+    peaks, seconds = zip(*results, strict=True)
+    return int(median(peaks)), float(median(seconds))
+
+
+def _run_child(arguments: list[str]) -> tuple[int, float]:
+    """Run `child` once; return bytes and seconds."""
+    # The child finds this package where this process found it, installed or not.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-m", _CHILD, *arguments],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = done.stdout.splitlines()
+    if done.returncode == 0 and lines:
+        result = json.loads(lines[-1])
+        if "error" in result:
+            raise BenchmarkError(result["error"], result["hint"])
+        return result["peak_bytes"], result["load_seconds"]
+    what = (done.stderr.strip() or "it wrote nothing").splitlines()[-1]
+    raise BenchmarkError(
+        f"The process that measures memory of {arguments[0]} ended with code {done.returncode}: {what}",
+        "A negative code is a signal; -9 mostly means that memory ran out.",
+    )

@@ -1,0 +1,205 @@
+"""Runtimes: an export folder -> a function from inputs to logits.
+
+Knows nothing about tasks, samples or timing. To add a runtime, register a function in `RUNTIMES`;
+the first line of its docstring is its help text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..artifacts import Export, read
+from ..errors import BenchmarkError, first_line
+from ..registry import Table
+from ..tasks import Inputs
+
+Session = Callable[[Inputs], np.ndarray]
+Runtime = Callable[[Path, str, int], Session]
+RUNTIMES: Table[Runtime] = Table("runtime")
+
+MODEL_FILE = "model.onnx"
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+_SHORT_NAMES = {"cpu": CPU, "cuda": CUDA}
+_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
+}
+
+
+@dataclass(frozen=True)
+class ExportFolder:
+    """A folder with `model.onnx`, and what its `export.json` says."""
+
+    path: Path
+    export: Export
+
+    @property
+    def num_layers_left(self) -> int:
+        """Layers of this file's own network."""
+        return self.export.num_layers - len(self.export.drop)
+
+
+def read_export_folder(path: Path) -> ExportFolder:
+    """Check that a folder holds a usable export, before anything is opened.
+
+    Raises:
+        BenchmarkError: If a file is missing, failed its parity check, or is not ONNX.
+        LoadError: If `export.json` is malformed.
+    """
+    path = Path(path)
+    # A failed parity check leaves the file under this name, as evidence only.
+    if (path / f"{MODEL_FILE}.invalid").exists():
+        raise BenchmarkError(
+            f"{path} holds {MODEL_FILE}.invalid: the export failed its parity check.",
+            "Export the checkpoint again; a file that computes something else is not measured.",
+        )
+    for name in ("export.json", MODEL_FILE):
+        if not (path / name).is_file():
+            raise BenchmarkError(
+                f"{path} is not an ONNX export folder: it has no {name}.",
+                "Make one with: tapioca-export export CHECKPOINT --format onnx -o FOLDER",
+            )
+    folder = ExportFolder(path, read(path / "export.json", Export))
+    if folder.export.format != "onnx" or folder.num_layers_left < 1:
+        raise BenchmarkError(
+            f"{path / 'export.json'} describes format {folder.export.format!r} with "
+            f"{folder.num_layers_left} layers left; an ONNX file with at least one is needed."
+        )
+    return folder
+
+
+def available_providers() -> tuple[str, ...]:
+    """Return the execution providers of the installed ONNX Runtime."""
+    import onnxruntime
+
+    return tuple(onnxruntime.get_available_providers())
+
+
+def resolve_provider(name: str) -> str:
+    """Return ONNX Runtime's full name of a provider (`cpu`, `cuda` or already a full name).
+
+    Raises:
+        BenchmarkError: If the installed ONNX Runtime does not have it.
+    """
+    provider = _SHORT_NAMES.get(name.lower(), name)
+    available = available_providers()
+    if provider in available:
+        return provider
+    if provider == CUDA:
+        hint = "Install onnxruntime-gpu in place of onnxruntime, or use --provider cpu."
+    else:
+        hint = "Use cpu, cuda, or one of the available names in full."
+    asked = name if name == provider else f"{name} ({provider})"
+    raise BenchmarkError(
+        f"Provider {asked} is not in this build of onnxruntime (available: {', '.join(available)}).",
+        hint,
+    )
+
+
+def default_num_threads() -> int:
+    """Return the number of CPUs this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@RUNTIMES.add("onnxruntime")
+def open_with_onnxruntime(folder: Path, provider: str, num_threads: int) -> Session:
+    """ONNX Runtime, one session a file, on the provider asked for and no other.
+
+    Args:
+        folder: Export folder; `model.onnx` is opened.
+        provider: `cpu`, `cuda` or a provider's full name.
+        num_threads: Threads of one operator; operators run one after another.
+
+    Returns:
+        A function from inputs to the first output. It feeds what the file asks for, in the file's
+        number types, and ignores other inputs.
+
+    Raises:
+        BenchmarkError: If the provider is missing or replaced by another, or the file is refused.
+    """
+    import onnxruntime
+
+    asked = resolve_provider(provider)
+    file = folder / MODEL_FILE
+    if asked == CUDA:
+        # Finds CUDA and cuDNN in pip packages. It reports to stdout, which belongs to results.
+        with contextlib.redirect_stdout(sys.stderr):
+            onnxruntime.preload_dlls()
+    try:
+        session = onnxruntime.InferenceSession(
+            str(file), _session_options(num_threads), providers=[asked], enable_fallback=0
+        )
+    except _onnxruntime_errors() as error:
+        raise BenchmarkError(f"ONNX Runtime cannot open {file} on {asked}: {first_line(error)}") from error
+    used = session.get_providers()[0]
+    if used != asked:
+        raise BenchmarkError(
+            f"{asked} was asked for, but ONNX Runtime fell back to {used} "
+            f"(available: {', '.join(available_providers())}).",
+            "The provider's libraries or its device are missing: run tapioca-export doctor, "
+            "or use --provider cpu.",
+        )
+    return _runner(session, file)
+
+
+def _session_options(num_threads: int) -> Any:
+    """Fix the threads, and keep a session from disturbing the one that is timed after it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    # Idle pools spin for a while after a run; sessions timed in turn would steal each other's CPUs.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _runner(session: Any, file: Path) -> Session:
+    """Return the function that feeds one session."""
+    dtypes = {node.name: _DTYPES.get(node.type) for node in session.get_inputs()}
+    outputs = [session.get_outputs()[0].name]
+    errors = _onnxruntime_errors()
+
+    def run(inputs: Inputs) -> np.ndarray:
+        missing = dtypes.keys() - inputs.keys()
+        if missing:
+            raise BenchmarkError(
+                f"{file} needs input {', '.join(sorted(missing))}; "
+                f"the task gives {', '.join(sorted(inputs))}."
+            )
+        feed = {name: np.asarray(inputs[name], dtype=dtype) for name, dtype in dtypes.items()}
+        try:
+            logits: np.ndarray = session.run(outputs, feed)[0]
+        except errors as error:
+            shapes = ", ".join(f"{name} {value.shape}" for name, value in feed.items())
+            raise BenchmarkError(
+                f"ONNX Runtime cannot run {file} on {shapes}: {first_line(error)}"
+            ) from error
+        return logits
+
+    return run
+
+
+def _onnxruntime_errors() -> tuple[type[Exception], ...]:
+    """Return what ONNX Runtime raises: its own exceptions have no base class."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    classes = (value for value in vars(state).values() if inspect.isclass(value))
+    own = (value for value in classes if issubclass(value, Exception))
+    return (*own, OSError, RuntimeError, ValueError)

@@ -1,0 +1,167 @@
+"""The stage: two export folders and the report rows -> `Benchmark`.
+
+Knows which measurement comes when and what to leave out; how each is done is its siblings' part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..artifacts import Accuracy, Benchmark, Latency, Pair
+from ..errors import BenchmarkError
+from ..samples import Samples
+from ..tasks import Processor, Scores, Task
+from .memory import measure_memory_and_load
+from .runtimes import (
+    CPU,
+    CUDA,
+    RUNTIMES,
+    ExportFolder,
+    available_providers,
+    read_export_folder,
+    resolve_provider,
+)
+from .statistics import compare
+from .timing import RUNTIME, BenchmarkSettings, Workload, make_workloads, measure_latency
+
+SCORING_BATCH_SIZE = 32
+_DEFAULTS = BenchmarkSettings()
+
+
+def benchmark(
+    original: Path,
+    pruned: Path,
+    task: Task,
+    samples: Mapping[str, Samples],
+    processor: Processor,
+    settings: BenchmarkSettings = _DEFAULTS,
+) -> Benchmark:
+    """Compare two exported files: accuracy, latency, size, memory and load time.
+
+    Results are scored on the first provider of the settings. Latency is measured on the CPU
+    always, on the providers asked for, and by default on CUDA where there is one; its batches are
+    made of the target's rows, since that is what production sends. Memory is the CPU's.
+
+    Args:
+        original: Export folder of the original model.
+        pruned: Export folder of the pruned model.
+        task: The task of both.
+        samples: Report rows by "id" and "target"; a role without labels is not scored.
+        processor: What encodes the rows.
+        settings: What to measure, and how often.
+
+    Raises:
+        BenchmarkError: If the folders do not belong together, are not usable exports, or a
+            provider that was asked for cannot be used.
+    """
+    before, after = _open_pair(original, pruned, task)
+    providers = tuple(dict.fromkeys(map(resolve_provider, settings.providers)))
+    workloads = make_workloads(task, samples.get("target") or samples["id"], processor, settings)
+    accuracy = _accuracy(before, after, task, samples, processor, settings)
+    latency, skipped = _latency(before, after, workloads, providers, settings)
+    largest = max(workloads, key=lambda work: work.batch_size * work.sequence_length).batches[0]
+    memory = [
+        measure_memory_and_load(folder.path, CPU, settings.threads, largest) for folder in (before, after)
+    ]
+    return Benchmark(
+        task=task.name,
+        accuracy=accuracy,
+        latency=latency,
+        size_bytes=Pair(before.export.size_bytes, after.export.size_bytes),
+        peak_memory_bytes=Pair(*(peak_bytes for peak_bytes, _ in memory)),
+        load_seconds=Pair(*(seconds for _, seconds in memory)),
+        drop=after.export.drop,
+        skipped=skipped,
+    )
+
+
+def score_exported(
+    folder: Path,
+    task: Task,
+    samples: Samples,
+    processor: Processor,
+    settings: BenchmarkSettings = _DEFAULTS,
+) -> Scores:
+    """Score an exported file on all rows of labelled samples, on the first provider.
+
+    Raises:
+        BenchmarkError: If the runtime refuses the provider, the file or a batch.
+    """
+    from tqdm import tqdm
+
+    session = RUNTIMES[RUNTIME](folder, settings.providers[0], settings.threads)
+    outputs: list[np.ndarray] = []
+    indices: list[np.ndarray] = []
+    with tqdm(total=len(samples), desc=f"Scoring {samples.role}", disable=None) as progress:
+        for batch in task.batches(samples, processor, SCORING_BATCH_SIZE):
+            logits = session(batch.inputs)
+            if len(logits) != len(batch):
+                raise BenchmarkError(
+                    f"{folder} gives {len(logits)} rows for a batch of {len(batch)}.",
+                    "Export with a dynamic batch axis.",
+                )
+            outputs.append(logits)
+            indices.append(batch.indices)
+            progress.update(len(batch))
+    row_order = np.argsort(np.concatenate(indices))
+    return task.score(np.concatenate(outputs)[row_order], samples)
+
+
+def _open_pair(original: Path, pruned: Path, task: Task) -> tuple[ExportFolder, ExportFolder]:
+    """Check that two folders are usable and about the same task."""
+    before, after = read_export_folder(original), read_export_folder(pruned)
+    for folder in (before, after):
+        if folder.export.task != task.name:
+            raise BenchmarkError(
+                f"{folder.path} was exported for task {folder.export.task}, not {task.name}.",
+                f"Both {before.path} and {after.path} must be of the task that is measured.",
+            )
+    return before, after
+
+
+def _accuracy(
+    before: ExportFolder,
+    after: ExportFolder,
+    task: Task,
+    samples: Mapping[str, Samples],
+    processor: Processor,
+    settings: BenchmarkSettings,
+) -> dict[str, Accuracy]:
+    """Compare on the rows of every labelled role."""
+    accuracy = {}
+    for role, rows in samples.items():
+        if rows.is_labelled:
+            scores = [
+                score_exported(folder.path, task, rows, processor, settings) for folder in (before, after)
+            ]
+            accuracy[role] = compare(task, *scores)
+    return accuracy
+
+
+def _latency(
+    before: ExportFolder,
+    after: ExportFolder,
+    workloads: Sequence[Workload],
+    providers: Sequence[str],
+    settings: BenchmarkSettings,
+) -> tuple[tuple[Latency, ...], tuple[str, ...]]:
+    """Measure on every provider; return the rows, and in words what was left out."""
+    rows: list[Latency] = []
+    for provider in dict.fromkeys((CPU, *providers)):
+        rows.extend(measure_latency(before, after, workloads, provider, settings))
+    if tuple(providers) != (CPU,):
+        return tuple(rows), ()
+    # Nobody asked for CUDA by name, so that its absence is worth a sentence, not an error.
+    available = available_providers()
+    if CUDA not in available:
+        reason = f"not in this build of onnxruntime (available: {', '.join(available)})"
+        return tuple(rows), (f"{CUDA}: {reason}; GPU latency was not measured.",)
+    try:
+        rows.extend(measure_latency(before, after, workloads, CUDA, settings))
+    except BenchmarkError as error:
+        reason = error.message.rstrip(".")
+        return tuple(rows), (f"{CUDA}: {reason}; GPU latency was not measured.",)
+    return tuple(rows), ()
