@@ -1,0 +1,66 @@
+"""Artifacts -> report: one verdict with its numbers, findings, and JSON, Markdown and HTML of it.
+
+    wording.py    the verdict and the findings, in sentences
+    tables.py     the numbers as tables, shared by Markdown and HTML
+    figures.py, comparisons.py, drawing.py
+                  the numbers as plots: plain dictionaries in Plotly's terms
+    rendering.py  report -> Markdown, report -> one self-contained HTML file
+
+Knows nothing about how any number was computed. A new finding is one function in `wording.py`
+named in its `findings`; a new plot is one function in `figures.py` named in `rendering.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from .. import artifacts
+from ..artifacts import Benchmark, Export, Profile, Report, Run, Selection
+from .rendering import render_html, render_markdown
+from .wording import findings, verdict
+
+__all__ = ["make_report", "render_html", "render_markdown", "write_report"]
+
+
+def make_report(
+    run: Run,
+    selection: Selection,
+    profile: Profile,
+    benchmark: Benchmark,
+    exports: dict[str, Export],
+) -> Report:
+    """Draw the verdict and the findings from what the stages wrote.
+
+    Args:
+        run: Configuration, environment and hashes.
+        selection: Which layers were dropped and why.
+        profile: ID and target profiles before and after.
+        benchmark: Original against pruned, both exported.
+        exports: Every exported file, keyed by a name that says which ("pruned/onnx").
+
+    Returns:
+        The report; equal artifacts give an equal report.
+    """
+    # A report cannot hold its own hash; run.json does.
+    outputs = {name: digest for name, digest in run.outputs.items() if not name.startswith("report.")}
+    return Report(
+        verdict=verdict(selection, benchmark),
+        findings=findings(selection, profile, benchmark, exports),
+        run=replace(run, outputs=outputs),
+        selection=selection,
+        profile=profile,
+        benchmark=benchmark,
+        exports=dict(exports),
+    )
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Write `report.json`, `report.md` and `report.html` into the folder.
+
+    Raises:
+        OutputError: If the folder cannot be written.
+    """
+    artifacts.write(folder / "report.json", report)
+    artifacts.write_text(folder / "report.md", render_markdown(report))
+    artifacts.write_text(folder / "report.html", render_html(report))

@@ -1,0 +1,260 @@
+"""Plots of the method at work: the profiles of the residual stream, and the search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ..artifacts import Candidate, LayerProfile, Profile, Selection
+from .drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    SKY,
+    VERMILION,
+    Figure,
+    Spec,
+    axis_title,
+    curve_layout,
+    faint_colour,
+    integer_ticks,
+    line_trace,
+    plot_spec,
+)
+from .tables import boundary_table, candidate_table, influence_table, profile_series
+from .wording import number
+
+_STYLE = {
+    "ID": (BLUE, "solid", "circle"),
+    "ID, pruned": (SKY, "dot", "square"),
+    "target": (VERMILION, "solid", "diamond"),
+    "target, pruned": (GREEN, "dash", "triangle-up"),
+}
+
+
+# --- profiles -------------------------------------------------------------------------------
+
+
+def profile_figure(profile: Profile, quantity: str, title: str, unit: str) -> Figure:
+    """Draw `norms` or `distances` a boundary: ID and target, before and after, with bands."""
+    traces: list[Spec] = []
+    for name, part in profile_series(profile):
+        traces += _banded(name, part, quantity)
+    values = [v for _, part in profile_series(profile) for v in getattr(part, quantity)]
+    wide = min(values) > 0 and max(values) / min(values) > 20
+    layout = curve_layout(f"{unit}{', log scale' if wide else ''}", "boundary")
+    layout["xaxis"] |= integer_ticks(len(profile.id.norms))
+    layout["yaxis"]["type"] = "log" if wide else "linear"
+    layout |= _marked(profile.drop, offset=0.5)
+    caption = (
+        "Boundary 0 follows the embedding, boundary l+1 follows layer l. Bands are 95 % bootstrap "
+        f"intervals over samples.{_drop_note(profile)}"
+    )
+    data = boundary_table(profile, quantity)
+    return Figure(f"profile-{quantity}", title, caption, plot_spec(traces, layout), data)
+
+
+def _banded(name: str, part: LayerProfile, quantity: str) -> list[Spec]:
+    colour, dash, symbol = _STYLE[name]
+    values, band = getattr(part, quantity), getattr(part, f"{quantity}_band")
+    x = list(range(len(values)))
+    line = line_trace(name, x, values, colour) | {"mode": "lines+markers", "legendgroup": name}
+    line["line"] |= {"dash": dash}
+    line["marker"] |= {"symbol": symbol}
+    if not band:
+        return [line]
+    fill = {
+        "type": "scatter",
+        "x": x + x[::-1],
+        "y": [high for _, high in band] + [low for low, _ in reversed(band)],
+        "fill": "toself",
+        "fillcolor": faint_colour(colour),
+        "line": {"width": 0},
+        "mode": "lines",
+        "hoverinfo": "skip",
+        "legendgroup": name,
+        "showlegend": False,
+    }
+    return [fill, line]
+
+
+def deviation_figure(profile: Profile, quantity: str, title: str) -> Figure:
+    """Draw the target's deviation from ID a boundary, before and after, over the noise floor."""
+    floor = getattr(profile.deviation.noise_floor, quantity)
+    x = list(range(len(floor)))
+    noise = line_trace("noise floor", x, floor, GREY) | {
+        "fill": "tozeroy",
+        "fillcolor": faint_colour(GREY),
+    }
+    noise["line"] |= {"dash": "dot"}
+    before = line_trace("before", x, getattr(profile.deviation, quantity), VERMILION)
+    traces = [noise, before | {"mode": "lines+markers"}]
+    if profile.pruned_deviation:
+        after = line_trace("after pruning", x, getattr(profile.pruned_deviation, quantity), GREEN)
+        after["line"] |= {"dash": "dash"}
+        after["marker"] |= {"symbol": "triangle-up"}
+        traces.append(after | {"mode": "lines+markers"})
+    layout = curve_layout("|log ratio| to ID", "boundary")
+    layout["xaxis"] |= integer_ticks(len(x))
+    layout["yaxis"]["rangemode"] = "tozero"
+    layout |= _marked(profile.drop, offset=0.5)
+    caption = (
+        "Distance of the target from ID. Below the noise floor (what two random halves of ID show "
+        f"between them) there is nothing to see.{_drop_note(profile)}"
+    )
+    return Figure(f"deviation-{quantity}", title, caption, plot_spec(traces, layout))
+
+
+def influence_figure(profile: Profile) -> Figure:
+    """Draw each layer's influence; dropped layers leave gaps in the pruned series."""
+    traces = []
+    for name, part in profile_series(profile):
+        colour, dash, symbol = _STYLE[name]
+        trace = line_trace(name, list(range(len(part.influences))), part.influences, colour)
+        trace["line"] |= {"dash": dash}
+        trace["marker"] |= {"symbol": symbol}
+        traces.append(trace | {"mode": "lines+markers"})
+    layout = curve_layout("1 - cos(input, output)", "layer")
+    layout["xaxis"] |= integer_ticks(len(profile.id.influences))
+    layout["yaxis"]["rangemode"] = "tozero"
+    layout |= _marked(profile.drop, offset=0.0)
+    caption = f"How much each layer turns the residual stream.{_drop_note(profile)}"
+    data = influence_table(profile)
+    return Figure("influence", "Influence of each layer", caption, plot_spec(traces, layout), data)
+
+
+def _drop_note(profile: Profile) -> str:
+    return " Grey columns mark dropped layers." if profile.drop else ""
+
+
+def _marked(drop: Iterable[int], offset: float) -> Spec:
+    """Grey columns where layers were dropped; layer l lies between boundaries l and l+1."""
+    shapes, notes = [], []
+    for layer in drop:
+        middle = layer + offset
+        shapes.append(
+            {
+                "type": "rect",
+                "x0": middle - 0.5,
+                "x1": middle + 0.5,
+                "y0": 0,
+                "y1": 1,
+                "yref": "paper",
+                "fillcolor": "rgba(128,128,128,0.16)",
+                "line": {"width": 0},
+                "layer": "below",
+            }
+        )
+        note = {"x": middle, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
+        notes.append(note | {"text": str(layer), "font": {"size": 11}})
+    return {"shapes": shapes, "annotations": notes}
+
+
+# --- search ---------------------------------------------------------------------------------
+
+
+def search_figure(selection: Selection) -> Figure | None:
+    """Draw the trajectory: every candidate tried, the accepted path, the depth that was picked."""
+    rounds = [step.candidates for step in selection.steps]
+    if selection.rejected:
+        rounds.append(selection.rejected)
+    if not rounds:
+        return None
+    measured = all(step.metric is not None for step in selection.steps) and all(
+        c.metric is not None for candidates in rounds for c in candidates
+    )
+    field = "metric" if measured else "score"
+    label = (selection.metric or "metric") if measured else f"{selection.criterion} score"
+    last = len(selection.steps)
+    traces = [_candidates("candidate", rounds[:last], 1, field)]
+    if selection.rejected:
+        traces.append(_candidates("rejected candidate", rounds[last:], last + 1, field))
+    traces += _path(selection, field)
+    layout = curve_layout(
+        axis_title(label, selection.higher_is_better if measured else None), "layers dropped"
+    )
+    layout["xaxis"] |= integer_ticks(len(rounds) + 1)
+    layout["xaxis"]["range"] = [-0.3, len(rounds) + 0.3]
+    layout["height"] = 420
+    layout["hovermode"] = "closest"
+    layout |= _levels(selection) if measured else {}
+    caption = (
+        f"Each dot is the model with one more layer dropped, on the {selection.num_samples} rows "
+        f"that drove the search ({selection.select_on}). Search ended: {selection.stop_reason}"
+    ).rstrip(".") + "."
+    data = candidate_table(selection)
+    spec = plot_spec([t for t in traces if t["x"]], layout)
+    return Figure("search", "Search trajectory", caption, spec, data)
+
+
+def _candidates(name: str, rounds: Sequence[Sequence[Candidate]], first: int, field: str) -> Spec:
+    pairs = [(first + i, c) for i, candidates in enumerate(rounds) for c in candidates]
+    rejected = name.startswith("rejected")
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": [depth for depth, _ in pairs],
+        "y": [getattr(c, field) for _, c in pairs],
+        "text": [_hover(c) for _, c in pairs],
+        "hovertemplate": "%{text}<extra></extra>",
+        "marker": {
+            "color": ORANGE if rejected else SKY,
+            "symbol": "x-thin-open" if rejected else "circle",
+            "size": 7 if rejected else 6,
+            "opacity": 0.9 if rejected else 0.7,
+        },
+    }
+
+
+def _hover(candidate: Candidate) -> str:
+    return (
+        f"layer {candidate.layer}<br>metric {number(candidate.metric)}"
+        f"<br>loss {number(candidate.loss)}<br>score {number(candidate.score)}"
+    )
+
+
+def _path(selection: Selection, field: str) -> list[Spec]:
+    """The accepted path from the original model on, and the point on it that was picked."""
+    points = [
+        (depth, getattr(step, field), f"drop {step.layer}")
+        for depth, step in enumerate(selection.steps, start=1)
+    ]
+    if field == "metric" and selection.baseline_metric is not None:
+        points.insert(0, (0, selection.baseline_metric, "original"))
+    path = line_trace("accepted", [p[0] for p in points], [p[1] for p in points], BLUE)
+    # The picked point's label is left to the star, which knows how much room the star takes.
+    picked = [p for p in points if p[0] == len(selection.drop)]
+    labels = ["" if p in picked else p[2] for p in points]
+    star = {
+        "type": "scatter",
+        "name": "picked",
+        "x": [p[0] for p in picked],
+        "y": [p[1] for p in picked],
+        "text": [p[2] for p in picked],
+        "marker": {"symbol": "star", "size": 17, "color": VERMILION},
+    }
+    labelled = {"mode": "markers+text", "textposition": "top center", "cliponaxis": False}
+    hover = {"hovertemplate": "%{x} dropped: %{y:.4g}<extra></extra>"}
+    return [
+        path | labelled | hover | {"mode": "lines+markers+text", "text": labels},
+        star | labelled | hover,
+    ]
+
+
+def _levels(selection: Selection) -> Spec:
+    """Horizontal lines for the original model and the floor, each named at its right end."""
+    levels = {"original": selection.baseline_metric, "floor": selection.floor}
+    if selection.floor == selection.baseline_metric:
+        levels = {"original = floor": selection.floor}
+    shapes, notes = [], []
+    for name, value in levels.items():
+        if value is None:
+            continue
+        line = {"color": GREY, "width": 1.5, "dash": "dot" if name == "floor" else "dash"}
+        ends = {"x0": 0, "x1": 1, "xref": "paper", "y0": value, "y1": value}
+        shapes.append({"type": "line", "line": line, "layer": "below"} | ends)
+        note = {"x": 1, "xref": "paper", "xanchor": "right", "y": value, "showarrow": False}
+        anchor = "top" if name == "floor" else "bottom"
+        notes.append(note | {"yanchor": anchor, "text": f"{name} {number(value)}"})
+    return {"shapes": shapes, "annotations": notes}

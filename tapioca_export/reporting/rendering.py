@@ -1,0 +1,257 @@
+"""Report -> Markdown, and report -> one self-contained HTML file.
+
+The HTML opens from disk and loads nothing: Plotly's script stands in it once, and its own content
+policy forbids every request. Everything a user can name (model, files, configuration) is escaped.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..artifacts import Benchmark, Report
+from . import comparisons, figures, tables
+from .drawing import Figure
+from .tables import TextTable
+from .wording import effect, layers_text, model_text, number, size_text
+
+_TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with its plots and tables."""
+
+    name: str
+    title: str
+    intro: str
+    figures: tuple[Figure, ...] = ()
+    tables: tuple[TextTable, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One headline number."""
+
+    label: str
+    value: str
+    detail: str
+
+
+# --- Markdown -------------------------------------------------------------------------------
+
+
+def render_markdown(report: Report) -> str:
+    """Return the report as Markdown: verdict, findings, tables, how to reproduce it."""
+    selection, benchmark, run = report.selection, report.benchmark, report.run
+    parts = [
+        f"# Pruning report: {_md(model_text(selection.model))}",
+        f"**{_md(report.verdict)}**",
+        "## Findings",
+        "\n".join(f"- {_md(finding)}" for finding in report.findings),
+    ]
+    shown = (
+        ("Accuracy", tables.accuracy_table(benchmark)),
+        ("Latency", tables.latency_table(benchmark.latency)),
+        ("Size, memory and loading", tables.resource_table(benchmark)),
+        ("Search", tables.search_table(selection)),
+        ("Exports", tables.export_table(report.exports)),
+    )
+    for title, table in shown:
+        parts += [f"## {title}", _md_table(table) if table.rows else "Not measured."]
+    parts += [
+        "## Reproduce",
+        "Layers are 0-based indices in the original model.",
+        _md_json("Configuration", run.config),
+        _md_json("Environment", run.environment),
+        _md_table(tables.hash_table(run)),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _md(text: str) -> str:
+    """Make text inert in Markdown and in the HTML that Markdown lets through."""
+    escaped = html.escape(text, quote=False).replace("\\", "\\\\")
+    for mark in "|`*[]":
+        escaped = escaped.replace(mark, f"\\{mark}")
+    return " ".join(escaped.split())
+
+
+def _md_table(table: TextTable) -> str:
+    if not table.rows:
+        return ""
+    rule = ["---", *(["---:" if table.is_numeric else "---"] * (len(table.columns) - 1))]
+    rows = [[_md(cell) for cell in row] for row in (table.columns, *table.rows)]
+    lines = [f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:])]
+    return "\n".join(lines)
+
+
+def _md_json(title: str, values: dict[str, Any]) -> str:
+    """Return JSON as an indented code block: unlike a fence, nothing in it can end the block."""
+    lines = _json(values).splitlines()
+    return f"{title}:\n\n" + "\n".join(f"    {line}" for line in lines)
+
+
+def _json(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False, default=str)
+
+
+# --- HTML -----------------------------------------------------------------------------------
+
+
+def render_html(report: Report) -> str:
+    """Return the report as one HTML file that needs no network."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs  # type: ignore[import-untyped,unused-ignore]
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    sections = _sections(report)
+    specs = {f.name: _checked(f.spec) for section in sections for f in section.figures}
+    tone, label = _tone(report)
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        model=model_text(report.selection.model),
+        tone=tone,
+        label=label,
+        tiles=_tiles(report.benchmark),
+        sections=sections,
+        specs=specs,
+        config=_json(report.run.config),
+        environment=_json(report.run.environment),
+        reproduce=[t for t in (tables.hash_table(report.run), tables.seconds_table(report.run)) if t.rows],
+        plotly=Markup(get_plotlyjs()),
+    )
+
+
+def _checked(spec: dict[str, Any]) -> Any:
+    """Let Plotly refuse a misspelt attribute, and turn non-finite numbers into gaps."""
+    import plotly.graph_objects as go  # type: ignore[import-untyped,unused-ignore]
+
+    return json.loads(go.Figure(spec["data"], spec["layout"] | {"template": None}).to_json())
+
+
+def _tone(report: Report) -> tuple[str, str]:
+    """Return the verdict's colour class and its two or three words."""
+    if not report.selection.drop:
+        return "neutral", "Remove nothing"
+    found = {role: effect(a) for role, a in report.benchmark.accuracy.items()}
+    target, in_distribution = found.get("target"), found.get("id")
+    if target is None:
+        return "neutral", "Target not measured"
+    if target == "harm":
+        return "bad", "Harms the target"
+    if in_distribution == "harm":
+        return "warn", "Gain on target, harm on ID" if target == "gain" else "No gain, harm on ID"
+    return ("good", "Gain on target") if target == "gain" else ("warn", "No gain shown")
+
+
+def _tiles(benchmark: Benchmark) -> list[Tile]:
+    tiles = []
+    for role, name in (("target", "Target"), ("id", "ID")):
+        accuracy = benchmark.accuracy.get(role)
+        if accuracy is None:
+            tiles.append(Tile(name, "not measured", "no labelled rows"))
+            continue
+        values = f"{number(accuracy.original)} → {number(accuracy.pruned)}"
+        tiles.append(Tile(f"{name} {accuracy.metric}", values, f"{accuracy.n} report rows"))
+    if benchmark.latency:
+        medians = [row.speedup.median for row in benchmark.latency]
+        ideal = max(row.ideal_speedup for row in benchmark.latency)
+        low, high = f"{min(medians):.2f}", f"{max(medians):.2f}"
+        value = low if low == high else f"{low} to {high}"
+        tiles.append(Tile("Speed-up", value, f"ideal {ideal:.2f}"))
+    size = benchmark.size_bytes
+    if size.original > 0:
+        value = f"{size_text(size.original)} → {size_text(size.pruned)}"
+        tiles.append(Tile("File", value, f"{size.pruned / size.original:.3f} of the original"))
+    return tiles
+
+
+def _sections(report: Report) -> list[Section]:
+    return [
+        _profile_section(report),
+        _search_section(report),
+        _accuracy_section(report),
+        _latency_section(report),
+        Section(
+            "resources",
+            "Size, memory and loading",
+            "",
+            tables=(tables.resource_table(report.benchmark),),
+        ),
+        _export_section(report),
+    ]
+
+
+def _profile_section(report: Report) -> Section:
+    profile = report.profile
+    plots = (
+        figures.profile_figure(profile, "norms", "Norm profile", "mean norm"),
+        figures.profile_figure(profile, "distances", "Distance profile", "mean pairwise distance"),
+        figures.deviation_figure(profile, "norms", "Deviation of norms"),
+        figures.deviation_figure(profile, "distances", "Deviation of distances"),
+        figures.influence_figure(profile),
+    )
+    intro = (
+        f"ID: {profile.id.num_samples} samples, {profile.id.num_tokens} tokens. Target: "
+        f"{profile.target.num_samples} samples, {profile.target.num_tokens} tokens. "
+        f"The answer is read at: {profile.position}."
+    )
+    return Section("profile", "Residual stream", intro, plots)
+
+
+def _search_section(report: Report) -> Section:
+    selection = report.selection
+    plot = figures.search_figure(selection)
+    intro = f"Criterion {selection.criterion}, pick {selection.pick}. "
+    if selection.cost:
+        cost = selection.cost
+        share = cost.layer_forwards / max(1, cost.plain_layer_forwards)
+        intro += (
+            f"{cost.evaluations} evaluations took {cost.layer_forwards:,} layer forwards in "
+            f"{cost.seconds:.1f} s, {share * 100:.0f} % of the plain {cost.plain_layer_forwards:,}."
+        )
+    if plot is None:
+        intro += f" No round was run: {selection.stop_reason}"
+    table = tables.search_table(selection)
+    return Section("search", "Search", intro.strip(), (plot,) if plot else (), (table,))
+
+
+def _accuracy_section(report: Report) -> Section:
+    benchmark = report.benchmark
+    missing = [name for role, name in (("id", "ID"), ("target", "target")) if role not in benchmark.accuracy]
+    intro = "Rows that took no part in choosing."
+    if missing:
+        intro += f" Not measured for lack of labels: {' and '.join(missing)}."
+    if benchmark.optimism_gap is not None:
+        intro += f" Optimism gap: {number(benchmark.optimism_gap)}."
+    shown = (tables.accuracy_table(benchmark),) if benchmark.accuracy else ()
+    plots = tuple(comparisons.accuracy_figures(benchmark))
+    return Section("accuracy", "Task metric", intro, plots, shown)
+
+
+def _latency_section(report: Report) -> Section:
+    rows = report.benchmark.latency
+    plot = comparisons.speedup_figure(rows)
+    if plot is None:
+        return Section("latency", "Latency", "Latency was not measured.")
+    intro = "Original and pruned timed in turn, in one process."
+    return Section("latency", "Latency", intro, (plot,), (tables.latency_table(rows),))
+
+
+def _export_section(report: Report) -> Section:
+    if not report.exports:
+        return Section("exports", "Exports", "Nothing was exported.")
+    drop = report.selection.drop
+    intro = f"Pruned files lack {layers_text(drop)}." if drop else ""
+    return Section("exports", "Exports", intro, tables=(tables.export_table(report.exports),))

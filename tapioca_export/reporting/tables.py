@@ -1,0 +1,250 @@
+"""The report's numbers as tables of text, shared by Markdown and HTML.
+
+Cells are plain text; escaping is the renderer's duty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..artifacts import (
+    Accuracy,
+    Benchmark,
+    Export,
+    Latency,
+    LayerProfile,
+    Pair,
+    Profile,
+    Run,
+    Selection,
+)
+from .wording import number, p_text, role_text, setting_text, signed, size_text, span
+
+Row = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A caption, column heads and rows; the first cell of a row names it.
+
+    `is_numeric` asks for right-aligned cells.
+    """
+
+    caption: str
+    columns: Row
+    rows: tuple[Row, ...]
+    is_numeric: bool = True
+
+
+def profile_series(profile: Profile) -> list[tuple[str, LayerProfile]]:
+    """Return the named profiles that were measured, in reading order."""
+    series = [
+        ("ID", profile.id),
+        ("ID, pruned", profile.pruned_id),
+        ("target", profile.target),
+        ("target, pruned", profile.pruned_target),
+    ]
+    return [(name, part) for name, part in series if part is not None]
+
+
+def boundary_table(profile: Profile, quantity: str) -> TextTable:
+    """Return `norms` or `distances` a boundary, with bands, and their deviation from ID."""
+    series = profile_series(profile)
+    before, after = profile.deviation, profile.pruned_deviation
+    columns = ["boundary", *(f"{name} (95 % band)" for name, _ in series)]
+    columns += ["deviation", *(["deviation, pruned"] if after else []), "noise floor"]
+    rows = []
+    for boundary in range(len(getattr(profile.id, quantity))):
+        cells = [str(boundary)]
+        for _, part in series:
+            band = getattr(part, f"{quantity}_band")
+            value = number(getattr(part, quantity)[boundary])
+            cells.append(f"{value} ({span(band[boundary])})" if boundary < len(band) else value)
+        cells.append(number(getattr(before, quantity)[boundary]))
+        if after:
+            cells.append(number(getattr(after, quantity)[boundary]))
+        cells.append(number(getattr(before.noise_floor, quantity)[boundary]))
+        rows.append(tuple(cells))
+    return TextTable(f"{quantity.capitalize()} at each boundary", tuple(columns), tuple(rows))
+
+
+def influence_table(profile: Profile) -> TextTable:
+    """Return each layer's influence in each profile."""
+    series = profile_series(profile)
+    rows = []
+    for layer in range(len(profile.id.influences)):
+        values = (part.influences[layer] for _, part in series)
+        cells = ("dropped" if value is None else number(value) for value in values)
+        rows.append((str(layer), *cells))
+    return TextTable("Influence of each layer", ("layer", *(name for name, _ in series)), tuple(rows))
+
+
+def search_table(selection: Selection) -> TextTable:
+    """Return the accepted rounds, and whether each is part of what was picked."""
+    rows: list[Row] = [
+        (
+            "0 (original)",
+            "",
+            "",
+            number(selection.baseline_metric),
+            number(selection.baseline_loss),
+            "",
+            "",
+        )
+    ]
+    for index, step in enumerate(selection.steps, start=1):
+        rows.append(
+            (
+                str(index),
+                str(step.layer),
+                number(step.score),
+                number(step.metric),
+                number(step.loss),
+                str(len(step.candidates)),
+                "yes" if step.layer in selection.drop else "no",
+            )
+        )
+    columns = ("round", "layer dropped", "score", selection.metric or "metric", "mean loss")
+    return TextTable(
+        f"Accepted rounds, on the {selection.num_samples} rows that drove the search",
+        (*columns, "candidates", "picked"),
+        tuple(rows),
+    )
+
+
+def candidate_table(selection: Selection) -> TextTable:
+    """Return every candidate of every round, the rejected round included."""
+    rounds = [(str(i), step.candidates) for i, step in enumerate(selection.steps, start=1)]
+    if selection.rejected:
+        rounds.append((f"{len(rounds) + 1} (rejected)", selection.rejected))
+    rows = [
+        (name, str(c.layer), number(c.score), number(c.metric), number(c.loss))
+        for name, candidates in rounds
+        for c in candidates
+    ]
+    columns = ("round", "layer", "score", selection.metric or "metric", "mean loss")
+    return TextTable("Every candidate", columns, tuple(rows))
+
+
+def accuracy_table(benchmark: Benchmark) -> TextTable:
+    """Return both models on the report rows, with intervals."""
+    columns = ("report rows", "metric", "rows", "original", "pruned", "change", "p", "better/worse")
+    rows = tuple(_accuracy_row(role, a) for role, a in benchmark.accuracy.items())
+    return TextTable("Original and pruned on the same report rows (95 % intervals)", columns, rows)
+
+
+def _accuracy_row(role: str, accuracy: Accuracy) -> Row:
+    better = "higher is better" if accuracy.higher_is_better else "lower is better"
+    return (
+        role_text(role),
+        f"{accuracy.metric} ({better})",
+        str(accuracy.n),
+        f"{number(accuracy.original)} ({span(accuracy.original_interval)})",
+        f"{number(accuracy.pruned)} ({span(accuracy.pruned_interval)})",
+        f"{signed(accuracy.difference)} ({span(accuracy.interval, sign=True)})",
+        p_text(accuracy.p_value).removeprefix("p ").removeprefix("= "),
+        f"{accuracy.gained}/{accuracy.lost}",
+    )
+
+
+def latency_table(rows: Sequence[Latency]) -> TextTable:
+    """Return percentiles, throughput and the speed-up, a setting."""
+    columns = (
+        "setting",
+        "p50 ms, original",
+        "p50 ms, pruned",
+        "p90 ms, original",
+        "p90 ms, pruned",
+        "per second, original",
+        "per second, pruned",
+        "runs each",
+        "speed-up (95 % interval)",
+        "ideal",
+        "A/A noise",
+    )
+    return TextTable("Latency and throughput", columns, tuple(_latency_row(row) for row in rows))
+
+
+def _latency_row(row: Latency) -> Row:
+    before, after = row.original, row.pruned
+    runs = {str(before.runs), str(after.runs)}
+    low, high = row.speedup.interval
+    return (
+        f"{setting_text(row)}, {row.runtime}",
+        f"{before.p50_ms:.2f}",
+        f"{after.p50_ms:.2f}",
+        "too few runs" if before.p90_ms is None else f"{before.p90_ms:.2f}",
+        "too few runs" if after.p90_ms is None else f"{after.p90_ms:.2f}",
+        f"{before.throughput_per_s:.1f}",
+        f"{after.throughput_per_s:.1f}",
+        "/".join(sorted(runs)),
+        f"{row.speedup.median:.2f} ({low:.2f} to {high:.2f})",
+        f"{row.ideal_speedup:.2f}",
+        f"{row.noise_floor[0]:.2f} to {row.noise_floor[1]:.2f}",
+    )
+
+
+def resource_table(benchmark: Benchmark) -> TextTable:
+    """Return file size, peak memory and load time."""
+    load = benchmark.load_seconds
+    rows = (
+        _resource_row("file size", benchmark.size_bytes),
+        _resource_row("peak memory", benchmark.peak_memory_bytes),
+        ("load time", f"{load.original:.3f} s", f"{load.pruned:.3f} s", _ratio(load)),
+    )
+    columns = ("quantity", "original", "pruned", "pruned/original")
+    return TextTable("File size, peak memory and load time", columns, rows)
+
+
+def _resource_row(name: str, pair: Pair) -> Row:
+    return (name, size_text(pair.original), size_text(pair.pruned), _ratio(pair))
+
+
+def _ratio(pair: Pair) -> str:
+    return f"{pair.pruned / pair.original:.3f}" if pair.original > 0 else "n/a"
+
+
+def export_table(exports: dict[str, Export]) -> TextTable:
+    """Return one column an export: a hash or a file name is too long for a narrow column head."""
+    columns = [_export_cells(export) for export in exports.values()]
+    names = list(columns[0]) if columns else []
+    rows = tuple((name, *(cells[name] for cells in columns)) for name in names)
+    caption = "Exported files and their parity with PyTorch"
+    return TextTable(caption, ("", *exports), rows, is_numeric=False)
+
+
+def _export_cells(export: Export) -> dict[str, str]:
+    dropped = ", ".join(map(str, export.drop))
+    return {
+        "format": export.format,
+        "file": export.file,
+        "exporter": export.exporter,
+        "opset": "n/a" if export.opset is None else str(export.opset),
+        "layers": f"{export.num_layers}" + (f" (dropped {dropped})" if dropped else ""),
+        "inputs": ", ".join(export.inputs),
+        "outputs": ", ".join(export.outputs),
+        "largest difference": f"{export.max_abs_difference:.2e}",
+        "tolerance": f"{export.tolerance:.0e}",
+        "label agreement": f"{export.label_agreement * 100:.1f} %",
+        "rows checked": str(export.rows_checked),
+        "shapes checked (batch, tokens)": ", ".join(f"({b}, {t})" for b, t in export.shapes_checked),
+        "padding checked": ", ".join(export.padding_checked) or "n/a",
+        "size": size_text(export.size_bytes),
+        "SHA-256": export.sha256,
+        "note": export.note or "",
+    }
+
+
+def hash_table(run: Run) -> TextTable:
+    """Return the SHA-256 of every input and output."""
+    rows = [("input", path, digest) for path, digest in run.inputs.items()]
+    rows += [("output", path, digest) for path, digest in run.outputs.items()]
+    caption = "SHA-256 of inputs and outputs"
+    return TextTable(caption, ("role", "path", "SHA-256"), tuple(rows), is_numeric=False)
+
+
+def seconds_table(run: Run) -> TextTable:
+    """Return how long each stage took."""
+    rows = tuple((stage, f"{seconds:.1f}") for stage, seconds in run.seconds.items())
+    return TextTable("Time taken", ("stage", "seconds"), rows)

@@ -1,0 +1,353 @@
+"""The verdict and the findings: numbers -> plain sentences.
+
+Every claim of a change rests on a 95 % interval that excludes no change; what the interval does
+not show is said not to be shown. Knows nothing about Markdown or HTML: sentences are plain text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from ..artifacts import Accuracy, Benchmark, Export, Interval, Latency, Pair, Profile, Selection
+
+Effect = Literal["gain", "harm", "unclear"]
+
+PAPER_NOTE = (
+    "The body of the TAPIOCA paper was not available to this project: profile deviation as "
+    "computed here and the \"tapioca\" criterion are this project's own proposal, not the paper's."
+)
+TORCHSCRIPT_NOTE = (
+    "TorchScript is deprecated in PyTorch; use that export only where a runtime still needs it."
+)
+
+
+# --- numbers --------------------------------------------------------------------------------
+
+
+def number(value: float | None) -> str:
+    """Return three decimals, or three significant digits outside 0.001 to 1000."""
+    if value is None:
+        return "n/a"
+    return f"{value:.3f}" if value == 0 or 0.001 <= abs(value) < 1000 else f"{value:.3g}"
+
+
+def signed(value: float) -> str:
+    """Return `number` with its sign."""
+    return f"+{number(value)}" if value > 0 else number(value)
+
+
+def span(interval: Interval, *, sign: bool = False) -> str:
+    """Return "low to high"."""
+    show = signed if sign else number
+    return f"{show(interval[0])} to {show(interval[1])}"
+
+
+def p_text(p_value: float) -> str:
+    """Return "p = 0.012", or "p < 0.001"."""
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+
+
+def size_text(size: float) -> str:
+    """Return a number of bytes in the decimal unit that fits."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size:.0f} B"
+
+
+def model_text(model: str) -> str:
+    """Return a model's name: the last part of a folder's path, or the whole name on the hub."""
+    return Path(model).name if Path(model).is_absolute() else model
+
+
+def layers_text(layers: Iterable[int]) -> str:
+    """Return "layer 4" or "layers 4 and 7"."""
+    names = [str(layer) for layer in layers]
+    if len(names) == 1:
+        return f"layer {names[0]}"
+    return f"layers {', '.join(names[:-1])} and {names[-1]}"
+
+
+def role_text(role: str) -> str:
+    """Return the role as it stands in a sentence."""
+    return "ID" if role == "id" else role
+
+
+def provider_text(provider: str) -> str:
+    """Return ONNX Runtime's provider name without the part that is always the same."""
+    return provider.removesuffix("ExecutionProvider")
+
+
+def setting_text(row: Latency) -> str:
+    """Return where a latency was measured."""
+    tokens = f"batch {row.batch_size}, {row.sequence_length} tokens"
+    return f"{tokens}, {provider_text(row.provider)}, {_count(row.threads, 'thread')}"
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+# --- judgements -----------------------------------------------------------------------------
+
+
+def effect(accuracy: Accuracy) -> Effect:
+    """Judge by the interval alone: one that touches zero shows nothing."""
+    low, high = accuracy.gain_interval
+    if low > 0:
+        return "gain"
+    return "harm" if high < 0 else "unclear"
+
+
+def is_faster(row: Latency) -> bool:
+    """Tell whether the speed-up's interval lies above what the same model shows against itself."""
+    return row.speedup.interval[0] > max(1.0, row.noise_floor[1])
+
+
+def is_slower(row: Latency) -> bool:
+    """Tell whether the speed-up's interval lies below what the same model shows against itself."""
+    return row.speedup.interval[1] < min(1.0, row.noise_floor[0])
+
+
+# --- verdict --------------------------------------------------------------------------------
+
+
+def verdict(selection: Selection, benchmark: Benchmark) -> str:
+    """Return one sentence that says whether dropping helped, with its numbers."""
+    target = benchmark.accuracy.get("target")
+    if not selection.drop:
+        return _nothing_dropped(selection, target)
+    clauses = [
+        _target_clause(selection, target),
+        _id_clause(benchmark.accuracy.get("id")),
+        _speed_clause(benchmark.latency),
+        _size_clause(benchmark.size_bytes),
+    ]
+    if target is not None and effect(target) != "gain":
+        clauses.append("unless a smaller or faster model is the goal, remove nothing")
+    return "; ".join(clauses) + "."
+
+
+def _nothing_dropped(selection: Selection, target: Accuracy | None) -> str:
+    reason = selection.stop_reason.strip().rstrip(".") or "no reason given"
+    state = (
+        "the target was not measured, it has no labelled rows"
+        if target is None
+        else f"target {target.metric} stays at {number(target.original)} on {target.n} rows"
+    )
+    return (
+        f"Remove nothing: criterion {selection.criterion} chose none of the "
+        f"{selection.num_layers} layers ({reason}); {state}."
+    )
+
+
+def _target_clause(selection: Selection, target: Accuracy | None) -> str:
+    what = f"dropping {layers_text(selection.drop)} of {selection.num_layers}"
+    if target is None:
+        return f"Whether {what} helps the target was not measured (no labelled target rows)"
+    found = effect(target)
+    if found == "gain":
+        verb = "raises" if target.difference > 0 else "lowers"
+        return f"{what.capitalize()} {verb} the target {target.metric} {_change(target)}"
+    if found == "harm":
+        return f"{what.capitalize()} harms the target: {target.metric} goes {_change(target)}"
+    return f"No improvement on the target was shown for {what}: {target.metric} {_change(target)}"
+
+
+def _id_clause(accuracy: Accuracy | None) -> str:
+    if accuracy is None:
+        return "ID was not measured (no labelled ID rows)"
+    words = {
+        "gain": f"ID improves too, {accuracy.metric}",
+        "harm": f"it harms ID, {accuracy.metric}",
+        "unclear": f"on ID no change was shown, {accuracy.metric}",
+    }
+    return f"{words[effect(accuracy)]} {_change(accuracy)}"
+
+
+def _change(accuracy: Accuracy) -> str:
+    return (
+        f"from {number(accuracy.original)} to {number(accuracy.pruned)} "
+        f"(95 % interval of the change {span(accuracy.interval, sign=True)}, {accuracy.n} rows)"
+    )
+
+
+def _speed_clause(rows: tuple[Latency, ...]) -> str:
+    if not rows:
+        return "latency was not measured"
+    median = _range([row.speedup.median for row in rows])
+    ideal = _range([row.ideal_speedup for row in rows])
+    if all(map(is_faster, rows)):
+        return f"{median} times faster (ideal {ideal})"
+    if all(map(is_slower, rows)):
+        return f"slower ({median} times the speed, ideal {ideal})"
+    how_many = sum(map(is_faster, rows))
+    if how_many == 0:
+        return f"not measurably faster ({median} times the speed, ideal {ideal})"
+    return (
+        f"faster beyond timing noise in {how_many} of {len(rows)} settings "
+        f"({median} times the speed, ideal {ideal})"
+    )
+
+
+def _range(values: list[float]) -> str:
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _size_clause(size: Pair) -> str:
+    if size.original <= 0:
+        return "file size was not measured"
+    return f"file {saving_text(size)}"
+
+
+def saving_text(pair: Pair) -> str:
+    """Return "25.0 % smaller", "of the same size" or "3.0 % larger"."""
+    saved = 1 - pair.pruned / pair.original
+    if abs(saved) < 0.0005:
+        return "of the same size"
+    return f"{abs(saved) * 100:.1f} % {'smaller' if saved > 0 else 'larger'}"
+
+
+# --- findings -------------------------------------------------------------------------------
+
+
+def findings(
+    selection: Selection, profile: Profile, benchmark: Benchmark, exports: dict[str, Export]
+) -> tuple[str, ...]:
+    """Return what a reader should know beside the verdict, one short sentence each."""
+    return (
+        *_about_accuracy(benchmark),
+        *_about_optimism(benchmark),
+        *_about_deviation(profile),
+        *_about_prediction(selection),
+        *_about_speed(benchmark),
+        *_about_resources(benchmark),
+        *(_about_export(name, export) for name, export in exports.items()),
+        *(f"Not measured here: {reason.strip().rstrip('.')}." for reason in benchmark.skipped),
+        PAPER_NOTE,
+        *([TORCHSCRIPT_NOTE] if any(e.format == "torchscript" for e in exports.values()) else []),
+    )
+
+
+def _about_accuracy(benchmark: Benchmark) -> list[str]:
+    roles = ["target", "id", *sorted(set(benchmark.accuracy) - {"target", "id"})]
+    lines = [_accuracy_sentence(role, benchmark.accuracy.get(role)) for role in roles]
+    if any(accuracy.metric == "nmse" for accuracy in benchmark.accuracy.values()):
+        lines.append("nmse is the mean squared error divided by the variance of the answers; 0 is perfect.")
+    return lines
+
+
+def _accuracy_sentence(role: str, accuracy: Accuracy | None) -> str:
+    name = role_text(role)
+    start = name[0].upper() + name[1:]
+    if accuracy is None:
+        return f"{start}: the task metric was not measured, there are no labelled rows."
+    shown = {"gain": "a gain is shown", "harm": "harm is shown", "unclear": "no change is shown"}
+    return (
+        f"{start}: {shown[effect(accuracy)]}; {accuracy.metric} changes by "
+        f"{signed(accuracy.difference)} ({span(accuracy.interval, sign=True)}; "
+        f"{p_text(accuracy.p_value)}); of {accuracy.n} rows {accuracy.gained} became better and "
+        f"{accuracy.lost} worse."
+    )
+
+
+def _about_optimism(benchmark: Benchmark) -> list[str]:
+    gap = benchmark.optimism_gap
+    if gap is None:
+        return []
+    if gap > 0:
+        return [
+            f"Optimism gap: the gain was {number(gap)} larger on the rows that drove the choice "
+            "than on the report rows; all other numbers here come from the report rows."
+        ]
+    return [
+        f"Optimism gap: {signed(gap)}; the gain was no larger on the rows that drove the choice "
+        "than on the report rows."
+    ]
+
+
+def _about_deviation(profile: Profile) -> list[str]:
+    before = profile.deviation
+    floor = number(before.noise_floor.mean)
+    if before.mean <= before.noise_floor.mean:
+        return [
+            "The target does not deviate from ID beyond the noise floor (mean |log ratio| "
+            f"{number(before.mean)}, floor {floor}): there was no shift for pruning to remove."
+        ]
+    found = (
+        f"The target deviates from ID by a mean |log ratio| of {number(before.mean)} (noise floor {floor})"
+    )
+    after, removed = profile.pruned_deviation, profile.deviation_removed
+    if after is None or removed is None:
+        return [f"{found}; it was not measured after pruning."]
+    did = "removed" if removed >= 0 else "added"
+    share = f"{abs(removed) * 100:.0f} %"
+    rest = "within" if after.mean <= before.noise_floor.mean else "above"
+    return [f"{found}; pruning {did} {share} of that, leaving {number(after.mean)}, {rest} the floor."]
+
+
+def _about_prediction(selection: Selection) -> list[str]:
+    found = selection.prediction
+    if found is None:
+        return []
+    if found.p_value >= 0.05:
+        judged = "was not shown to predict"
+    else:
+        judged = "predicted" if found.spearman > 0 else "ranked against"
+    return [
+        f"The label-free score {judged} the metric in the first round: Spearman "
+        f"{signed(found.spearman)} ({p_text(found.p_value)}, {found.num_candidates} candidates)."
+    ]
+
+
+def _about_speed(benchmark: Benchmark) -> list[str]:
+    rows = benchmark.latency
+    if not rows:
+        return ["Latency was not measured."]
+    sentences = [_speed_sentence(row) for row in sorted(rows, key=lambda r: r.speedup.median)]
+    if len(rows) == 1:
+        return [f"Speed-up: {sentences[0]}."]
+    slower = sum(map(is_slower, rows))
+    note = f", {slower} slower" if slower else ""
+    return [
+        f"Speed-up: {sum(map(is_faster, rows))} of {len(rows)} settings are faster beyond timing "
+        f"noise{note}.",
+        f"Slowest setting: {sentences[0]}.",
+        f"Fastest setting: {sentences[-1]}.",
+    ]
+
+
+def _speed_sentence(row: Latency) -> str:
+    low, high = row.speedup.interval
+    return (
+        f"{row.speedup.median:.2f} times ({low:.2f} to {high:.2f}) at {setting_text(row)}; "
+        f"ideal {row.ideal_speedup:.2f}, the original against itself "
+        f"{row.noise_floor[0]:.2f} to {row.noise_floor[1]:.2f}"
+    )
+
+
+def _about_resources(benchmark: Benchmark) -> list[str]:
+    size, memory = benchmark.size_bytes, benchmark.peak_memory_bytes
+    lines = []
+    if size.original > 0:
+        lines.append(
+            f"File: {size_text(size.original)} before, {size_text(size.pruned)} after ({saving_text(size)})."
+        )
+    if memory.original > 0:
+        lines.append(f"Peak memory: {size_text(memory.original)} before, {size_text(memory.pruned)} after.")
+    return lines
+
+
+def _about_export(name: str, export: Export) -> str:
+    agrees = export.max_abs_difference <= export.tolerance
+    note = f" Note: {export.note.strip().rstrip('.')}." if export.note else ""
+    return (
+        f"Export {name} ({export.format}) {'agrees' if agrees else 'does NOT agree'} with PyTorch: "
+        f"largest difference {export.max_abs_difference:.1e} (tolerance {export.tolerance:.0e}), "
+        f"label agreement {export.label_agreement * 100:.1f} %, on "
+        f"{_count(export.rows_checked, 'row')} and "
+        f"{_count(len(export.shapes_checked), 'shape')}.{note}"
+    )
