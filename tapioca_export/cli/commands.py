@@ -1,0 +1,320 @@
+"""The commands: each builds a configuration, calls one function of the library and prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+import tapioca_export as library
+
+from ..config import RunConfig
+from ..errors import LoadError, TapiocaError
+from .options import FIELDS, options, printing
+
+LOADING = (
+    "model", "task", "max_length", "trust_remote_code", "local_files_only", "num_threads", "seed",
+)  # fmt: skip
+SAMPLE_FILES = ("id", "target", "id_report", "target_report")
+SAMPLES = (*SAMPLE_FILES, "columns", "limit", "drop_leaks")
+OUTPUT = ("output", "overwrite")
+PROBING = ("device", "eval_batch_size")
+SEARCH = (
+    "criterion", "epsilon", "pick", "max_drop_layers", "protect_first", "protect_last", "tie_break",
+    "select_on", "drop",
+)  # fmt: skip
+EXPORT = ("format", "opset", "atol")
+TIMING = ("provider", "batch_size", "sequence_length", "warmup", "iterations")
+
+
+class TapiocaGroup(click.Group):
+    """Prints what a user can mend as one line and a hint; anything else is our bug, and shows."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command: exit code 1 for a `TapiocaError`, 2 for wrong usage."""
+        try:
+            return super().invoke(ctx)
+        except TapiocaError as error:
+            _fail(ctx, 1, error.message, error.hint or _see_help(ctx))
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            _fail(ctx, 2, error.format_message(), _see_help(ctx))
+
+
+def _see_help(ctx: click.Context) -> str:
+    """Name the page that says what the command takes."""
+    command = ctx.invoked_subcommand if ctx.invoked_subcommand in main.commands else None
+    return f"See {' '.join(filter(None, (ctx.command_path, command)))} --help."
+
+
+def _fail(ctx: click.Context, code: int, message: str, hint: str) -> None:
+    """Print one line and a hint, and end."""
+    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    click.echo(f"Hint: {' '.join(hint.split())}", err=True)
+    ctx.exit(code)
+
+
+def _config(flags: Mapping[str, Any]) -> RunConfig:
+    """Build the configuration from a command's flags; the library refuses what can be refused at once."""
+    config = RunConfig(**{name: value for name, value in flags.items() if name in FIELDS})
+    _prepare_libraries()
+    return config
+
+
+def _prepare_libraries() -> None:
+    """Silence what transformers prints on its own, and keep idle threads from taking busy cores."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def _show(artifact: Any, as_json: bool, quiet: bool, text: Callable[[], str]) -> None:
+    """Print an artifact (or a dict of several) as JSON, or a few lines of text, or nothing."""
+    if quiet:
+        return
+    if not as_json:
+        click.echo(text())
+        return
+    from ..artifacts import to_json
+
+    if isinstance(artifact, dict):
+        parts = {name: json.loads(to_json(part)) for name, part in artifact.items()}
+        click.echo(json.dumps(parts, indent=1, ensure_ascii=False))
+    else:
+        click.echo(to_json(artifact), nl=False)
+
+
+# --- commands -------------------------------------------------------------------------------
+
+
+@click.group(cls=TapiocaGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(library.__version__, package_name="tapioca-export")
+def main() -> None:
+    """Remove the layers that hurt a transformer on its target domain, and prove what that does."""
+
+
+@main.command()
+@options(*OUTPUT, "criterion", "epsilon", "pick", "max_drop_layers", "format", "num_threads", "seed")
+def demo(as_json: bool, quiet: bool, **flags: Any) -> None:
+    """Run the whole job on an embedded example: no model, data or network needed."""
+    _run_and_show("demo", flags, as_json, quiet)
+
+
+@main.command()
+@options(*LOADING, *SAMPLES, *OUTPUT, *PROBING, *SEARCH, *EXPORT, *TIMING)
+def run(as_json: bool, quiet: bool, **flags: Any) -> None:
+    """Profile, select, prune, export, benchmark and report."""
+    _run_and_show("run", flags, as_json, quiet)
+
+
+def _run_and_show(verb: str, flags: Mapping[str, Any], as_json: bool, quiet: bool) -> None:
+    config = _config(flags)
+
+    _show_report(getattr(library, verb)(config), config.output, as_json, quiet)
+
+
+def _show_report(report: Any, folder: Path, as_json: bool, quiet: bool) -> None:
+    def text() -> str:
+        findings = "\n".join(f"  - {finding}" for finding in report.findings)
+        return f"{report.verdict}\n{findings}\n\nReport: {(folder / 'report.html').resolve()}"
+
+    _show(report, as_json, quiet, text)
+
+
+@main.command()
+@options(*LOADING, *SAMPLES, *OUTPUT, *PROBING, "drop")
+def profile(as_json: bool, quiet: bool, **flags: Any) -> None:
+    """Profile the residual stream on ID and target samples, layer by layer."""
+    config = _config(flags)
+
+    result = library.profile(config, config.drop)
+
+    def text() -> str:
+        deviation = result.deviation
+        rows = zip(result.layers, result.id.norms[1:], result.target.norms[1:], deviation.norms[1:],
+                   deviation.distances[1:], strict=True)  # fmt: skip
+        lines = ["layer   ID norm  target norm  norm deviation  distance deviation"]
+        lines += [f"{n:5d}  {a:8.4g}  {b:11.4g}  {c:14.3f}  {d:18.3f}" for n, a, b, c, d in rows]
+        floor = deviation.noise_floor.mean
+        lines.append(f"Mean deviation {deviation.mean:.3f}; two halves of ID differ by up to {floor:.3f}.")
+        if result.deviation_removed is not None:
+            lines.append(f"Dropping {_join(result.drop)} removes {result.deviation_removed:.0%} of it.")
+        return "\n".join(lines)
+
+    _show(result, as_json, quiet, text)
+
+
+@main.command()
+@options(*LOADING, *SAMPLES, *OUTPUT, *PROBING, *SEARCH)
+def select(as_json: bool, quiet: bool, **flags: Any) -> None:
+    """Choose layers to drop."""
+    config = _config(flags)
+
+    _show_selection(library.select(config), as_json, quiet)
+
+
+def _show_selection(selection: Any, as_json: bool, quiet: bool) -> None:
+    def text() -> str:
+        lines = []
+        if selection.baseline_metric is not None:
+            lines.append(f"baseline: {selection.metric} {selection.baseline_metric:.4g}")
+        for step in selection.steps:
+            metric = "" if step.metric is None else f": {selection.metric} {step.metric:.4g}"
+            lines.append(f"drop layer {step.layer}{metric}")
+        lines.append(f"stopped: {selection.stop_reason}")
+        lines.append(f"Drop: {_join(selection.drop)} (pick {selection.pick})")
+        return "\n".join(lines)
+
+    _show(selection, as_json, quiet, text)
+
+
+@main.command()
+@options(*LOADING, "id", "target", "columns", *OUTPUT, "drop")
+@click.option("--selection", type=click.Path(path_type=Path), help="A selection.json to replay.")
+def prune(as_json: bool, quiet: bool, selection: Path | None, **flags: Any) -> None:
+    """Remove layers from a checkpoint, and prove that it reloads as the same model."""
+    config = _config(flags)
+    from ..artifacts import Selection, read
+
+    chosen = read(selection, Selection) if selection else None
+
+    result = library.prune(config, chosen)
+    left = result.num_layers - len(result.drop)
+    text = f"{config.output}: {left} of {result.num_layers} layers (dropped: {_join(result.drop)})."
+    _show(result, as_json, quiet, lambda: text)
+
+
+@main.command()
+@options(*LOADING, "id", "target", "columns", *OUTPUT, *EXPORT)
+def export(as_json: bool, quiet: bool, **flags: Any) -> None:
+    """Export a checkpoint, and prove on your samples that the file computes the same."""
+    config = _config(flags)
+
+    results = library.export(config)
+
+    def text() -> str:
+        return "\n".join(
+            f"{config.output}: {result.format}, {result.size_bytes:,} bytes, largest difference "
+            f"{result.max_abs_difference:.1e} on {result.rows_checked} rows "
+            f"(tolerance {result.tolerance:.0e})."
+            for result in results.values()
+        )
+
+    one, *others = results.values()
+    _show(results if others else one, as_json, quiet, text)
+
+
+@main.command()
+@click.argument("original", type=click.Path(path_type=Path))
+@click.argument("pruned", type=click.Path(path_type=Path))
+@options(*SAMPLES, *OUTPUT, "max_length", "num_threads", "seed", *TIMING)
+def benchmark(original: Path, pruned: Path, as_json: bool, quiet: bool, **flags: Any) -> None:
+    """Compare two export folders: accuracy on report rows, latency, memory, size."""
+    config = _config(flags)
+
+    result = library.benchmark(original, pruned, config)
+
+    def text() -> str:
+        lines = []
+        for role, row in result.accuracy.items():
+            low, high = row.interval
+            lines.append(
+                f"{role}: {row.metric} {row.original:.4g} -> {row.pruned:.4g} "
+                f"(difference {row.difference:+.4g}, 95 % interval {low:+.4g} to {high:+.4g}, n={row.n})"
+            )
+        for cell in result.latency:
+            low, high = cell.speedup.interval
+            lines.append(
+                f"{cell.provider}, batch {cell.batch_size} x {cell.sequence_length}: "
+                f"{cell.speedup.median:.2f}x faster ({low:.2f} to {high:.2f}; ideal {cell.ideal_speedup:.2f})"
+            )
+        lines += result.skipped
+        return "\n".join(lines)
+
+    _show(result, as_json, quiet, text)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@printing
+def report(folder: Path, as_json: bool, quiet: bool) -> None:
+    """Render a run folder again."""
+    _show_report(library.report(folder), folder, as_json, quiet)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--min-target-gain", type=float, help="Least gain on the target: lower bound of its interval.")
+@click.option("--max-id-loss", type=float, help="Largest loss on ID: worse bound of its interval.")
+@click.option("--min-speedup", type=float, help="Least speed-up: lower bound, at every shape.")
+@click.option("--max-size-ratio", type=float, help="Largest size, pruned / original.")
+@click.option("--junit", type=click.Path(path_type=Path), help="Write the checks as JUnit XML too.")
+def check(folder: Path, junit: Path | None, **thresholds: float | None) -> None:
+    """Gate a run folder on interval bounds: exit code 3 when a threshold is missed."""
+    from .. import gating
+    from ..artifacts import Report, read, write_text
+
+    if not (folder / "report.json").is_file():
+        raise LoadError(f"{folder} is not a run folder: it has no report.json.", "Name the output of `run`.")
+    limits = gating.Thresholds(**thresholds)
+    verdict = gating.check(read(folder / "report.json", Report), limits)
+    if junit is not None:
+        write_text(junit, gating.render_junit(verdict))
+    click.echo(gating.render_markdown(verdict))
+    sys.exit(verdict.exit_code)
+
+
+@main.command("list")
+def list_() -> None:
+    """List criteria, tasks, formats and runtimes."""
+    _prepare_libraries()
+    from ..benchmarking import RUNTIMES
+    from ..exporting import FORMATS
+    from ..selection import CRITERIA
+    from ..tasks import TASKS
+
+    for title, table in (
+        ("criteria", CRITERIA),
+        ("tasks", TASKS),
+        ("formats", FORMATS),
+        ("runtimes", RUNTIMES),
+    ):
+        click.echo(f"{title}:")
+        for name, entry in table.items():
+            text = getattr(entry, "help", None) or (entry.__doc__ or "")
+            click.echo(f"  {name:22s} {text.strip().splitlines()[0]}")
+
+
+@main.command()
+def doctor() -> None:
+    """Show versions, devices and ONNX Runtime providers, and what is missing."""
+    _prepare_libraries()
+    import onnxruntime
+
+    from ..provenance import environment
+
+    found = environment()
+    click.echo(f"Python {found['python']} on {found['platform']}")
+    click.echo(f"{found['processor']}, {found['cores']} cores; GPUs: {', '.join(found['gpus']) or 'none'}")
+    for package, version in found["versions"].items():
+        click.echo(f"  {package:18s} {version}")
+    providers = onnxruntime.get_available_providers()
+    click.echo(f"ONNX Runtime providers: {', '.join(providers)}")
+    if "CUDAExecutionProvider" not in providers:
+        click.echo(
+            "CUDAExecutionProvider is missing: install onnxruntime-gpu in place of onnxruntime to time GPUs."
+        )
+
+
+def _join(layers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, layers)) or "nothing"

@@ -1,0 +1,160 @@
+"""The configuration's fields as Click options, and config files as their defaults."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import click
+
+from ..config import RunConfig
+from ..errors import ConfigError, LoadError, UnknownNameError
+
+FIELDS = {item.name: item for item in fields(RunConfig)}
+TYPES = get_type_hints(RunConfig)
+
+
+def _layers(ctx: click.Context, parameter: click.Parameter, value: Any) -> tuple[int, ...]:
+    """Parse `3,7`, or a config file's list."""
+    if value is None:
+        return ()
+    parts = value if isinstance(value, list) else str(value).split(",")
+    try:
+        return tuple(int(str(part)) for part in parts)
+    except ValueError:
+        raise click.BadParameter("give layer numbers separated by commas, such as 3,7.") from None
+
+
+def _columns(ctx: click.Context, parameter: click.Parameter, value: Any) -> dict[str, str]:
+    """Parse `text=review,label=stars`, or a config file's table."""
+    if isinstance(value, Mapping):
+        pairs = [(str(name), str(column)) for name, column in value.items()]
+    else:
+        parts = [part.partition("=") for part in str(value).split(",")] if value else []
+        pairs = [(name.strip(), column.strip()) for name, _, column in parts]
+    if not all(name and column for name, column in pairs) or len(dict(pairs)) < len(pairs):
+        raise click.BadParameter("give pairs such as text=review,label=stars, each name once.")
+    return dict(pairs)
+
+
+def _option(name: str) -> Callable[[Any], Any]:
+    """Build the Click option of one field of the configuration."""
+    item, annotation = FIELDS[name], TYPES[name]
+    settings: dict[str, Any] = {
+        "help": item.metadata["help"],
+        "metavar": item.metadata["metavar"],
+        "default": None if item.default is MISSING else item.default,
+    }
+    if name == "drop":
+        settings |= {"callback": _layers, "default": None, "type": click.UNPROCESSED}
+    elif name == "columns":
+        settings |= {"callback": _columns, "default": None, "type": click.UNPROCESSED}
+    elif annotation is bool:
+        settings |= {"is_flag": True, "metavar": None}
+    elif getattr(annotation, "__origin__", None) is tuple:
+        settings |= {"multiple": True, "type": annotation.__args__[0]}
+    else:
+        plain = [kind for kind in getattr(annotation, "__args__", (annotation,)) if kind is not type(None)]
+        settings["type"] = click.Path(path_type=Path) if plain[0] is Path else plain[0]
+    if name == "model":
+        settings["required"] = True
+        del settings["default"]  # to Click 8.3 and newer, a default of None is a value
+    settings["show_default"] = annotation is not bool and settings.get("default") not in (
+        None,
+        (),
+        "",
+    )
+    short = item.metadata["short"]
+    return click.option(*([f"-{short}"] if short else []), "--" + name.replace("_", "-"), **settings)
+
+
+def options(*names: str) -> Callable[[Any], Any]:
+    """Add options of the configuration, the config file and how to print."""
+    from_file = click.option(
+        "-c", "--config", type=click.Path(path_type=Path), is_eager=True, expose_value=False,
+        callback=_read_config, help="TOML or YAML file with these options' names; flags win.",
+    )  # fmt: skip
+
+    def decorate(command: Any) -> Any:
+        command = from_file(printing(command))
+        for name in reversed(names):
+            command = _option(name)(command)
+        return command
+
+    return decorate
+
+
+def printing(command: Any) -> Any:
+    """Add how to print."""
+    quiet = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+    as_json = click.option("--json", "as_json", is_flag=True, help="Print the artifact, and nothing else.")
+    return quiet(as_json(command))
+
+
+def _read_config(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> None:
+    """Make a file's values the defaults; a key that is no option of the command is an error."""
+    if path is None:
+        return
+    known = {p.name: p for p in ctx.command.params if p.name in FIELDS}
+    values = {}
+    for key, value in _parse_config(path).items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            names = [str(name).replace("_", "-") for name in known]
+            raise UnknownNameError(f"key in {path}", str(key), names)
+        values[name] = _config_value(value, known[name], f"{path}: {key}")
+    ctx.default_map = {**(ctx.default_map or {}), **values}
+
+
+def _config_value(value: Any, parameter: click.Parameter, where: str) -> Any:
+    """Return a file's value as the command line would give it, for the option to check.
+
+    Raises:
+        ConfigError: If it is a list or a table where the option takes one value.
+    """
+    if isinstance(value, Mapping) and parameter.name == "columns":
+        return value
+    if isinstance(value, list) and (parameter.multiple or parameter.name == "drop"):
+        return [_config_value(item, _ONE_VALUE, where) for item in value]
+    if isinstance(value, (list, Mapping)):
+        kind = "list" if isinstance(value, list) else "table"
+        raise ConfigError(f"{where} is a {kind}.", "Give one value, as on the command line.")
+    if value is None:
+        return None
+    return [str(value)] if parameter.multiple else str(value)
+
+
+_ONE_VALUE = click.Option(["--value"])
+
+
+def _parse_config(path: Path) -> Mapping[str, Any]:
+    """Read TOML or YAML."""
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix in (".yaml", ".yml"):
+            values = yaml.safe_load(text) or {}
+        elif sys.version_info >= (3, 11):
+            import tomllib
+
+            values = tomllib.loads(text)
+        else:
+            import tomli
+
+            values = tomli.loads(text)
+    except OSError as error:
+        raise LoadError(f"Cannot read config file {path}: {error.strerror}.") from error
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise LoadError(
+            f"Config file {path} is malformed: {reason}.", "Write TOML, or YAML in a .yaml file."
+        ) from error
+    if not isinstance(values, Mapping):
+        raise LoadError(
+            f"Config file {path} is not a table of options.", "Write lines such as epsilon = 0.05."
+        )
+    return values

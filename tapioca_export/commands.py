@@ -1,0 +1,129 @@
+"""One stage at a time, on files: a function for each command, of the same name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from . import reporting, steps
+from .artifacts import Benchmark, Export, Profile, Report, Run, Selection, read, staged, write
+from .benchmarking import benchmark as compare_exports
+from .config import RunConfig
+from .errors import ConfigError, LoadError
+from .exporting import parity_batches
+from .models import check_layers, load_model
+from .pipeline import JOURNAL
+from .selection import Journal
+
+
+def profile(config: RunConfig, drop: Sequence[int] = ()) -> Profile:
+    """Write `profile.json`: ID and target profiles, and those without `drop` on the same axes."""
+    steps.check(config)
+    with staged(config.output, overwrite=config.overwrite) as folder, steps.using_threads(config):
+        model, roles = steps.load_with_roles(config, ("select",))
+        drop = check_layers(drop, model.num_layers)
+        result = steps.measure(model, steps.make_probe(config, model, roles), drop)
+        write(folder / "profile.json", result)
+    return result
+
+
+def select(config: RunConfig) -> Selection:
+    """Write `selection.json` and `search.jsonl`: which layers to drop, and why."""
+    steps.check(config, searches=True)
+    with (
+        staged(config.output, overwrite=config.overwrite, keep=JOURNAL) as folder,
+        steps.using_threads(config),
+    ):
+        model, roles = steps.load_with_roles(config, ("select",))
+        journal = Journal(folder / JOURNAL, steps.fingerprint(config, roles))
+        selection = steps.choose(config, model, steps.make_probe(config, model, roles, journal), roles)
+        write(folder / "selection.json", selection)
+    return selection
+
+
+def prune(config: RunConfig, selection: Selection | None = None) -> Selection:
+    """Write a checkpoint without the layers of `config.drop`, or of a selection made earlier.
+
+    Raises:
+        ConfigError: If neither or both are given, or they do not fit the model.
+    """
+    if (selection is None) == (not config.drop):
+        raise ConfigError("Give either --drop or --selection.", "For instance --drop 3,7.")
+    steps.check(config)
+    steps.refuse_pruned(config)
+    with staged(config.output, overwrite=config.overwrite) as folder, steps.using_threads(config):
+        model = load_model(config.model, config.task, steps.load_options(config))
+        if selection is None:
+            drop = check_layers(config.drop, model.num_layers)
+            reason = "the layers were named by the user"
+            selection = Selection(config.model, model.task.name, "fixed", model.num_layers, drop, (), reason)
+        if selection.num_layers != model.num_layers:
+            raise ConfigError(
+                f"The selection is for {selection.num_layers} layers ({selection.model}), "
+                f"{config.model} has {model.num_layers}."
+            )
+        rows = steps.given_rows(config, model.task, model.processor)
+        batches = [batch for _, batch in parity_batches(model, rows)] if rows else []
+        steps.save_checkpoint(folder, model, selection, batches or model.task.examples(model.processor))
+    return selection
+
+
+def export(config: RunConfig) -> dict[str, Export]:
+    """Write an export folder for each format, proven on the rows of `id` and `target`.
+
+    With one format the folder is `config.output` itself, with several it is one below it a format.
+
+    Raises:
+        ConfigError: If no samples are given to prove parity on.
+    """
+    steps.check(config)
+    if config.id is None and config.target is None:
+        raise ConfigError(
+            "Parity is proven on your own samples, and none were given.", "Add --id or --target."
+        )
+    with staged(config.output, overwrite=config.overwrite) as folder, steps.using_threads(config):
+        model = load_model(config.model, config.task, steps.load_options(config))
+        rows = steps.given_rows(config, model.task, model.processor)
+        assert rows is not None
+        several = len(config.format) > 1
+        places = {name: folder / name if several else folder for name in config.format}
+        return steps.export_all(config, model, rows, places, steps.dropped_before(config.model))
+
+
+def benchmark(original: Path, pruned: Path, config: RunConfig) -> Benchmark:
+    """Write `benchmark.json`: two export folders against each other, on report rows."""
+    for folder in (original, pruned):
+        if not folder.is_dir():
+            raise LoadError(f"Export folder {folder} does not exist.")
+    steps.check(config)
+    first = read(original / "export.json", Export)
+    config = replace(config, model=str(original), task=first.task)
+    if config.max_length is None:
+        config = replace(config, max_length=first.max_length)
+    with staged(config.output, overwrite=config.overwrite) as folder, steps.using_threads(config):
+        task, processor = steps.load_task(config)
+        roles = steps.load_roles(config, task, processor, ("report",))
+        rows = {name: roles[f"{name}-report"] for name in ("id", "target")}
+        result = compare_exports(original, pruned, task, rows, processor, steps.benchmark_settings(config))
+        write(folder / "benchmark.json", result)
+    return result
+
+
+def report(folder: Path) -> Report:
+    """Render a run folder again, from its artifacts."""
+    if not (folder / "run.json").is_file():
+        raise LoadError(f"{folder} is not a run folder: it has no run.json.", "Name the output of `run`.")
+    exports = {
+        path.parent.relative_to(folder).as_posix(): read(path, Export)
+        for path in sorted(folder.glob("*/*/export.json"))
+    }
+    result = reporting.make_report(
+        read(folder / "run.json", Run),
+        read(folder / "selection.json", Selection),
+        read(folder / "profile.json", Profile),
+        read(folder / "benchmark.json", Benchmark),
+        exports,
+    )
+    reporting.write_report(result, folder)
+    return result

@@ -1,0 +1,142 @@
+"""The story: the whole job, stage by stage, and the demo that runs it on the embedded example.
+
+Knows where files go, and nothing of any stage's inside.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import provenance, reporting, steps
+from .artifacts import Report, sha256, staged, write
+from .benchmarking import benchmark
+from .config import RunConfig
+from .exporting import parity_batches
+from .models import load_model
+from .polynomial import WEIGHTS, sample_prompts
+from .selection import Journal
+
+JOURNAL = "search.jsonl"
+DEMO_COEFFICIENT_SCALE = 3.0
+
+
+def run(config: RunConfig) -> Report:
+    """Profile, select, prune, export, benchmark and report.
+
+    Args:
+        config: At least `model`, `id`, `target` and `output`.
+
+    Returns:
+        The report; the run folder holds it and everything it rests on.
+
+    Raises:
+        TapiocaError: If anything a user can mend stands in the way; nothing half-written is left.
+    """
+    with staged(config.output, overwrite=config.overwrite, keep=JOURNAL) as folder:
+        return _run_in(folder, config)
+
+
+def _run_in(folder: Path, config: RunConfig) -> Report:
+    """Do the whole job in a folder."""
+    steps.check(config, searches=True)
+    settings = steps.benchmark_settings(config)
+    formats = tuple(dict.fromkeys(("onnx", *config.format)))
+    clock = _Clock()
+    with steps.using_threads(config):
+        with clock("load"):
+            task, processor = steps.load_task(config)
+            roles = steps.load_roles(config, task, processor)
+            model = load_model(config.model, task.name, steps.load_options(config))
+        with clock("select"):
+            journal = Journal(folder / JOURNAL, steps.fingerprint(config, roles))
+            probe = steps.make_probe(config, model, roles, journal)
+            selection = steps.choose(config, model, probe, roles)
+            write(folder / "selection.json", selection)
+        with clock("profile"):
+            profile = steps.measure(model, probe, selection.drop)
+            write(folder / "profile.json", profile)
+        rows = steps.parity_rows(roles)
+        with clock("export original"):
+            places = {name: folder / "original" / name for name in formats}
+            originals = steps.export_all(config, model, rows, places, ())
+        with clock("prune"):  # from here on the full model is gone
+            checkpoint = folder / "pruned" / "checkpoint"
+            batches = [batch for _, batch in parity_batches(model, rows)]
+            steps.save_checkpoint(checkpoint, model, selection, batches)
+        with clock("export pruned"):
+            pruned = load_model(checkpoint, task.name, steps.load_options(config))
+            # Files name the checkpoint where it will be, not where it is being built.
+            pruned = replace(pruned, source=str(config.output / "pruned" / "checkpoint"))
+            places = {name: folder / "pruned" / name for name in formats}
+            smaller = steps.export_all(config, pruned, rows, places, selection.drop)
+        with clock("benchmark"):
+            report_rows = {name: roles[f"{name}-report"] for name in ("id", "target")}
+            graphs = (folder / "original" / "onnx", folder / "pruned" / "onnx")
+            measured = benchmark(*graphs, task, report_rows, processor, settings)
+            measured = replace(measured, optimism_gap=steps.optimism_gap(selection, measured))
+            write(folder / "benchmark.json", measured)
+        environment = provenance.environment()
+    exports = {f"original/{name}": export for name, export in originals.items()}
+    exports |= {f"pruned/{name}": export for name, export in smaller.items()}
+    record = provenance.make_run(config, folder, clock.seconds, environment)
+    report = reporting.make_report(record, selection, profile, measured, exports)
+    reporting.write_report(report, folder)
+    reports = {name: sha256(folder / name) for name in ("report.html", "report.json", "report.md")}
+    write(folder / "run.json", replace(record, outputs={**record.outputs, **reports}))
+    return report
+
+
+def demo(config: RunConfig, num_select: int = 1024, num_report: int = 1000) -> Report:
+    """Run the whole job on the embedded example, with data drawn from the seed.
+
+    The shift is a coefficient scale of 3: the curves met in production are three times as steep as
+    those the model was trained on.
+
+    Args:
+        config: Output folder, seed and any other setting; model and samples are filled in.
+        num_select: Prompts of each distribution that drive the search.
+        num_report: Prompts of each distribution that are only reported.
+
+    Raises:
+        TapiocaError: If the output cannot be written.
+    """
+    with staged(config.output, overwrite=config.overwrite, keep=JOURNAL) as folder:
+        paths: dict[str, Any] = {}
+        for number, (name, scale) in enumerate((("id", 1.0), ("target", DEMO_COEFFICIENT_SCALE))):
+            for offset, (side, count) in enumerate((("", num_select), ("_report", num_report))):
+                paths[f"{name}{side}"] = path = folder / "samples" / f"{name}{side.replace('_', '-')}.jsonl"
+                seed = (config.seed, 2 * number + offset + 1)  # no training step has such a seed
+                write_prompts(path, sample_prompts(count, seed, coefficient_scale=scale))
+        task = "polynomial-regression"
+        return _run_in(folder, replace(config, model=str(WEIGHTS), task=task, **paths))
+
+
+def write_prompts(path: Path, prompts: np.ndarray) -> None:
+    """Write prompts as samples of the embedded example's task."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", encoding="utf-8") as lines:
+        for prompt in prompts:
+            # A float32 printed with nine digits reads back as itself.
+            x, y = ([float(f"{value:.9g}") for value in prompt[i::2]] for i in (0, 1))
+            lines.write(json.dumps({"x": x, "y": y}) + "\n")
+
+
+@dataclass
+class _Clock:
+    """Seconds a stage took."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[stage] = round(time.perf_counter() - started, 2)

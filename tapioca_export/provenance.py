@@ -1,0 +1,120 @@
+"""Where a run came from: versions, hardware, hashes of inputs and outputs, and the model card.
+
+Knows nothing about how any artifact was computed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .artifacts import Run, Selection, sha256, write_text
+from .config import RunConfig
+
+PACKAGES = (
+    "tapioca-export",
+    "torch",
+    "transformers",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "optimum",
+    "numpy",
+    "scipy",
+)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what the numbers depend on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, hardware and threads."""
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "versions": versions(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def _processor() -> str:
+    """Return the processor's name."""
+    path = Path("/proc/cpuinfo")
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def hash_model(model: str) -> str:
+    """Return the SHA-256 of a checkpoint folder; for a model on the hub, its name."""
+    folder = Path(model)
+    return sha256(folder) if folder.is_dir() else f"hub:{model}"
+
+
+def make_run(config: RunConfig, folder: Path, seconds: dict[str, float], environment: dict[str, Any]) -> Run:
+    """Record a run: its configuration, its inputs and every file that is in its folder now.
+
+    Paths inside the folder are given relative to it, so that the folder can be moved.
+    """
+    paths = {name: getattr(config, name) for name in ("id", "target", "id_report", "target_report")}
+    inputs = {config.model: hash_model(config.model)}
+    resolved = {**asdict(config), "columns": dict(config.columns), "output": str(config.output)}
+    for name, path in paths.items():
+        if path is not None:
+            shown = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+            inputs[shown] = sha256(path)
+            resolved[name] = shown
+    outputs = {
+        file.relative_to(folder).as_posix(): sha256(file)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != "run.json"
+    }
+    plain = json.loads(json.dumps(resolved, default=str))
+    return Run(plain, environment, inputs, outputs, seconds)
+
+
+def write_model_card(folder: Path, selection: Selection) -> None:
+    """Write the README.md of a pruned checkpoint."""
+    from huggingface_hub import ModelCardData
+
+    base = None if Path(selection.model).exists() else selection.model
+    data = ModelCardData(
+        base_model=base,
+        library_name="transformers",
+        pipeline_tag=selection.task if selection.task == "text-classification" else None,
+        tags=["pruned", "layer-pruning", "tapioca-export"],
+    )
+    layers = ", ".join(map(str, selection.drop)) or "none"
+    kept = selection.num_layers - len(selection.drop)
+    text = f"""---
+{data.to_yaml()}
+---
+# {Path(selection.model).name}, layers removed
+
+Layers removed, no retraining: {layers} of {selection.num_layers} (counted from 0); {kept} are left.
+Chosen by the criterion `{selection.criterion}` of tapioca-export; `selection.json` says why.
+After it was saved, this checkpoint was reloaded in a fresh process, and its logits equalled, bit for
+bit, those of the original model with these layers skipped.
+
+"""
+    write_text(folder / "README.md", text)

@@ -1,0 +1,316 @@
+"""Steps of the job, shared by the whole pipeline and by the single commands.
+
+Each takes the configuration and what earlier steps made, and calls one stage. Knows which setting
+goes where, and nothing of any stage's inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import provenance
+from .artifacts import Benchmark, Export, Profile, Selection, read, write
+from .benchmarking import BenchmarkSettings, resolve_provider
+from .config import RunConfig
+from .errors import ConfigError, first_line
+from .exporting import ExportSettings, export_model
+from .models import (
+    LoadedModel,
+    LoadOptions,
+    check_layers,
+    droppable_layers,
+    infer_task,
+    load_config,
+    load_model,
+    load_processor,
+    save_pruned,
+)
+from .profiling import Probe
+from .samples import Samples, Side, check_exists, read_samples
+from .samples import load_roles as read_roles
+from .selection import CRITERIA, Journal, SelectionSettings, select_layers
+from .tasks import TASKS, Processor, Task
+
+
+def check(config: RunConfig, *, searches: bool = False) -> None:
+    """Refuse at once what can be refused: an hour's search must not end on a misspelt word.
+
+    Raises:
+        TapiocaError: If a name is in no table, settings do not go together, a sample file is missing,
+            or a device or provider is not there.
+    """
+    for path in (config.id, config.target, config.id_report, config.target_report):
+        if path is not None:
+            check_exists(path)
+    if config.task != "auto":
+        TASKS[config.task]
+    if searches:
+        CRITERIA[config.criterion]
+        selection_settings(config, held=())
+        refuse_pruned(config)
+    for name in config.format:
+        ExportSettings(name, config.opset, config.atol)
+    for name in config.provider:
+        resolve_provider(name)
+    benchmark_settings(config)
+    try:
+        torch.empty(0, device=config.device)
+    # PyTorch built without CUDA raises AssertionError, other devices RuntimeError.
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"--device {config.device!r} cannot be used: {first_line(error)}",
+            "Use cpu, or see tapioca-export doctor.",
+        ) from error
+
+
+def selection_settings(config: RunConfig, held: tuple[int, ...]) -> SelectionSettings:
+    """Return what of the configuration concerns the search.
+
+    Raises:
+        ConfigError: If values do not go together.
+    """
+    return SelectionSettings(
+        criterion=config.criterion,
+        epsilon=config.epsilon,
+        pick=config.pick,
+        max_drop_layers=config.max_drop_layers,
+        protect_first=config.protect_first,
+        protect_last=config.protect_last,
+        tie_break=config.tie_break,
+        drop=config.drop,
+        held=held,
+        seed=config.seed,
+    )
+
+
+def load_task(config: RunConfig) -> tuple[Task, Processor]:
+    """Load what reads and encodes samples, without the weights."""
+    options = load_options(config)
+    model_config = load_config(config.model, options)
+    task = TASKS[infer_task(model_config) if config.task == "auto" else config.task]
+    return task, load_processor(task, config.model, model_config, options)
+
+
+def load_with_roles(config: RunConfig, sides: Sequence[Side]) -> tuple[LoadedModel, dict[str, Samples]]:
+    """Load samples, then the model: what is cheap to refuse is refused first."""
+    task, processor = load_task(config)
+    roles = load_roles(config, task, processor, sides)
+    return load_model(config.model, task.name, load_options(config)), roles
+
+
+def load_roles(
+    config: RunConfig,
+    task: Task,
+    processor: Processor,
+    sides: Sequence[Side] = ("select", "report"),
+) -> dict[str, Samples]:
+    """Read the sample files and deal their rows out to the roles.
+
+    Raises:
+        ConfigError: If ID or target samples are missing.
+        LoadError: If a file cannot be read, or its rows cannot be used.
+    """
+    files = {
+        "id": config.id,
+        "target": config.target,
+        "id-report": config.id_report,
+        "target-report": config.target_report,
+    }
+    for name in ("id", "target"):
+        if files[name] is None:
+            raise ConfigError(f"No {name} samples were given.", f"Add --{name} PATH.")
+    roles = read_roles(
+        files,
+        task.rows(config.columns, processor),
+        sides=sides,
+        seed=config.seed,
+        limit=config.limit,
+        drop_leaks=config.drop_leaks,
+    )
+    for samples in roles.values():
+        task.check_labels(samples)
+    return roles
+
+
+def given_rows(config: RunConfig, task: Task, processor: Processor) -> Samples | None:
+    """Return all rows of the sample files that were given, for a proof that needs no roles."""
+    reader = task.rows(config.columns, processor)
+    files = [path for path in (config.id, config.target) if path is not None]
+    parts = [read_samples(path, reader, role="parity") for path in files]
+    return _joined(parts) if parts else None
+
+
+def parity_rows(roles: Mapping[str, Samples]) -> Samples:
+    """Return the rows of all roles: parity is proven on any of the user's rows."""
+    return _joined(list(roles.values()))
+
+
+def _joined(parts: Sequence[Samples]) -> Samples:
+    rows = tuple(row for part in parts for row in part.rows)
+    return Samples("parity", rows, ", ".join(dict.fromkeys(p.source for p in parts)), "")
+
+
+def make_probe(
+    config: RunConfig,
+    model: LoadedModel,
+    roles: Mapping[str, Samples],
+    journal: Journal | None = None,
+) -> Probe:
+    """Return a probe on the select rows."""
+    samples = {name: roles[f"{name}-select"] for name in ("id", "target")}
+    return Probe(
+        model,
+        samples,
+        select_on=config.select_on,
+        batch_size=config.eval_batch_size,
+        seed=config.seed,
+        known=journal,
+    )
+
+
+def choose(config: RunConfig, model: LoadedModel, probe: Probe, roles: Mapping[str, Samples]) -> Selection:
+    """Search for the layers to drop.
+
+    Raises:
+        ConfigError: If `drop` names layers that the model does not have.
+        SelectionError: If the criterion cannot be applied.
+    """
+    if config.criterion == "fixed":
+        check_layers(config.drop, model.num_layers)
+    held = tuple(sorted(set(range(model.num_layers)) - set(droppable_layers(model))))
+    settings = selection_settings(config, held)
+    num_samples = len(roles[f"{config.select_on}-select"])
+    return select_layers(probe, settings, model=config.model, task=model.task, num_samples=num_samples)
+
+
+def measure(model: LoadedModel, probe: Probe, drop: Sequence[int]) -> Profile:
+    """Profile ID and target, before and after the layers are dropped."""
+    before = probe.deviation()
+    result = Profile(
+        model=model.source,
+        task=model.task.name,
+        position=model.processor.position,
+        layers=tuple(range(model.num_layers)),
+        id=probe.profile("id"),
+        target=probe.profile("target"),
+        deviation=before,
+    )
+    if not drop:
+        return result
+    after, comparable = probe.deviation(drop), probe.deviation(over=drop).mean
+    return replace(
+        result,
+        drop=tuple(drop),
+        pruned_id=probe.profile("id", drop),
+        pruned_target=probe.profile("target", drop),
+        pruned_deviation=after,
+        deviation_removed=1 - after.mean / comparable if comparable else None,
+    )
+
+
+def save_checkpoint(folder: Path, model: LoadedModel, selection: Selection, batches: Sequence[Any]) -> None:
+    """Drop the selected layers for good; write the checkpoint with its selection and model card.
+
+    Raises:
+        UnsupportedModelError: If the checkpoint does not reload as the model that was measured.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_pruned(model, selection.drop, folder, batches)
+    write(folder / "selection.json", selection)
+    provenance.write_model_card(folder, selection)
+
+
+def export_all(
+    config: RunConfig, model: LoadedModel, rows: Samples, folders: Mapping[str, Path], drop: tuple[int, ...]
+) -> dict[str, Export]:
+    """Export a model in every format, each into its folder, and prove each.
+
+    Raises:
+        ExportError: If a format cannot be written, or differs from PyTorch.
+    """
+    on_cpu = replace(model, network=model.network.to("cpu"))
+    exports = {}
+    for name, folder in folders.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = ExportSettings(name, config.opset, config.atol)
+        exports[name] = export_model(on_cpu, rows, folder, settings, drop)
+    return exports
+
+
+def dropped_before(model: str) -> tuple[int, ...]:
+    """Return the layers that a checkpoint of ours says it lacks."""
+    path = Path(model) / "selection.json"
+    return read(path, Selection).drop if path.is_file() else ()
+
+
+def refuse_pruned(config: RunConfig) -> None:
+    """Refuse a checkpoint that was pruned before: layers are counted in the original model.
+
+    Raises:
+        ConfigError: Naming the layers it lacks.
+    """
+    if gone := dropped_before(config.model):
+        raise ConfigError(
+            f"{config.model} was pruned before (layers {', '.join(map(str, gone))} are gone).",
+            "Start from the original model and name all layers to drop.",
+        )
+
+
+def optimism_gap(selection: Selection, measured: Benchmark) -> float | None:
+    """Return the gain on select rows minus the gain on report rows of the same distribution."""
+    reported = measured.accuracy.get(selection.select_on)
+    if reported is None or selection.baseline_metric is None or selection.selected_metric is None:
+        return None
+    gain = selection.selected_metric - selection.baseline_metric
+    return (gain if reported.higher_is_better else -gain) - reported.gain
+
+
+def load_options(config: RunConfig) -> LoadOptions:
+    """Return what of the configuration concerns loading."""
+    return LoadOptions(config.trust_remote_code, config.local_files_only, config.max_length, config.device)
+
+
+def benchmark_settings(config: RunConfig) -> BenchmarkSettings:
+    """Return what of the configuration concerns the benchmark.
+
+    Raises:
+        ConfigError: If a number is out of its range.
+    """
+    return BenchmarkSettings(
+        providers=config.provider,
+        batch_sizes=config.batch_size,
+        sequence_lengths=config.sequence_length,
+        num_threads=config.num_threads,
+        warmup=config.warmup,
+        iterations=config.iterations,
+        seed=config.seed,
+    )
+
+
+def fingerprint(config: RunConfig, roles: Mapping[str, Samples]) -> dict[str, Any]:
+    """Return what must be equal for a journal's numbers to hold."""
+    return {
+        "model": provenance.hash_model(config.model),
+        "samples": {name: roles[name].fingerprint for name in sorted(roles) if name.endswith("select")},
+        "select_on": config.select_on,
+        "device": config.device,
+        "max_length": config.max_length,
+        "versions": provenance.versions(),
+    }
+
+
+@contextmanager
+def using_threads(config: RunConfig) -> Iterator[None]:
+    """Use the asked number of PyTorch threads, and give back what was set before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.num_threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

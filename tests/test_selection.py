@@ -1,0 +1,351 @@
+"""The selection loop: published rules on published numbers, and a plain search as the judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import NUM_LAYERS, THREE_FAMILIES
+from test_laws import drop_by_hand
+
+from tapioca_export.artifacts import Curves, Deviation, Evaluation, LayerProfile
+from tapioca_export.errors import ConfigError, SelectionError, UnknownNameError
+from tapioca_export.models import LoadedModel, load_model
+from tapioca_export.profiling import Probe
+from tapioca_export.samples import MIN_ROWS, Samples, read_samples
+from tapioca_export.selection import CRITERIA, Journal, SelectionSettings, pick_depth, select_layers
+from tapioca_export.steps import measure
+
+ACCURACY = SimpleNamespace(name="text-classification", metric="accuracy", higher_is_better=True)
+# First round of the published search log on ARC-Easy, layers 0..31: the search dropped layer 19.
+ARC_EASY = (
+    0.000, 0.025, 0.715, 0.729, 0.782, 0.731, 0.787, 0.760, 0.822, 0.782, 0.822, 0.764, 0.802, 0.851, 0.853,
+    0.864, 0.685, 0.771, 0.878, 0.882, 0.876, 0.880, 0.875, 0.880, 0.882, 0.864, 0.875, 0.875, 0.875, 0.876,
+    0.876, 0.882,
+)  # fmt: skip
+
+
+class FakeProbe:
+    """Answers from hand-written numbers: metric and loss by set of dropped layers."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        metric: Callable[[frozenset[int]], float],
+        loss: Callable[[frozenset[int]], float] = len,
+        labelled: bool = True,
+        deviation: Callable[[frozenset[int]], float] = lambda dropped: 1.0,
+    ) -> None:
+        self.num_layers, self.select_on, self.is_labelled = num_layers, "target", labelled
+        self.higher_is_better = True
+        self.num_evaluations = self.layer_forwards = self.plain_layer_forwards = 0
+        self._metric, self._loss, self._deviation = metric, loss, deviation
+
+    def metric(self, dropped: Collection[int] = ()) -> Evaluation:
+        self.num_evaluations += 1
+        key = frozenset(dropped)
+        return Evaluation(self._metric(key), float(self._loss(key)))
+
+    def metrics(self, dropped: Collection[int], layers: Sequence[int]) -> dict[int, Evaluation]:
+        return {layer: self.metric({*dropped, layer}) for layer in layers}
+
+    def deviation(self, dropped: Collection[int] = (), over: Collection[int] | None = None) -> Deviation:
+        floor = Curves((0.1,), (0.1,), 0.1)
+        return Deviation((0.0,), (0.0,), self._deviation(frozenset(dropped)), floor)
+
+    def deviations(self, dropped: Collection[int], layers: Sequence[int]) -> dict[int, Evaluation]:
+        keys = {layer: frozenset({*dropped, layer}) for layer in layers}
+        return {layer: Evaluation(deviation=self._deviation(key)) for layer, key in keys.items()}
+
+    def profile(self, name: str, dropped: Collection[int] = ()) -> LayerProfile:
+        influences = tuple(float((7 * i) % self.num_layers) for i in range(self.num_layers))
+        return LayerProfile((), (), influences, (), (), 10, 10)
+
+
+def search(probe: object, **settings: object):
+    chosen = SelectionSettings(**settings)
+    return select_layers(probe, chosen, model="m", task=ACCURACY, num_samples=10)
+
+
+def plain_greedy(model: LoadedModel, samples: Samples, epsilon: float) -> list[dict[int, float]]:
+    """Score every candidate by a deep copy without the layers and a full forward of every row."""
+    task, sign = model.task, 1 if model.task.higher_is_better else -1
+
+    def metric(layers: tuple[int, ...]) -> float:
+        copy = drop_by_hand(model, layers)
+        logits = [copy.logits(task.encode([row], model.processor))[0] for row in samples.rows]
+        return task.score(np.stack(logits), samples).metric
+
+    dropped, rounds, base = (), [], metric(())
+    while len(dropped) < model.num_layers - 1:
+        rounds.append({n: metric((*dropped, n)) for n in range(model.num_layers) if n not in dropped})
+        best = max(rounds[-1], key=lambda n: (sign * rounds[-1][n], -n))
+        if sign * rounds[-1][best] < sign * base - epsilon:
+            break
+        dropped = (*dropped, best)
+    return rounds
+
+
+@pytest.mark.parametrize("family", THREE_FAMILIES)
+@pytest.mark.parametrize("epsilon", [0.08, 10.0])
+def test_tale_equals_a_plain_greedy_search_in_every_score(
+    tiny: Callable[[str], Path],
+    sample_files: Callable[[str], dict[str, Path]],
+    family: str,
+    epsilon: float,
+) -> None:
+    model = load_model(tiny(family))
+    rows = read_samples(sample_files(family)["target"], model.task.rows({}, model.processor), role="target")
+    probe = Probe(model, {"id": rows, "target": rows}, batch_size=16)
+    settings = SelectionSettings(epsilon=epsilon, pick="final")
+    selection = select_layers(probe, settings, model="m", task=model.task, num_samples=len(rows))
+    rounds = [step.candidates for step in selection.steps] + [selection.rejected] * bool(selection.rejected)
+    expected = plain_greedy(model, rows, epsilon)
+    assert len(rounds) == len(expected)
+    for candidates, scores in zip(rounds, expected, strict=True):
+        assert [c.layer for c in candidates] == list(scores)
+        assert [c.metric for c in candidates] == pytest.approx(list(scores.values()), rel=1e-5)
+    sign = 1 if model.task.higher_is_better else -1
+    order = [max(scores, key=lambda n: (sign * scores[n], -n)) for scores in expected]
+    assert [step.layer for step in selection.steps] == order[: len(selection.steps)]
+    assert selection.drop == tuple(sorted(order[: len(selection.steps)]))
+
+
+def test_the_published_first_round_drops_layer_19() -> None:
+    probe = FakeProbe(32, lambda dropped: 0.8745 if not dropped else ARC_EASY[min(dropped)])
+    assert [step.layer for step in search(probe, max_drop_layers=1).steps] == [19]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "best", "bsba"),
+    [
+        ((87.45, 88.18, 88.00, 88.18, 90.00, 90.55, 89.64, 89.64, 87.82), 5, 8),
+        ((75.86, 78.97, 78.28, 77.59), 1, 3),
+        ((84.14, 85.17, 85.17, 85.52, 85.17, 84.83, 84.83, 84.83, 86.21, 80.69, 81.03), 8, 8),
+        ((80.00, 81.03, 81.38, 80.34, 81.03, 80.00), 2, 5),
+    ],
+)
+def test_best_and_bsba_of_the_published_trajectories(
+    metrics: tuple[float, ...], best: int, bsba: int
+) -> None:
+    assert pick_depth(metrics, "best", True) == best
+    assert pick_depth(metrics, "bsba", True) == bsba
+    assert pick_depth(metrics, "final", True) == len(metrics) - 1
+    assert pick_depth([-m for m in metrics], "best", False) == best
+
+
+def test_the_floor_is_fixed_and_a_candidate_on_it_is_accepted() -> None:
+    by_count = {0: 1.0, 1: 0.95, 2: 0.9, 3: 0.8}
+    selection = search(FakeProbe(5, lambda dropped: by_count.get(len(dropped), 0.0)), epsilon=0.1)
+    assert [step.metric for step in selection.steps] == [0.95, 0.9]
+    assert selection.floor == pytest.approx(0.9)
+    assert "beyond the floor" in selection.stop_reason
+
+
+def test_ties_go_to_the_lowest_index_or_to_the_lowest_loss() -> None:
+    probe = FakeProbe(4, lambda dropped: 0.5, lambda dropped: -sum(dropped))
+    assert [s.layer for s in search(probe, pick="final").steps] == [0, 1, 2]
+    assert [s.layer for s in search(probe, pick="final", tie_break="loss").steps] == [3, 2, 1]
+
+
+def test_the_number_of_evaluations_is_one_and_the_layers_left_of_every_round() -> None:
+    probe = FakeProbe(6, lambda dropped: 1.0 if len(dropped) < 3 else 0.0)
+    assert search(probe).cost.evaluations == 1 + 6 + 5 + 4
+
+
+def test_every_candidate_has_its_loss_recorded() -> None:
+    probe = FakeProbe(4, lambda dropped: 0.5, lambda dropped: sum(dropped))
+    assert [c.loss for c in search(probe, max_drop_layers=1).steps[0].candidates] == [0, 1, 2, 3]
+
+
+def test_protected_and_held_layers_stay() -> None:
+    probe = FakeProbe(6, lambda dropped: 0.5)
+    selection = search(probe, protect_first=1, protect_last=2, held=(2,), pick="final")
+    assert selection.drop == (1, 3)
+    with pytest.raises(SelectionError, match="No layer may be dropped"):
+        search(probe, protect_first=3, protect_last=3)
+
+
+def test_best_keeps_everything_when_no_drop_improves() -> None:
+    selection = search(FakeProbe(4, lambda dropped: 0.9 - 0.01 * len(dropped)))
+    assert selection.drop == ()
+    assert len(selection.steps) == 3
+
+
+def test_a_pick_beyond_the_search_says_how_far_it_went() -> None:
+    with pytest.raises(ConfigError, match="dropped 3 layers only"):
+        search(FakeProbe(6, lambda dropped: float(len(dropped) <= 3)), pick="4")
+
+
+def test_a_score_that_is_not_finite_is_an_error() -> None:
+    with pytest.raises(SelectionError, match="score of layer 0 is nan"):
+        search(FakeProbe(3, lambda dropped: float("nan") if dropped else 1.0))
+
+
+@pytest.mark.parametrize("criterion", ["tale", "loss"])
+def test_criteria_that_need_labels_say_so(criterion: str) -> None:
+    with pytest.raises(SelectionError, match="needs labels"):
+        search(FakeProbe(4, lambda dropped: 1.0, labelled=False), criterion=criterion, max_drop_layers=1)
+
+
+def test_an_unknown_criterion_is_met_with_a_suggestion() -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        search(FakeProbe(4, lambda dropped: 1.0), criterion="tapoica")
+    assert "Did you mean 'tapioca'?" in str(caught.value)
+
+
+@pytest.mark.parametrize("criterion", sorted(set(CRITERIA) - {"fixed"}))
+def test_every_criterion_scores_each_layer_left_and_repeats_itself(criterion: str) -> None:
+    def run():
+        probe = FakeProbe(6, lambda d: 0.9 + 0.01 * len(d), sum, deviation=lambda d: 2.0 - 0.1 * sum(d))
+        return search(probe, criterion=criterion, max_drop_layers=3, pick="final", seed=3)
+
+    one, other = run(), run()
+    assert one.steps == other.steps
+    assert [len(step.candidates) for step in one.steps] == [6, 5, 4]
+
+
+@pytest.mark.parametrize("hundredths", range(9, 100, 7))
+def test_a_candidate_on_the_floor_is_accepted_whatever_the_rounding(hundredths: int) -> None:
+    base, floor = hundredths / 100, (hundredths - 8) / 100
+    selection = search(FakeProbe(3, lambda dropped: floor if dropped else base), epsilon=0.08)
+    assert [step.metric for step in selection.steps] == [floor, floor]
+
+
+def test_fixed_drops_what_was_named_whatever_the_metric() -> None:
+    selection = search(FakeProbe(6, lambda d: 1.0 - len(d)), criterion="fixed", drop=(4, 1))
+    assert [step.layer for step in selection.steps] == [4, 1]
+    assert selection.drop == (1, 4)
+
+
+def test_tapioca_stops_at_the_noise_floor_and_when_nothing_helps() -> None:
+    within = FakeProbe(4, lambda d: 1.0, labelled=False, deviation=lambda d: 0.1)
+    assert search(within, criterion="tapioca").stop_reason.startswith("the target deviates from ID no more")
+    worse = FakeProbe(4, lambda d: 1.0, labelled=False, deviation=lambda d: 1.0 + len(d))
+    selection = search(worse, criterion="tapioca")
+    assert selection.drop == ()
+    assert "no removal" in selection.stop_reason
+
+
+def test_tapioca_on_unlabelled_rows_keeps_its_whole_trajectory() -> None:
+    probe = FakeProbe(4, lambda d: 1.0, labelled=False, deviation=lambda d: 1.0 - 0.4 * len(d))
+    selection = search(probe, criterion="tapioca")
+    assert len(selection.drop) == 3
+    assert (selection.pick, selection.metric, selection.baseline_metric) == ("final", None, None)
+
+
+def test_tapioca_with_labels_reports_how_well_it_predicted() -> None:
+    probe = FakeProbe(5, lambda d: 0.5 + sum(d) / 100, deviation=lambda d: 2.0 - 0.1 * sum(d))
+    selection = search(probe, criterion="tapioca")
+    assert selection.prediction.spearman == pytest.approx(1.0)
+    assert selection.prediction.num_candidates == 5
+
+
+def test_identical_samples_give_tapioca_nothing_to_drop(
+    tiny: Callable[[str], Path], sample_files: Callable[[str], dict[str, Path]]
+) -> None:
+    model = load_model(tiny("bert"))
+    rows = read_samples(sample_files("bert")["id"], model.task.rows({}, model.processor), role="id")
+    probe = Probe(model, {"id": rows, "target": rows})
+    settings = SelectionSettings(criterion="tapioca")
+    assert select_layers(probe, settings, model="m", task=model.task, num_samples=64).drop == ()
+
+
+def test_block_influence_finds_the_planted_identity_first(
+    tiny: Callable[[str], Path], sample_files: Callable[[str], dict[str, Path]]
+) -> None:
+    model = load_model(tiny("llama"))
+    planted = model.stack[2]
+    for projection in (planted.self_attn.o_proj, planted.mlp.down_proj):
+        projection.weight.data.zero_()
+    rows = read_samples(sample_files("llama")["id"], model.task.rows({}, model.processor), role="id")
+    probe = Probe(model, {"id": rows, "target": rows})
+    settings = SelectionSettings(criterion="block-influence", max_drop_layers=1, pick="final")
+    selection = select_layers(probe, settings, model="m", task=model.task, num_samples=64)
+    assert selection.drop == (2,)
+    assert probe.profile("id").influences[2] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_dropping_an_identity_removes_no_deviation(
+    tiny: Callable[[str], Path], sample_files: Callable[[str], dict[str, Path]]
+) -> None:
+    model = load_model(tiny("llama"))
+    for projection in (model.stack[2].self_attn.o_proj, model.stack[2].mlp.down_proj):
+        projection.weight.data.zero_()
+    reader = model.task.rows({}, model.processor)
+    rows = {name: read_samples(path, reader, role=name) for name, path in sample_files("llama").items()}
+    probe = Probe(model, rows)
+    assert probe.deviation((2,)).mean == pytest.approx(probe.deviation(over=(2,)).mean, rel=1e-6)
+    assert measure(model, probe, (2,)).deviation_removed == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_noise_floor_is_a_number_with_the_fewest_rows_allowed(
+    tiny: Callable[[str], Path], sample_files: Callable[[str], dict[str, Path]]
+) -> None:
+    model = load_model(tiny("bert"))
+    rows = read_samples(sample_files("bert")["id"], model.task.rows({}, model.processor), role="id")
+    few = replace(rows, rows=rows.rows[:MIN_ROWS])
+    for seed in range(5):
+        floor = Probe(model, {"id": few, "target": few}, seed=seed).deviation().noise_floor
+        assert np.isfinite([*floor.norms, *floor.distances, floor.mean]).all()
+        assert floor.mean < 3
+
+
+def test_replay_costs_less_than_plain_search(
+    tiny: Callable[[str], Path], sample_files: Callable[[str], dict[str, Path]]
+) -> None:
+    model = load_model(tiny("bert"))
+    rows = read_samples(sample_files("bert")["id"], model.task.rows({}, model.processor), role="id")
+    probe = Probe(model, {"id": rows, "target": rows})
+    settings = SelectionSettings(epsilon=1.0, pick="final", max_drop_layers=1)
+    cost = select_layers(probe, settings, model="m", task=model.task, num_samples=64).cost
+    assert cost.plain_layer_forwards == 64 * (NUM_LAYERS + NUM_LAYERS * (NUM_LAYERS - 1))
+    # The baseline, one recorded pass, and for each candidate the layers above it.
+    assert cost.layer_forwards == 64 * (2 * NUM_LAYERS + NUM_LAYERS * (NUM_LAYERS - 1) // 2)
+
+
+# --- journal --------------------------------------------------------------------------------
+
+
+def test_a_journal_gives_back_what_was_recorded(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "search.jsonl", {"model": "a"})
+    journal[frozenset({3, 1})] = Evaluation(0.5, 1.25)
+    journal[frozenset()] = Evaluation(0.25)
+    again = Journal(tmp_path / "search.jsonl", {"model": "a"})
+    assert dict(again) == {frozenset({1, 3}): Evaluation(0.5, 1.25), frozenset(): Evaluation(0.25)}
+
+
+def test_a_journal_survives_a_line_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "search.jsonl"
+    Journal(path, {"model": "a"})[frozenset({1})] = Evaluation(0.5)
+    with path.open("a") as file:
+        file.write('{"drop": [2], "met')
+    again = Journal(path, {"model": "a"})
+    again[frozenset({4})] = Evaluation(0.75)
+    assert set(Journal(path, {"model": "a"})) == {frozenset({1}), frozenset({4})}
+
+
+def test_a_journal_of_another_search_is_begun_anew(tmp_path: Path) -> None:
+    Journal(tmp_path / "search.jsonl", {"model": "a"})[frozenset({1})] = Evaluation(0.5)
+    assert len(Journal(tmp_path / "search.jsonl", {"model": "b"})) == 0
+
+
+def test_a_killed_search_resumes_without_measuring_again(
+    tmp_path: Path, tiny: Callable[[str], Path], sample_files: Callable[[str], dict[str, Path]]
+) -> None:
+    model = load_model(tiny("bert"))
+    rows = read_samples(sample_files("bert")["id"], model.task.rows({}, model.processor), role="id")
+
+    def selection():
+        probe = Probe(model, {"id": rows, "target": rows}, known=Journal(tmp_path / "j.jsonl", {}))
+        settings = SelectionSettings(epsilon=1.0)
+        return select_layers(probe, settings, model="m", task=model.task, num_samples=64), probe
+
+    first, _ = selection()
+    second, probe = selection()
+    assert (second.steps, second.drop) == (first.steps, first.drop)
+    assert (probe.layer_forwards, probe.num_evaluations) == (0, 0)
