@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import reporting, steps
-from .artifacts import Benchmark, Export, Profile, Report, Run, Selection, read, staged, write
+from .artifacts import Benchmark, Export, Profile, Report, Run, Selection, read, refuse_inside, staged, write
 from .benchmarking import benchmark as compare_exports
 from .config import RunConfig
 from .errors import ConfigError, LoadError
@@ -97,6 +97,7 @@ def benchmark(original: Path, pruned: Path, config: RunConfig) -> Benchmark:
         if not folder.is_dir():
             raise LoadError(f"Export folder {folder} does not exist.")
     steps.check(config)
+    refuse_inside(config.output, (original, pruned))
     first = read(original / "export.json", Export)
     config = replace(config, model=str(original), task=first.task)
     if config.max_length is None:

@@ -73,7 +73,7 @@ class RunConfig:
     sequence_length: tuple[int, ...] = _option((), "Sequence length to time; repeatable.")
     eval_batch_size: int = _option(32, "Rows a forward in profile and search.")
     max_length: int | None = _option(None, "Cut inputs to this many tokens (default: the model's limit).")
-    limit: int | None = _option(None, "At most this many rows a file; for trying out only.")
+    limit: int | None = _option(None, "At most this many rows a role; for trying out only.")
     num_threads: int | None = _option(None, "Threads of PyTorch and ONNX Runtime (default: all cores).")
     warmup: int = _option(5, "Untimed runs before timing.")
     iterations: int = _option(30, "Timed rounds a shape.")

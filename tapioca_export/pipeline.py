@@ -115,8 +115,9 @@ def demo(config: RunConfig, num_select: int = 1024, num_report: int = 1000) -> R
                 paths[f"{name}{side}"] = path = folder / "samples" / f"{name}{side.replace('_', '-')}.jsonl"
                 seed = (config.seed, 2 * number + offset + 1)  # no training step has such a seed
                 write_prompts(path, sample_prompts(count, seed, coefficient_scale=scale))
-        task = "polynomial-regression"
-        return _run_in(folder, replace(config, model=str(WEIGHTS), task=task, **paths))
+        formats = tuple(dict.fromkeys((*config.format, "torchscript")))
+        paths |= {"model": str(WEIGHTS), "task": "polynomial-regression", "format": formats}
+        return _run_in(folder, replace(config, **paths))
 
 
 def write_prompts(path: Path, prompts: np.ndarray) -> None:

@@ -268,7 +268,7 @@ class _Accumulator:
         self.num_tokens += num_tokens
         for position, index in enumerate(batch.indices.tolist()):
             if index in self.chosen:
-                self.states[index] = states[:, position].cpu()
+                self.states[index] = states[:, position].cpu().clone()  # a view would keep the batch
         if self.num_replicates:
             weights, halves = self._draws(batch.indices.tolist())
             self.weight_sum += weights.sum(axis=0)

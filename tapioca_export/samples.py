@@ -137,7 +137,7 @@ def load_roles(
         read_row: Turns one record and its place into a row.
         sides: The sides wanted; the split is the same whichever are asked for.
         seed: Seed of the hash.
-        limit: At most this many rows a file, chosen by the same hash.
+        limit: At most this many rows a role, chosen by the same hash after the split.
         drop_leaks: Remove rows that stand in two roles instead of refusing them. A row stays in the
             first of its roles in the order of `ROLES`, so that report rows go before select rows.
 
@@ -150,16 +150,15 @@ def load_roles(
         path, report_path = files.get(name), files.get(f"{name}-report")
         if path is None:
             continue
-        samples = _limited(read_samples(path, read_row, role=f"{name}-select"), seed, limit)
+        samples = read_samples(path, read_row, role=f"{name}-select")
         if report_path is None:
             select, report = _split(samples, seed)
         else:
             select = samples
             report = read_samples(report_path, read_row, role=f"{name}-report")
-            report = _limited(report, seed, limit)
         roles |= {
-            f"{name}-select": select,
-            f"{name}-report": replace(report, role=f"{name}-report"),
+            f"{name}-select": _limited(select, seed, limit),
+            f"{name}-report": _limited(replace(report, role=f"{name}-report"), seed, limit),
         }
     _check_layout([row for samples in roles.values() for row in samples.rows[:1]])
     if "report" not in sides:
@@ -343,7 +342,7 @@ def _parquet(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
 
 def _saved_dataset(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
     """Read a folder written by `Dataset.save_to_disk`; a place is a row, counted from 1."""
-    from datasets import Dataset, load_from_disk
+    from datasets import ClassLabel, Dataset, load_from_disk
 
     try:
         data = load_from_disk(str(path))
@@ -356,5 +355,10 @@ def _saved_dataset(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
             f"{path} holds several splits: {', '.join(data)}.",
             f"Name one: {path / next(iter(data))}.",
         )
+    # Ids of such a column count in the data's own order of names, which need not be the model's.
+    named = {name: kind for name, kind in data.features.items() if isinstance(kind, ClassLabel)}
     for number, record in enumerate(data, start=1):
+        for name, kind in named.items():
+            if record[name] is not None and record[name] >= 0:  # -1 stands for no label
+                record[name] = kind.int2str(record[name])
         yield record, f"{path}, row {number}"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from . import provenance
-from .artifacts import Benchmark, Export, Profile, Selection, read, write
+from .artifacts import Benchmark, Export, Profile, Selection, read, refuse_inside, write
 from .benchmarking import BenchmarkSettings, resolve_provider
 from .config import RunConfig
 from .errors import ConfigError, first_line
@@ -45,9 +45,11 @@ def check(config: RunConfig, *, searches: bool = False) -> None:
         TapiocaError: If a name is in no table, settings do not go together, a sample file is missing,
             or a device or provider is not there.
     """
-    for path in (config.id, config.target, config.id_report, config.target_report):
-        if path is not None:
-            check_exists(path)
+    files = (config.id, config.target, config.id_report, config.target_report)
+    given = [path for path in files if path is not None]
+    for path in given:
+        check_exists(path)
+    refuse_inside(config.output, [Path(config.model), *given] if config.model else given)
     if config.task != "auto":
         TASKS[config.task]
     if searches:

@@ -61,7 +61,7 @@ def refused(result: Result, *words: str, code: int = 1) -> None:
         assert word in result.stderr
     assert result.stdout == ""
     assert not Path(OUT).exists()
-    assert not Path(OUT + ".partial").exists()
+    assert not Path(f".{OUT}.tapioca-partial").exists()
 
 
 def select(model: Path | str, files: dict[str, Path], *more: object) -> list[object]:
@@ -331,7 +331,7 @@ BAD_OPTIONS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("--eval-batch-size", "0"): ("--eval-batch-size 0",),
     ("--num-threads", "0"): ("--num-threads 0",),
     ("--limit", "0"): ("--limit 0",),
-    ("--limit", "9"): ("at least 8",),
+    ("--limit", "7"): ("at least 8",),
     ("--seed", "-1"): ("--seed",),
     ("--tie-break", "coin"): ("--tie-break 'coin'",),
     ("--select-on", "both"): ("--select-on 'both'",),

@@ -63,7 +63,7 @@ def test_a_run_folder_holds_what_the_contract_names(finished: Path) -> None:
     files = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
     assert set(LAYOUT) <= files
     assert "pruned/torchscript/model.pt" in files
-    assert not any(name.endswith((".partial", ".invalid")) for name in files)
+    assert not any(name.endswith(("partial", ".invalid")) for name in files)
 
 
 def test_the_pruned_checkpoint_loads_with_stock_transformers(finished: Path) -> None:
@@ -205,6 +205,16 @@ def test_a_checkpoint_pruned_before_is_not_pruned_again(finished: Path, tmp_path
     assert result.exit_code == 1
     assert "was pruned before" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_holds_an_input_is_refused(tmp_path: Path, tiny: Tiny) -> None:
+    files = write_samples(tmp_path)
+    data = ["--id", files["id"], "--target", files["target"]]
+    result = invoke("select", "-m", tiny("bert"), *data, "-o", tmp_path, "--overwrite")
+    assert result.exit_code == 1
+    assert "is inside the output folder" in result.stderr
+    assert files["id"].exists()
+    assert invoke("prune", "-m", tiny("bert"), "--drop", 1, "-o", tiny("bert"), "--overwrite").exit_code == 1
 
 
 def test_dropping_nothing_writes_the_same_weights_and_logits(tiny: Tiny, tmp_path: Path) -> None:

@@ -160,12 +160,12 @@ def test_a_target_within_the_noise_floor_is_said_not_to_deviate():
 
 
 def test_the_removed_share_of_the_deviation_is_stated():
-    assert re.search(r"pruning removed \d+ % of that", finding("The target deviates", report()))
+    assert re.search(r"pruning lowered it by \d+ %", finding("The target deviates", report()))
 
 
 def test_a_deviation_that_grew_is_stated():
     grown = replace(profile(), deviation_removed=-0.25)
-    assert "pruning added 25 % of that" in finding("The target deviates", report(profile=grown))
+    assert "pruning raised it by 25 %" in finding("The target deviates", report(profile=grown))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 Knows nothing about models, runtimes or how any number came about.
 """
 
-from .files import check_output, read, sha256, staged, to_json, write, write_text
+from .files import check_output, read, refuse_inside, sha256, staged, to_json, write, write_text
 from .records import (
     SCHEMA_VERSION,
     Accuracy,
@@ -52,6 +52,7 @@ __all__ = [
     "Timing",
     "check_output",
     "read",
+    "refuse_inside",
     "sha256",
     "staged",
     "to_json",

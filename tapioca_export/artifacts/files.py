@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 from ..errors import LoadError, OutputError, ParityError
 
 T = TypeVar("T")
+# Ends the name of a folder that is being filled; nobody else has such folders.
+PARTIAL = ".tapioca-partial"
 
 
 def _adapter(cls: Any) -> Any:
@@ -87,7 +89,7 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def staged(output: Path, *, overwrite: bool, keep: str | None = None) -> Iterator[Path]:
-    """Give a folder `<output>.partial` to fill, then move it into place whole.
+    """Give a folder beside `output` to fill, then move it into place whole.
 
     At every instant `output` is what it was before, or the finished folder. When the block raises,
     what it wrote is thrown away, but for two things: the file named by `keep`, from which the same
@@ -97,9 +99,9 @@ def staged(output: Path, *, overwrite: bool, keep: str | None = None) -> Iterato
     Raises:
         OutputError: If `output` holds something and may not be replaced, or cannot be written.
     """
-    output = output.absolute()
+    output = output.resolve()  # a link stays a link
     check_output(output, overwrite=overwrite)
-    aside = output.with_name(output.name + ".partial")
+    aside = output.with_name(f".{output.name}{PARTIAL}")
     try:
         _clear(aside, keep)
         aside.mkdir(parents=True, exist_ok=True)
@@ -147,6 +149,19 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"Cannot write in {parent}.", "Name another folder with --output.")
+
+
+def refuse_inside(output: Path, inputs: Iterable[Path]) -> None:
+    """Refuse an output folder that holds an input: replacing it would lose the input.
+
+    Raises:
+        OutputError: Naming the input.
+    """
+    for path in inputs if output.is_dir() else ():
+        if path.exists() and path.resolve().is_relative_to(output.resolve()):
+            raise OutputError(
+                f"Input {path} is inside the output folder {output}.", "Name another folder with --output."
+            )
 
 
 def _replace(aside: Path, output: Path) -> None:

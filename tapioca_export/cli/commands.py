@@ -236,7 +236,8 @@ def benchmark(original: Path, pruned: Path, as_json: bool, quiet: bool, **flags:
             low, high = cell.speedup.interval
             lines.append(
                 f"{cell.provider}, batch {cell.batch_size} x {cell.sequence_length}: "
-                f"{cell.speedup.median:.2f}x faster ({low:.2f} to {high:.2f}; ideal {cell.ideal_speedup:.2f})"
+                f"{cell.speedup.median:.2f}x the speed ({low:.2f} to {high:.2f}; "
+                f"ideal {cell.ideal_speedup:.2f})"
             )
         lines += result.skipped
         return "\n".join(lines)

@@ -94,8 +94,13 @@ def _count(count: int, noun: str) -> str:
 
 
 def effect(accuracy: Accuracy) -> Effect:
-    """Judge by the interval alone: one that touches zero shows nothing."""
+    """Judge by interval and test together: an effect has an interval clear of zero and p < 0.05.
+
+    Where few rows change, a bootstrap interval is too narrow, and the exact test is the judge.
+    """
     low, high = accuracy.gain_interval
+    if accuracy.p_value >= 0.05:
+        return "unclear"
     if low > 0:
         return "gain"
     return "harm" if high < 0 else "unclear"
@@ -283,10 +288,13 @@ def _about_deviation(profile: Profile) -> list[str]:
     after, removed = profile.pruned_deviation, profile.deviation_removed
     if after is None or removed is None:
         return [f"{found}; it was not measured after pruning."]
-    did = "removed" if removed >= 0 else "added"
+    did = "lowered" if removed >= 0 else "raised"
     share = f"{abs(removed) * 100:.0f} %"
     rest = "within" if after.mean <= before.noise_floor.mean else "above"
-    return [f"{found}; pruning {did} {share} of that, leaving {number(after.mean)}, {rest} the floor."]
+    return [
+        f"{found}; over the boundaries that both models have, pruning {did} it by {share}, "
+        f"to {number(after.mean)}, {rest} the floor."
+    ]
 
 
 def _about_prediction(selection: Selection) -> list[str]:

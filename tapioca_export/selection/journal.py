@@ -1,4 +1,4 @@
-"""The journal of a search: every evaluation on disk as soon as it is known."""
+"""The journal of a search: every round's evaluations on disk as soon as they are known."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from ..artifacts import SCHEMA_VERSION, Evaluation, write_text
 class Journal(MutableMapping[frozenset[int], Evaluation]):
     """Evaluations by set of dropped layers, each appended to a file as soon as it is known.
 
-    A search that was killed reads them back and goes on; a last line cut short by the kill is
-    dropped. A journal of another search (other model, rows or seed) is begun anew.
+    A search that was killed reads them back and goes on from its last whole round; a last line cut
+    short by the kill is dropped. A journal of another search (other model, rows or device) is begun
+    anew.
 
     Args:
         path: The JSON Lines file.

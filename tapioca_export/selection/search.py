@@ -150,6 +150,8 @@ def _allowed_layers(num_layers: int, settings: SelectionSettings) -> tuple[int, 
         if held := sorted(set(settings.drop) & set(settings.held)):
             raise SelectionError(f"Layer {held[0]} cannot go: the architecture builds it differently.")
         return settings.drop
+    if num_layers == 1:
+        raise SelectionError("The model has one layer, and one must stay.")
     allowed = range(settings.protect_first, num_layers - settings.protect_last)
     layers = tuple(layer for layer in allowed if layer not in settings.held)
     if not layers:
