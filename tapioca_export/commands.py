@@ -88,7 +88,12 @@ def export(config: RunConfig) -> dict[str, Export]:
         assert rows is not None
         several = len(config.format) > 1
         places = {name: folder / name if several else folder for name in config.format}
-        return steps.export_all(config, model, rows, places, steps.dropped_before(config.model))
+        chosen = steps.selection_of(config.model)
+        exports = steps.export_all(config, model, rows, places, chosen.drop if chosen else ())
+        if chosen:  # says on which rows the layers were chosen, so that they are never reported
+            for place in places.values():
+                write(place / "selection.json", chosen)
+        return exports
 
 
 def benchmark(original: Path, pruned: Path, config: RunConfig) -> Benchmark:
@@ -99,6 +104,13 @@ def benchmark(original: Path, pruned: Path, config: RunConfig) -> Benchmark:
     steps.check(config)
     refuse_inside(config.output, (original, pruned))
     first = read(original / "export.json", Export)
+    chosen = steps.selection_of(str(pruned))
+    if chosen is not None and chosen.num_samples and chosen.seed != config.seed:
+        raise ConfigError(
+            f"The layers were chosen on rows split with --seed {chosen.seed}; with --seed {config.seed} "
+            "some of them would be reported.",
+            f"Use --seed {chosen.seed}.",
+        )
     config = replace(config, model=str(original), task=first.task)
     if config.max_length is None:
         config = replace(config, max_length=first.max_length)

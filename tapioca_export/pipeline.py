@@ -77,6 +77,8 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
             pruned = replace(pruned, source=str(config.output / "pruned" / "checkpoint"))
             places = {name: folder / "pruned" / name for name in formats}
             smaller = steps.export_all(config, pruned, rows, places, selection.drop)
+            for place in places.values():  # `benchmark` asks it which rows may be reported
+                write(place / "selection.json", selection)
         with clock("benchmark"):
             report_rows = {name: roles[f"{name}-report"] for name in ("id", "target")}
             graphs = (folder / "original" / "onnx", folder / "pruned" / "onnx")

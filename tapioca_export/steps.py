@@ -245,10 +245,16 @@ def export_all(
     return exports
 
 
+def selection_of(folder: str) -> Selection | None:
+    """Return the selection that a checkpoint or export of ours was made by."""
+    path = Path(folder) / "selection.json"
+    return read(path, Selection) if path.is_file() else None
+
+
 def dropped_before(model: str) -> tuple[int, ...]:
     """Return the layers that a checkpoint of ours says it lacks."""
-    path = Path(model) / "selection.json"
-    return read(path, Selection).drop if path.is_file() else ()
+    selection = selection_of(model)
+    return selection.drop if selection else ()
 
 
 def refuse_pruned(config: RunConfig) -> None:

@@ -176,6 +176,10 @@ def test_every_stage_runs_on_its_own_and_agrees_with_the_run(
     alone = read(tmp_path / "bench/benchmark.json", Benchmark)
     assert alone.accuracy == read(finished / "benchmark.json", Benchmark).accuracy
     assert alone.drop == selection.drop
+    for small in (tmp_path / "small", finished / "pruned/onnx"):
+        other = invoke("benchmark", tmp_path / "full", small, *data, "-o", tmp_path / "other", "--seed", 1)
+        assert other.exit_code == 1  # rows that drove the search would be reported
+        assert "Use --seed 0" in other.stderr
 
 
 def test_unlabelled_targets_run_through_with_tapioca(tiny: Tiny, tmp_path: Path) -> None:
