@@ -24,8 +24,6 @@ from transformers.utils import ModelOutput
 WEIGHTS = Path(__file__).parent / "polynomial_weights"
 DEGREE = 2
 NUM_POINTS = 20
-# Three points determine a parabola: errors before the fourth say nothing about the model.
-FIRST_SCORED_POINT = 3
 
 
 class PolynomialConfig(GPT2Config):  # type: ignore[misc]

@@ -19,12 +19,12 @@ import torch
 import transformers
 
 from tapioca_export.polynomial import (
-    FIRST_SCORED_POINT,
     NUM_POINTS,
     PolynomialConfig,
     PolynomialModel,
     sample_prompts,
 )
+from tapioca_export.tasks import PolynomialRegression
 
 EVALUATION_SEED = 10**6  # training uses seeds from 0 up, one a step
 
@@ -34,7 +34,7 @@ def evaluate(model: PolynomialModel, num_prompts: int = 1000) -> float:
     """Mean squared error from the fourth point on, on fresh prompts of the training distribution."""
     prompts = torch.from_numpy(sample_prompts(num_prompts, EVALUATION_SEED))
     error = model(prompts).logits - prompts[:, 1::2]
-    return float(error[:, FIRST_SCORED_POINT:].square().mean())
+    return float(error[:, PolynomialRegression.FIRST_SCORED_POINT :].square().mean())
 
 
 @click.command(help=__doc__)

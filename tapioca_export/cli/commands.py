@@ -72,8 +72,10 @@ def _prepare_libraries() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    import huggingface_hub
     import transformers
 
+    huggingface_hub.logging.set_verbosity_error()  # or every retry is a line before ours
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 

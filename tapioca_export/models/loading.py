@@ -90,6 +90,11 @@ def load_config(source: str | Path, options: LoadOptions) -> Any:
             local_files_only=options.local_files_only,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if not folder.exists():
+            raise LoadError(
+                f"{source} is not a folder here, and the hub does not give it: {first_line(error)}",
+                "Check -m/--model.",
+            ) from error
         raise LoadError(f"Cannot load the config of {source}: {first_line(error)}") from error
 
 

@@ -17,7 +17,6 @@ from ..errors import ConfigError, SelectionError
 from ..registry import Table
 
 PICKS = ("best", "bsba", "final")
-TIE_BREAKS = ("index", "loss")
 
 
 class Prober(Protocol):

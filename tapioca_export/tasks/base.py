@@ -181,7 +181,6 @@ class Task(ABC):
         samples: Samples,
         processor: Processor,
         batch_size: int,
-        padding_side: str | None = None,
     ) -> Iterator[Batch]:
         """Encode the samples in batches of similar length, so that little work goes to padding."""
         lengths = [self.length(row, processor) for row in samples.rows]
@@ -189,7 +188,7 @@ class Task(ABC):
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
             rows = [samples.rows[i] for i in indices]
-            yield Batch(indices, self.encode(rows, processor, padding_side))
+            yield Batch(indices, self.encode(rows, processor))
 
 
 TASKS: Table[Task] = Table("task")
