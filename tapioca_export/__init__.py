@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .artifacts import Benchmark, Export, Profile, Report, Selection
-    from .commands import benchmark, export, profile, prune, report, select
+    from .artifacts import Benchmark, Comparison, Export, Profile, Report, Selection
+    from .commands import benchmark, compare, export, profile, prune, report, select
     from .config import RunConfig
     from .errors import TapiocaError
     from .gating import Thresholds, check
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "artifacts": ("Benchmark", "Export", "Profile", "Report", "Selection"),
-    "commands": ("benchmark", "export", "profile", "prune", "report", "select"),
+    "artifacts": ("Benchmark", "Comparison", "Export", "Profile", "Report", "Selection"),
+    "commands": ("benchmark", "compare", "export", "profile", "prune", "report", "select"),
     "config": ("RunConfig",),
     "errors": ("TapiocaError",),
     "gating": ("Thresholds", "check"),
@@ -29,6 +29,7 @@ _HOMES = {
 
 __all__ = [
     "Benchmark",
+    "Comparison",
     "Export",
     "Profile",
     "Report",
@@ -38,6 +39,7 @@ __all__ = [
     "Thresholds",
     "benchmark",
     "check",
+    "compare",
     "demo",
     "export",
     "profile",

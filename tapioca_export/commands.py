@@ -6,15 +6,26 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from . import reporting, steps
-from .artifacts import Benchmark, Export, Profile, Report, Run, Selection, read, refuse_inside, staged, write
+from . import comparing, reporting, steps
+from .artifacts import (
+    Benchmark,
+    Comparison,
+    Export,
+    Profile,
+    Report,
+    Run,
+    Selection,
+    read,
+    refuse_inside,
+    staged,
+    write,
+)
 from .benchmarking import benchmark as compare_exports
 from .config import RunConfig
 from .errors import ConfigError, LoadError
 from .exporting import parity_batches
 from .models import check_layers, load_model
 from .pipeline import JOURNAL
-from .selection import Journal
 
 
 def profile(config: RunConfig, drop: Sequence[int] = ()) -> Profile:
@@ -23,7 +34,8 @@ def profile(config: RunConfig, drop: Sequence[int] = ()) -> Profile:
     with staged(config.output, overwrite=config.overwrite) as folder, steps.using_threads(config):
         model, roles = steps.load_with_roles(config, ("select",))
         drop = check_layers(drop, model.num_layers)
-        result = steps.measure(model, steps.make_probe(config, model, roles), drop)
+        with steps.probing(config, model, roles) as probe:
+            result = steps.measure(model, probe, drop)
         write(folder / "profile.json", result)
     return result
 
@@ -36,10 +48,42 @@ def select(config: RunConfig) -> Selection:
         steps.using_threads(config),
     ):
         model, roles = steps.load_with_roles(config, ("select",))
-        journal = Journal(folder / JOURNAL, steps.fingerprint(config, roles))
-        selection = steps.choose(config, model, steps.make_probe(config, model, roles, journal), roles)
+        with steps.probing(config, model, roles, folder / JOURNAL) as probe:
+            selection = steps.choose(config, model, probe, roles)
         write(folder / "selection.json", selection)
     return selection
+
+
+def compare(config: RunConfig, criteria: Sequence[str]) -> Comparison:
+    """Write `comparison.json`: what each criterion costs, and what it does on rows that it never saw.
+
+    Every criterion drops `config.max_drop_layers` layers in the one loop, with no floor in its way
+    (`criterion`, `epsilon` and `pick` have no say), in a search of its own, so that its cost is its
+    own too: `selection-NAME.json` and `search-NAME.jsonl`. Only `tapioca` and a budget end earlier.
+
+    Raises:
+        ConfigError: If the criteria cannot be compared, or rows that are needed have no labels.
+    """
+    comparing.check(config, criteria)
+    labelled = (f"{config.select_on}-select", "target-report", "id-report")
+    with (
+        staged(config.output, overwrite=config.overwrite, keep="search-*.jsonl") as folder,
+        steps.using_threads(config),
+    ):
+        journals = {name: folder / f"search-{name}.jsonl" for name in criteria}
+        for left_over in set(folder.iterdir()) - set(journals.values()):  # of a comparison of others
+            left_over.unlink()
+        model, roles = steps.load_with_roles(config, ("select", "report"), labelled)
+        comparing.check_depth(config, model)
+        selections = []
+        for name, journal in journals.items():
+            alike = comparing.at_equal_depth(config, name)
+            with steps.probing(alike, model, roles, journal) as probe:
+                selections.append(steps.choose(alike, model, probe, roles))
+            write(folder / f"selection-{name}.json", selections[-1])
+        result = comparing.on_report_rows(config, model, roles, selections)
+        write(folder / "comparison.json", result)
+    return result
 
 
 def prune(config: RunConfig, selection: Selection | None = None) -> Selection:

@@ -27,8 +27,8 @@ def _option(default: Any, help_: str, short: str | None = None, metavar: str | N
 LEAST = {
     0: ("max_drop_layers", "protect_first", "protect_last", "warmup"),
     1: (
-        "batch_size", "eval_batch_size", "iterations", "limit", "max_length", "num_threads", "opset",
-        "sequence_length",
+        "batch_size", "budget_evaluations", "eval_batch_size", "iterations", "limit", "max_length",
+        "num_threads", "num_workers", "opset", "sequence_length", "shortlist", "width",
     ),
 }  # fmt: skip
 
@@ -52,11 +52,25 @@ class RunConfig:
     columns: Mapping[str, str] = _option({}, "Column names, such as text=review,label=stars.", None, "MAP")
     output: Path = _option(Path("tapioca-run"), "Output folder.", "o", "DIR")
     criterion: str = _option("tale", "How layers are chosen; see `list`.", None, "NAME")
-    epsilon: float = _option(0.08, "Search goes on down to baseline - epsilon, in units of the metric.")
+    epsilon: float | None = _option(
+        0.08, "Search goes on down to baseline - epsilon, in units of the metric."
+    )
     pick: str = _option("best", "Which point of the search: best, bsba, final, or a number.", None, "PICK")
     max_drop_layers: int | None = _option(None, "Drop at most this many layers.")
     protect_first: int = _option(0, "Never drop this many first layers.")
     protect_last: int = _option(0, "Never drop this many last layers.")
+    search: str = _option(
+        "greedy", "Way through the sets of layers: greedy (exact), racing, beam, exhaustive.", None, "NAME"
+    )
+    full_scores: bool = _option(False, "Score every candidate on all rows, also those that have lost.")
+    confidence: float = _option(0.99, "Confidence of --search racing.")
+    width: int = _option(3, "Sets kept a round by --search beam.")
+    shortlist: int = _option(3, "Layers that geometry proposes a round, with --criterion tapioca+tale.")
+    budget_seconds: float | None = _option(None, "End the search after this time with the best so far.")
+    budget_evaluations: int | None = _option(None, "End the search after this many candidates.")
+    engine: str = _option("local", "Where candidates are scored: local, or ray.", None, "NAME")
+    num_workers: int = _option(1, "Workers of --engine ray.")
+    ray_address: str | None = _option(None, "Address of a running Ray cluster.", None, "ADDRESS")
     tie_break: str = _option(
         "index", "Among equals, drop the lowest index, or the lowest loss.", None, "RULE"
     )

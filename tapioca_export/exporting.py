@@ -155,7 +155,7 @@ def _prove(model: LoadedModel, samples: Samples, run: Run, tolerance: float) -> 
     for side, batch in parity_batches(model, samples):
         expected = reference_logits(model, batch)
         try:
-            actual = run(batch)
+            actual = model.task.compared(run(batch), batch)
         # ONNX Runtime's errors share no base class but this one; TorchScript raises RuntimeError.
         except Exception as error:
             raise ParityError(f"the file does not run on your rows: {first_line(error)}") from error

@@ -22,7 +22,6 @@ from .config import RunConfig
 from .exporting import parity_batches
 from .models import load_model
 from .polynomial import WEIGHTS, sample_prompts
-from .selection import Journal
 
 JOURNAL = "search.jsonl"
 DEMO_COEFFICIENT_SCALE = 3.0
@@ -55,14 +54,13 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
             task, processor = steps.load_task(config)
             roles = steps.load_roles(config, task, processor)
             model = load_model(config.model, task.name, steps.load_options(config))
-        with clock("select"):
-            journal = Journal(folder / JOURNAL, steps.fingerprint(config, roles))
-            probe = steps.make_probe(config, model, roles, journal)
-            selection = steps.choose(config, model, probe, roles)
-            write(folder / "selection.json", selection)
-        with clock("profile"):
-            profile = steps.measure(model, probe, selection.drop)
-            write(folder / "profile.json", profile)
+        with steps.probing(config, model, roles, folder / JOURNAL) as probe:
+            with clock("select"):
+                selection = steps.choose(config, model, probe, roles)
+                write(folder / "selection.json", selection)
+            with clock("profile"):
+                profile = steps.measure(model, probe, selection.drop)
+                write(folder / "profile.json", profile)
         rows = steps.parity_rows(roles)
         with clock("export original"):
             places = {name: folder / "original" / name for name in formats}

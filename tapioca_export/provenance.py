@@ -27,6 +27,12 @@ PACKAGES = (
     "numpy",
     "scipy",
 )
+# What the hub calls a task, where it knows it.
+PIPELINE_TAGS = {
+    "text-classification": "text-classification",
+    "multiple-choice": "text-generation",
+    "text-generation": "text-generation",
+}
 
 
 def versions() -> dict[str, str]:
@@ -101,7 +107,7 @@ def write_model_card(folder: Path, selection: Selection) -> None:
     data = ModelCardData(
         base_model=base,
         library_name="transformers",
-        pipeline_tag=selection.task if selection.task == "text-classification" else None,
+        pipeline_tag=PIPELINE_TAGS.get(selection.task),
         tags=["pruned", "layer-pruning", "tapioca-export"],
     )
     layers = ", ".join(map(str, selection.drop)) or "none"

@@ -73,7 +73,7 @@ class Samples:
         text = "\n".join(f"{row.key}\0{row.label}" for row in self.rows)
         return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
-    @property
+    @cached_property
     def labels(self) -> np.ndarray:
         """Labels stacked along axis 0."""
         return np.asarray([row.label for row in self.rows])
@@ -213,7 +213,8 @@ def _split(samples: Samples, seed: int) -> tuple[Samples, Samples]:
     # Equal rows with unequal labels belong to one stratum, whichever of them comes first.
     labels: dict[str, str] = {}
     for row in samples.rows:
-        label = str(row.label) if np.isscalar(row.label) else ""
+        # A text is an answer, not a class: each would be a stratum of its own.
+        label = str(row.label) if np.isscalar(row.label) and not isinstance(row.label, str) else ""
         labels[row.key] = min(label, labels.get(row.key, label))
     strata: dict[str, list[str]] = {}
     for key, label in labels.items():

@@ -7,7 +7,7 @@ goes where, and nothing of any stage's inside.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from . import provenance
-from .artifacts import Benchmark, Export, Profile, Selection, read, refuse_inside, write
+from .artifacts import Benchmark, Export, Journal, Profile, Selection, read, refuse_inside, write
 from .benchmarking import BenchmarkSettings, resolve_provider
 from .config import RunConfig
+from .engines import ENGINES, Engine, EngineSettings, open_engine
 from .errors import ConfigError, first_line
 from .exporting import ExportSettings, export_model
 from .models import (
@@ -31,10 +32,10 @@ from .models import (
     load_processor,
     save_pruned,
 )
-from .profiling import Probe
+from .profiling import MakeReplayer, Probe
 from .samples import Samples, Side, check_exists, read_samples
 from .samples import load_roles as read_roles
-from .selection import CRITERIA, Journal, SelectionSettings, select_layers
+from .selection import CRITERIA, SEARCHES, SelectionSettings, select_layers
 from .tasks import TASKS, Processor, Task
 
 
@@ -54,6 +55,8 @@ def check(config: RunConfig, *, searches: bool = False) -> None:
         TASKS[config.task]
     if searches:
         CRITERIA[config.criterion]
+        SEARCHES[config.search]
+        ENGINES[config.engine]
         selection_settings(config, held=())
         refuse_pruned(config)
     for name in config.format:
@@ -88,6 +91,13 @@ def selection_settings(config: RunConfig, held: tuple[int, ...]) -> SelectionSet
         drop=config.drop,
         held=held,
         seed=config.seed,
+        search=config.search,
+        full_scores=config.full_scores,
+        confidence=config.confidence,
+        width=config.width,
+        shortlist=config.shortlist,
+        budget_seconds=config.budget_seconds,
+        budget_evaluations=config.budget_evaluations,
     )
 
 
@@ -99,10 +109,19 @@ def load_task(config: RunConfig) -> tuple[Task, Processor]:
     return task, load_processor(task, config.model, model_config, options)
 
 
-def load_with_roles(config: RunConfig, sides: Sequence[Side]) -> tuple[LoadedModel, dict[str, Samples]]:
-    """Load samples, then the model: what is cheap to refuse is refused first."""
+def load_with_roles(
+    config: RunConfig, sides: Sequence[Side], labelled: Sequence[str] = ()
+) -> tuple[LoadedModel, dict[str, Samples]]:
+    """Load samples, then the model: what is cheap to refuse is refused first.
+
+    Raises:
+        ConfigError: If the rows of a role in `labelled` have no labels.
+    """
     task, processor = load_task(config)
     roles = load_roles(config, task, processor, sides)
+    for role in labelled:
+        if not roles[role].is_labelled:
+            raise ConfigError(f"The {role} rows ({roles[role].source}) have no labels.", "Label them.")
     return load_model(config.model, task.name, load_options(config)), roles
 
 
@@ -158,22 +177,49 @@ def _joined(parts: Sequence[Samples]) -> Samples:
     return Samples("parity", rows, ", ".join(dict.fromkeys(p.source for p in parts)), "")
 
 
-def make_probe(
+@contextmanager
+def probing(
     config: RunConfig,
     model: LoadedModel,
     roles: Mapping[str, Samples],
-    journal: Journal | None = None,
-) -> Probe:
-    """Return a probe on the select rows."""
-    samples = {name: roles[f"{name}-select"] for name in ("id", "target")}
-    return Probe(
-        model,
-        samples,
-        select_on=config.select_on,
-        batch_size=config.eval_batch_size,
-        seed=config.seed,
-        known=journal,
-    )
+    journal: Path | None = None,
+    side: Side = "select",
+) -> Iterator[Probe]:
+    """Give a probe on the select rows, and let its workers go at the end.
+
+    Args:
+        config: Which rows drive the search, and where they are scored.
+        model: The network.
+        roles: Samples by role.
+        journal: Where to keep what was measured, so that a killed search resumes (default: nowhere).
+        side: "report" for a probe on the report rows.
+
+    Raises:
+        OutputError: If the journal is of another search.
+        ConfigError: If the engine cannot be had.
+    """
+    samples = {name: roles[f"{name}-{side}"] for name in ("id", "target")}
+    rows = samples[config.select_on]
+    ledger = None
+    if journal is not None:
+        ledger = Journal(journal, fingerprint(config, roles), len(rows), discard=config.overwrite)
+    with nullcontext() if config.engine == "local" else _engine(config, model, rows) as engine:
+        yield Probe(
+            model,
+            samples,
+            select_on=config.select_on,
+            batch_size=config.eval_batch_size,
+            seed=config.seed,
+            ledger=ledger,
+            engine=engine,
+        )
+
+
+def _engine(config: RunConfig, model: LoadedModel, rows: Samples) -> Engine:
+    """Return the engine asked for; each worker loads the model for itself."""
+    threads = max(1, torch.get_num_threads() // config.num_workers)
+    make = MakeReplayer(model.source, model.task.name, load_options(config), rows, threads)
+    return open_engine(config.engine, make, EngineSettings(config.num_workers, config.ray_address))
 
 
 def choose(config: RunConfig, model: LoadedModel, probe: Probe, roles: Mapping[str, Samples]) -> Selection:
@@ -309,6 +355,7 @@ def fingerprint(config: RunConfig, roles: Mapping[str, Samples]) -> dict[str, An
         "select_on": config.select_on,
         "device": config.device,
         "max_length": config.max_length,
+        "eval_batch_size": config.eval_batch_size,
         "versions": provenance.versions(),
     }
 

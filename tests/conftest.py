@@ -16,6 +16,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedTokenizerFast,
     Qwen2Tokenizer,
@@ -60,6 +61,17 @@ FAMILIES: dict[str, dict[str, object]] = {
         "max_window_layers": 2,
     },
 }  # fmt: skip
+DECODERS: dict[str, dict[str, object]] = {
+    **{family: {**FAMILIES[family], "vocab_size": 128} for family in ("gpt2", "llama", "qwen2")},
+    "bloom": {
+        "vocab_size": 128, "hidden_size": 32, "n_head": 4, "n_layer": NUM_LAYERS, "pad_token_id": 0,
+        "bos_token_id": 1, "eos_token_id": 2,
+    },
+    "gemma2": {**_DECODER, "head_dim": 8, "sliding_window": 64},
+    "gpt_neox": _BASE,
+    "mistral": {**_DECODER, "sliding_window": None},
+    "opt": {**_BASE, "ffn_dim": 64, "word_embed_proj_dim": 32},
+}  # fmt: skip
 ALL_FAMILIES = (*FAMILIES, "polynomial")
 THREE_FAMILIES = ("bert", "llama", "polynomial")
 
@@ -80,8 +92,19 @@ def make_model(family: str, **overrides: object) -> transformers.PreTrainedModel
         config.id2label = dict(enumerate(LABELS))
         config.label2id = {name: i for i, name in enumerate(LABELS)}
         network = AutoModelForSequenceClassification.from_config(config)
+    return awaken(network)
+
+
+def make_decoder(family: str, **overrides: object) -> transformers.PreTrainedModel:
+    """Build a tiny random causal language model whose layers all matter."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **{**DECODERS[family], **overrides})
+    return awaken(AutoModelForCausalLM.from_config(config))
+
+
+def awaken(network: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+    """Make weights large: the default makes every layer nearly an identity, and dropping one invisible."""
     with torch.no_grad():
-        # The default initialisation makes every layer nearly an identity, and dropping one invisible.
         for parameter in network.parameters():
             if parameter.dim() >= 2:
                 parameter.normal_(0.0, 0.15)

@@ -25,8 +25,8 @@ Tiny = Callable[[str], Path]
 Files = Callable[[str], dict[str, Path]]
 HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "numpy", "pandas", "pyarrow", "pydantic")
 PUBLIC = [
-    "Benchmark", "Export", "Profile", "Report", "RunConfig", "Selection", "TapiocaError",
-    "Thresholds", "benchmark", "check", "demo", "export", "profile", "prune", "report", "run",
+    "Benchmark", "Comparison", "Export", "Profile", "Report", "RunConfig", "Selection", "TapiocaError",
+    "Thresholds", "benchmark", "check", "compare", "demo", "export", "profile", "prune", "report", "run",
     "select",
 ]  # fmt: skip
 
@@ -273,12 +273,13 @@ def test_a_real_search_prints_one_json_object_and_no_progress(
 
 def test_list_names_every_entry_of_every_table() -> None:
     from tapioca_export.benchmarking import RUNTIMES
+    from tapioca_export.engines import ENGINES
     from tapioca_export.exporting import FORMATS
-    from tapioca_export.selection import CRITERIA
+    from tapioca_export.selection import CRITERIA, SEARCHES
     from tapioca_export.tasks import TASKS
 
     lines = [line.split(maxsplit=1) for line in call("list").stdout.splitlines() if line[0] == " "]
-    assert [line[0] for line in lines] == [*CRITERIA, *TASKS, *FORMATS, *RUNTIMES]
+    assert [line[0] for line in lines] == [*CRITERIA, *SEARCHES, *TASKS, *FORMATS, *RUNTIMES, *ENGINES]
     assert all(len(line) == 2 for line in lines), "an entry has no help"
 
 

@@ -16,7 +16,7 @@ from tapioca_export.models import LoadedModel, drop_layers, load_model, skipping
 from tapioca_export.models.proof import save_pruned
 from tapioca_export.profiling import Probe
 from tapioca_export.samples import Samples, load_roles, read_samples
-from tapioca_export.tasks import Inputs
+from tapioca_export.tasks import Batch, Inputs
 
 Tiny = Callable[[str], Path]
 Files = Callable[[str], dict[str, Path]]
@@ -100,9 +100,9 @@ def test_replayed_candidates_equal_full_forwards_to_the_bit(
 ) -> None:
     probe = Probe(model, {"id": rows, "target": rows}, batch_size=7)
     layers = [layer for layer in range(NUM_LAYERS) if layer not in dropped]
-    for batch, layer, logits, _ in probe._passes(rows, frozenset(dropped), layers):
+    for batch, layer, trace in probe._passes(rows, dropped, layers):
         left_out = dropped if layer is None else (*dropped, layer)
-        assert np.array_equal(logits, drop_by_hand(model, left_out).logits(batch.inputs))
+        assert np.array_equal(trace.answers, drop_by_hand(model, left_out).logits(batch.inputs))
 
 
 def test_a_saved_checkpoint_reloads_as_the_skipped_model(
@@ -144,7 +144,7 @@ def test_a_profile_reads_boundaries_and_not_the_final_norm(model: LoadedModel, r
     total = 0.0
     for batch in some_batches(model, rows):
         model.logits(batch)
-        weights = torch.from_numpy(model.task.readout(batch, model.processor))
+        weights = torch.from_numpy(model.task.readout(Batch(np.arange(2), batch), model.processor))
         total += float((weights @ stream.pop()).norm(dim=-1).mean(dim=-1).sum())
     hook.remove()
     profile = Probe(model, {"id": rows, "target": rows}).profile("id")

@@ -18,6 +18,7 @@ from tapioca_export.errors import ConfigError, LoadError, SelectionError
 from tapioca_export.samples import Row, Samples
 from tapioca_export.tasks import (
     TASKS,
+    Batch,
     PolynomialRegression,
     Position,
     Processor,
@@ -262,13 +263,15 @@ def test_the_answer_is_read_off_real_tokens(
     position: Position, mask: list[list[int]], expected: list[list[float]]
 ) -> None:
     inputs = {"input_ids": np.ones((2, 4), dtype=np.int64), "attention_mask": np.array(mask)}
-    weights = TEXTS.readout(inputs, replace(TEXT, position=position))
+    weights = TEXTS.readout(
+        Batch(np.arange(len(inputs["input_ids"])), inputs), replace(TEXT, position=position)
+    )
     assert weights.shape == (2, 1, 4)
     assert weights[:, 0].tolist() == expected
 
 
 def test_predictions_are_read_at_the_scored_x() -> None:
-    weights = PROMPTS.readout({"values": np.zeros((2, 10), dtype=np.float32)}, PROMPT)
+    weights = PROMPTS.readout(Batch(np.arange(2), {"values": np.zeros((2, 10), dtype=np.float32)}), PROMPT)
     assert weights.shape == (2, 2, 10)
     assert weights.argmax(axis=2).tolist() == [[6, 8]] * 2
     assert weights.sum(axis=2).tolist() == [[1, 1]] * 2
@@ -393,10 +396,8 @@ def test_a_prompt_length_out_of_the_model_s_range_is_refused(max_length: int) ->
 
 
 def test_every_task_is_named_by_its_entry() -> None:
-    assert {name: task.name for name, task in TASKS.items()} == {
-        "polynomial-regression": "polynomial-regression",
-        "text-classification": "text-classification",
-    }
+    names = ["multiple-choice", "polynomial-regression", "text-classification", "text-generation"]
+    assert {name: task.name for name, task in TASKS.items()} == {name: name for name in names}
 
 
 def test_rows_without_a_layout_fit_each_other() -> None:

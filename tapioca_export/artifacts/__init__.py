@@ -4,11 +4,14 @@ Knows nothing about models, runtimes or how any number came about.
 """
 
 from .files import check_output, read, refuse_inside, sha256, staged, to_json, write, write_text
+from .journal import Journal, Ledger
 from .records import (
     SCHEMA_VERSION,
     Accuracy,
     Benchmark,
     Candidate,
+    Compared,
+    Comparison,
     Cost,
     Curves,
     Deviation,
@@ -17,6 +20,7 @@ from .records import (
     Interval,
     Latency,
     LayerProfile,
+    Outcome,
     Pair,
     Prediction,
     Profile,
@@ -33,14 +37,19 @@ __all__ = [
     "Accuracy",
     "Benchmark",
     "Candidate",
+    "Compared",
+    "Comparison",
     "Cost",
     "Curves",
     "Deviation",
     "Evaluation",
     "Export",
     "Interval",
+    "Journal",
     "Latency",
     "LayerProfile",
+    "Ledger",
+    "Outcome",
     "Pair",
     "Prediction",
     "Profile",

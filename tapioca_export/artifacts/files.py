@@ -92,9 +92,9 @@ def staged(output: Path, *, overwrite: bool, keep: str | None = None) -> Iterato
     """Give a folder beside `output` to fill, then move it into place whole.
 
     At every instant `output` is what it was before, or the finished folder. When the block raises,
-    what it wrote is thrown away, but for two things: the file named by `keep`, from which the same
-    command resumes; and, after a failed parity check, the evidence, which moves to `output` unless
-    something is there already.
+    what it wrote is thrown away, but for two things: the files that match the pattern `keep`, from
+    which the same command resumes; and, after a failed parity check, the evidence, which moves to
+    `output` unless something is there already.
 
     Raises:
         OutputError: If `output` holds something and may not be replaced, or cannot be written.
@@ -103,34 +103,68 @@ def staged(output: Path, *, overwrite: bool, keep: str | None = None) -> Iterato
     check_output(output, overwrite=overwrite)
     aside = output.with_name(f".{output.name}{PARTIAL}")
     try:
-        _clear(aside, keep)
         aside.mkdir(parents=True, exist_ok=True)
+        with _locked(aside, output):
+            _clear(aside, keep)
+            aside.mkdir(exist_ok=True)
     except OSError as error:
         raise OutputError(f"Cannot write {aside}: {error.strerror}.", "Name another --output.") from error
-    try:
-        yield aside
-    except ParityError:
-        if output.exists() and any(output.iterdir()):
+    with _locked(aside, output):
+        try:
+            yield aside
+        except ParityError:
+            if output.exists() and any(output.iterdir()):
+                _clear(aside, keep)
+            else:
+                _replace(aside, output)
+            raise
+        except BaseException:
             _clear(aside, keep)
-        else:
-            _replace(aside, output)
-        raise
-    except BaseException:
-        _clear(aside, keep)
-        raise
-    _replace(aside, output)
+            raise
+        check_output(output, overwrite=overwrite)  # hours later, something else may be there
+        _replace(aside, output)
+
+
+@contextmanager
+def _locked(aside: Path, output: Path) -> Iterator[None]:
+    """Hold the folder that is being filled for this process; the system lets go when the process dies.
+
+    Raises:
+        OutputError: If another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows cannot lock a folder
+        yield
+        return
+    folder = os.open(aside, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it may have moved it into place meanwhile.
+            is_ours = os.fstat(folder).st_ino == os.stat(aside).st_ino
+        except (BlockingIOError, FileNotFoundError):
+            is_ours = False
+        if not is_ours:
+            raise OutputError(
+                f"Another process is writing {output}.", "Wait for it to end, or name another --output."
+            )
+        yield
+    finally:
+        os.close(folder)
 
 
 def _clear(folder: Path, keep: str | None) -> None:
-    """Remove a folder, or all in it but the file to keep: a journal with more than its header."""
-    journal = folder / keep if keep else None
-    if journal is None or not journal.is_file() or journal.read_bytes().count(b"\n") < 2:
+    """Remove a folder, or all in it but the files to keep: journals with more than their header."""
+    matching = [path for path in folder.glob(keep) if path.is_file()] if keep else []
+    journals = {path for path in matching if path.read_bytes().count(b"\n") >= 2}
+    if not journals:
         shutil.rmtree(folder, ignore_errors=True)
         return
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != keep:
+        elif path not in journals:
             path.unlink()
 
 

@@ -94,18 +94,30 @@ class Evaluation:
     deviation: float | None = None
 
 
+Outcome = Literal["full", "abandoned", "estimated"]
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One layer tried in one round.
 
     `score` is the criterion's own number (higher is dropped first); metric and mean loss are those
     of the model with this layer dropped too, on the rows that drive the search.
+
+    `outcome` says how it was scored. "full": on all rows. "abandoned": after `rows` rows it could no
+    longer win against layer `against`, as the best it could still reach is `bound`; its metric is not
+    known, and its score is that bound's. "estimated" (statistical racing): metric and score are
+    estimates from `rows` rows, and at the confidence asked for the metric is no better than `bound`.
     """
 
     layer: int
     score: float
     metric: float | None = None
     loss: float | None = None
+    outcome: Outcome = "full"
+    rows: int | None = None
+    bound: float | None = None
+    against: int | None = None
 
 
 @dataclass(frozen=True)
@@ -121,16 +133,19 @@ class Step:
 
 @dataclass(frozen=True)
 class Cost:
-    """What the search cost, in layer forwards (one sample through one layer).
+    """What the search cost, in layer forwards (one sequence through one layer).
 
-    `plain_layer_forwards` is what scoring every candidate with a full forward of every remaining
-    layer would have taken.
+    `evaluations` counts the sets of layers of which anything was measured. `plain_layer_forwards` is
+    what scoring every candidate with a full forward of every remaining layer would have taken, one
+    sequence an answer. `layer_tokens` counts tokens through one layer, padding included. All but
+    `seconds` are the same whether or not a search was interrupted.
     """
 
     evaluations: int
     layer_forwards: int
     plain_layer_forwards: int
     seconds: float
+    layer_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -150,7 +165,8 @@ class Selection:
     """`selection.json`: what to drop and why; replays without data (`prune --selection`).
 
     `steps` is the whole trajectory, `drop` (sorted) the part of it that `pick` names.
-    `rejected` holds the candidates of the round that ended the search, if one did.
+    `rejected` holds the candidates of the round that ended the search, if one did. `cut` tells that a
+    budget ended it; `confidence` is that of a statistical race, None where every comparison is exact.
     """
 
     model: str
@@ -173,6 +189,9 @@ class Selection:
     num_samples: int = 0
     seed: int = 0
     rejected: tuple[Candidate, ...] = ()
+    search: str = "greedy"
+    confidence: float | None = None
+    cut: bool = False
     prediction: Prediction | None = None
     cost: Cost | None = None
     kind: Literal["selection"] = "selection"
@@ -316,6 +335,49 @@ class Benchmark:
     optimism_gap: float | None = None
     skipped: tuple[str, ...] = ()
     kind: Literal["benchmark"] = "benchmark"
+    schema_version: int = SCHEMA_VERSION
+
+
+# --- comparison.json ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One criterion: the layers it dropped, what that did on report rows, and what its search cost.
+
+    `depth` counts the layers; where it is less than was asked for, `stop_reason` says why. The cost
+    includes scoring the original and every accepted step on the rows that drive the search, which a
+    criterion without labels has no need of.
+    """
+
+    criterion: str
+    drop: tuple[int, ...]
+    depth: int
+    stop_reason: str
+    target: Accuracy
+    id: Accuracy
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`comparison.json`: criteria on one model, each asked to drop the same number of layers.
+
+    `criteria` stand in the order of their gain on the target, the largest first. All chose on the
+    same select rows and are scored on the same report rows, in PyTorch. Intervals and p-values are
+    of one criterion each, not adjusted for how many there are.
+    """
+
+    model: str
+    task: str
+    num_layers: int
+    max_drop_layers: int
+    criteria: tuple[Compared, ...]
+    search: str = "greedy"
+    select_on: str = "target"
+    num_samples: int = 0
+    seed: int = 0
+    kind: Literal["comparison"] = "comparison"
     schema_version: int = SCHEMA_VERSION
 
 

@@ -27,7 +27,7 @@ from .runtimes import (
 from .statistics import compare
 from .timing import RUNTIME, BenchmarkSettings, Workload, make_workloads, measure_latency
 
-SCORING_BATCH_SIZE = 32
+SCORING_BATCH_SIZE = 32  # sequences: a row takes one an answer
 _DEFAULTS = BenchmarkSettings()
 
 
@@ -93,21 +93,21 @@ def score_exported(
     from tqdm import tqdm
 
     session = RUNTIMES[RUNTIME](folder, settings.providers[0], settings.threads)
-    outputs: list[np.ndarray] = []
-    indices: list[np.ndarray] = []
+    num_rows = max(1, SCORING_BATCH_SIZE // task.num_answers(samples))
+    values, losses = np.empty(len(samples)), np.empty(len(samples))
     with tqdm(total=len(samples), desc=f"Scoring {samples.role}", disable=None) as progress:
-        for batch in task.batches(samples, processor, SCORING_BATCH_SIZE):
+        for batch in task.batches(samples, processor, num_rows):
             logits = session(batch.inputs)
-            if len(logits) != len(batch):
+            num_sequences = len(next(iter(batch.inputs.values())))
+            if len(logits) != num_sequences:
                 raise BenchmarkError(
-                    f"{folder} gives {len(logits)} rows for a batch of {len(batch)}.",
+                    f"{folder} gives {len(logits)} rows for a batch of {num_sequences}.",
                     "Export with a dynamic batch axis.",
                 )
-            outputs.append(logits)
-            indices.append(batch.indices)
+            found = task.score(task.evidence(logits, batch), samples, batch.indices)
+            values[batch.indices], losses[batch.indices] = found.values, found.losses
             progress.update(len(batch))
-    row_order = np.argsort(np.concatenate(indices))
-    return task.score(np.concatenate(outputs)[row_order], samples)
+    return Scores(values, losses)
 
 
 def _open_pair(original: Path, pruned: Path, task: Task) -> tuple[ExportFolder, ExportFolder]:

@@ -14,8 +14,8 @@ import click
 import tapioca_export as library
 
 from ..config import RunConfig
-from ..errors import LoadError, TapiocaError
-from .options import FIELDS, options, printing
+from ..errors import ConfigError, LoadError, TapiocaError
+from .options import FIELDS, comparing, options, printing
 
 LOADING = (
     "model", "task", "max_length", "trust_remote_code", "local_files_only", "num_threads", "seed",
@@ -25,8 +25,9 @@ SAMPLES = (*SAMPLE_FILES, "columns", "limit", "drop_leaks")
 OUTPUT = ("output", "overwrite")
 PROBING = ("device", "eval_batch_size")
 SEARCH = (
-    "criterion", "epsilon", "pick", "max_drop_layers", "protect_first", "protect_last", "tie_break",
-    "select_on", "drop",
+    "criterion", "search", "epsilon", "pick", "max_drop_layers", "protect_first", "protect_last",
+    "tie_break", "select_on", "drop", "full_scores", "confidence", "width", "shortlist", "budget_seconds",
+    "budget_evaluations", "engine", "num_workers", "ray_address",
 )  # fmt: skip
 EXPORT = ("format", "opset", "atol")
 TIMING = ("provider", "batch_size", "sequence_length", "warmup", "iterations")
@@ -158,11 +159,29 @@ def profile(as_json: bool, quiet: bool, **flags: Any) -> None:
 
 @main.command()
 @options(*LOADING, *SAMPLES, *OUTPUT, *PROBING, *SEARCH)
-def select(as_json: bool, quiet: bool, **flags: Any) -> None:
-    """Choose layers to drop."""
+@comparing
+def select(compare: tuple[str, ...] | None, as_json: bool, quiet: bool, **flags: Any) -> None:
+    """Choose layers to drop, or compare criteria that choose them."""
+    if compare is not None:
+        _refuse_beside_compare("criterion", "epsilon", "pick")
     config = _config(flags)
 
-    _show_selection(library.select(config), as_json, quiet)
+    if compare is None:
+        _show_selection(library.select(config), as_json, quiet)
+    else:
+        _show_comparison(library.compare(config, compare), as_json, quiet)
+
+
+def _refuse_beside_compare(*names: str) -> None:
+    """Refuse flags that would have no say; a config file may serve other commands too.
+
+    Raises:
+        ConfigError: Naming the first of them.
+    """
+    source_of = click.get_current_context().get_parameter_source
+    for name in names:
+        if source_of(name) is click.core.ParameterSource.COMMANDLINE:
+            raise ConfigError(f"--{name} has no say in --compare.", "Give one of them.")
 
 
 def _show_selection(selection: Any, as_json: bool, quiet: bool) -> None:
@@ -178,6 +197,27 @@ def _show_selection(selection: Any, as_json: bool, quiet: bool) -> None:
         return "\n".join(lines)
 
     _show(selection, as_json, quiet, text)
+
+
+def _show_comparison(comparison: Any, as_json: bool, quiet: bool) -> None:
+    def text() -> str:
+        from ..reporting import comparison_table, render_text
+
+        table = comparison_table(comparison)
+        asked, criteria = comparison.max_drop_layers, comparison.criteria
+        short = [
+            f"{row.criterion} dropped {row.depth} of {asked} layers: {row.stop_reason}."
+            for row in criteria
+            if row.depth < asked
+        ]
+        lines = [
+            *(f"{table.caption}.", "", render_text(table), "", *short),
+            "A forward is one sequence through one layer; scoring the original and each step counts too.",
+            f"Each interval is of one criterion: the best of {len(criteria)} looks better than it is.",
+        ]
+        return "\n".join(lines)
+
+    _show(comparison, as_json, quiet, text)
 
 
 @main.command()
@@ -279,18 +319,21 @@ def check(folder: Path, junit: Path | None, **thresholds: float | None) -> None:
 
 @main.command("list")
 def list_() -> None:
-    """List criteria, tasks, formats and runtimes."""
+    """List criteria, searches, tasks, formats, runtimes and engines."""
     _prepare_libraries()
     from ..benchmarking import RUNTIMES
+    from ..engines import ENGINES
     from ..exporting import FORMATS
-    from ..selection import CRITERIA
+    from ..selection import CRITERIA, SEARCHES
     from ..tasks import TASKS
 
     for title, table in (
         ("criteria", CRITERIA),
+        ("searches", SEARCHES),
         ("tasks", TASKS),
         ("formats", FORMATS),
         ("runtimes", RUNTIMES),
+        ("engines", ENGINES),
     ):
         click.echo(f"{title}:")
         for name, entry in table.items():

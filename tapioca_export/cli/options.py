@@ -15,6 +15,8 @@ from ..errors import ConfigError, LoadError, UnknownNameError
 
 FIELDS = {item.name: item for item in fields(RunConfig)}
 TYPES = get_type_hints(RunConfig)
+# On the command line a text with commas, in a config file a list as well.
+LISTS = ("drop", "compare")
 
 
 def _layers(ctx: click.Context, parameter: click.Parameter, value: Any) -> tuple[int, ...]:
@@ -26,6 +28,14 @@ def _layers(ctx: click.Context, parameter: click.Parameter, value: Any) -> tuple
         return tuple(int(str(part)) for part in parts)
     except ValueError:
         raise click.BadParameter("give layer numbers separated by commas, such as 3,7.") from None
+
+
+def _names(ctx: click.Context, parameter: click.Parameter, value: Any) -> tuple[str, ...] | None:
+    """Parse `tale,random`, or a config file's list; None where the option is not given."""
+    if value is None:
+        return None
+    parts = value if isinstance(value, list) else str(value).split(",")
+    return tuple(name for part in parts if (name := str(part).strip()))
 
 
 def _columns(ctx: click.Context, parameter: click.Parameter, value: Any) -> dict[str, str]:
@@ -94,11 +104,20 @@ def printing(command: Any) -> Any:
     return quiet(as_json(command))
 
 
+def comparing(command: Any) -> Any:
+    """Add which criteria to compare."""
+    help_ = "Compare these at --max-drop-layers on report rows, such as tale,tapioca,random; see `list`."
+    option = click.option(
+        "--compare", metavar="NAMES", callback=_names, default=None, type=click.UNPROCESSED, help=help_
+    )
+    return option(command)
+
+
 def _read_config(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> None:
     """Make a file's values the defaults; a key that is no option of the command is an error."""
     if path is None:
         return
-    known = {p.name: p for p in ctx.command.params if p.name in FIELDS}
+    known = {p.name: p for p in ctx.command.params if p.name in FIELDS or p.name in LISTS}
     values = {}
     for key, value in _parse_config(path).items():
         name = str(key).replace("-", "_")
@@ -117,7 +136,7 @@ def _config_value(value: Any, parameter: click.Parameter, where: str) -> Any:
     """
     if isinstance(value, Mapping) and parameter.name == "columns":
         return value
-    if isinstance(value, list) and (parameter.multiple or parameter.name == "drop"):
+    if isinstance(value, list) and (parameter.multiple or parameter.name in LISTS):
         return [_config_value(item, _ONE_VALUE, where) for item in value]
     if isinstance(value, (list, Mapping)):
         kind = "list" if isinstance(value, list) else "table"

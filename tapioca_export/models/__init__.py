@@ -8,11 +8,12 @@ in the model that was loaded.
 from .loaded import LoadedModel, LoadOptions, to_tensors
 from .loading import infer_task, load_config, load_model, load_processor
 from .proof import reference_logits, save_pruned
-from .skipping import StandIn, skipping, stand_ins, stream_of, with_stream
+from .skipping import EndOfForward, StandIn, skipping, stand_ins, stream_of, with_stream
 from .surgery import LAYER_STACKS, check_layers, drop_layers, droppable_layers, find_stack
 
 __all__ = [
     "LAYER_STACKS",
+    "EndOfForward",
     "LoadOptions",
     "LoadedModel",
     "StandIn",

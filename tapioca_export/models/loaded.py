@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..tasks import Inputs, Processor, Task
+from ..tasks import Batch, Inputs, Processor, Readings, Task
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,47 @@ class LoadedModel:
         output = self.network(**to_tensors(inputs, self.device), **self.forward_options)
         return np.asarray(output.logits.float().cpu())
 
+    @torch.no_grad()
+    def answers(self, batch: Batch) -> np.ndarray:
+        """Run the network as it stands; returns what the task scores.
+
+        That is the logits, (B, ...), float32; or, where the batch asks for tokens, (B, K, 2): each
+        token's log-probability, and whether it is the likeliest one at its place. Only the positions
+        asked for go through the output embedding.
+        """
+        asked = batch.readings
+        if asked is None:
+            return self.logits(batch.inputs)
+        if self.network.get_output_embeddings() is None:
+            return self.task.evidence(self.logits(batch.inputs), batch).astype(np.float32)
+        with _reading(self.network, asked):
+            output = self.network(**to_tensors(batch.inputs, self.device), **self.forward_options)
+        logits = output.logits[0].float()  # (R, V)
+        tokens = torch.from_numpy(asked.tokens).to(logits.device)
+        found = torch.log_softmax(logits, dim=-1).gather(1, tokens[:, None])[:, 0]
+        likeliest = (logits.argmax(dim=-1) == tokens).float()
+        return asked.arranged(torch.stack([found, likeliest], dim=-1).cpu().numpy())
+
     @property
     def forward_options(self) -> dict[str, Any]:
         """Keyword arguments of every forward: nothing is cached."""
         return {"use_cache": False} if getattr(self.network.config, "use_cache", None) is not None else {}
+
+
+@contextmanager
+def _reading(network: Any, asked: Readings) -> Iterator[None]:
+    """Let only the states (R of them) that are asked for through to the output embedding."""
+
+    def pick(module: nn.Module, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        states = arguments[0]  # (S, T, H)
+        places = (torch.from_numpy(index).to(states.device) for index in (asked.sequences, asked.positions))
+        return (states[tuple(places)][None],)
+
+    hook = network.get_output_embeddings().register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def to_tensors(inputs: Inputs, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:

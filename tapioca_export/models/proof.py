@@ -55,12 +55,12 @@ def save_pruned(model: LoadedModel, layers: Sequence[int], folder: Path, batches
 
 
 def reference_logits(model: LoadedModel, inputs: Inputs) -> np.ndarray:
-    """Return the model's logits, which something saved is to be held against.
+    """Return the model's logits that mean something, which something saved is to be held against.
 
     Raises:
         UnsupportedModelError: If they are not finite: nothing can be proven equal to NaN.
     """
-    logits = model.logits(inputs)
+    logits = model.task.compared(model.logits(inputs), inputs)
     if not np.isfinite(logits).all():
         raise UnsupportedModelError(
             f"The logits of {model.source} are not finite (NaN or infinite).",
@@ -70,7 +70,7 @@ def reference_logits(model: LoadedModel, inputs: Inputs) -> np.ndarray:
 
 
 def reload_logits(folder: Path, model: LoadedModel, batches: Sequence[Inputs]) -> list[np.ndarray]:
-    """Load a checkpoint in a fresh process with the stock auto class and run the batches.
+    """Load a checkpoint in a fresh process with the stock auto class; return its logits that mean something.
 
     Raises:
         UnsupportedModelError: If the checkpoint does not load, or loads with missing, unexpected or
@@ -105,7 +105,8 @@ def _reload() -> None:
     """Run the fresh process's side of `reload_logits`: job on stdin, arrays in the scratch folder."""
     job = json.loads(sys.stdin.read())
     torch.set_num_threads(job["num_threads"])  # the same threads, hence the same order of sums
-    network, info = auto_class(TASKS[job["task"]]).from_pretrained(
+    task = TASKS[job["task"]]
+    network, info = auto_class(task).from_pretrained(
         job["folder"],
         output_loading_info=True,
         local_files_only=True,
@@ -121,5 +122,5 @@ def _reload() -> None:
     with np.load(scratch / "inputs.npz") as inputs, torch.no_grad():
         for i in range(job["num_batches"]):
             batch = {k.split(".", 1)[1]: v for k, v in inputs.items() if k.startswith(f"{i}.")}
-            outputs[str(i)] = network(**to_tensors(batch), **options).logits.numpy()
+            outputs[str(i)] = task.compared(network(**to_tensors(batch), **options).logits.numpy(), batch)
     np.savez(scratch / "outputs.npz", allow_pickle=False, **outputs)

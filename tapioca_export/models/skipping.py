@@ -12,23 +12,34 @@ from torch import nn
 from .loaded import LoadedModel
 
 
+class EndOfForward(Exception):  # noqa: N818  (no error: the way out of a forward that has done its part)
+    """Carries the residual stream entering the layer at which a forward was left."""
+
+    def __init__(self, stream: torch.Tensor) -> None:
+        super().__init__()
+        self.stream = stream
+
+
 class StandIn(nn.Module):
     """Stands at a layer's place in the stack and decides what the layer does there.
 
     The network's own forward runs unchanged: it sees a module with the layer's attributes. With
     `answer` set, that is returned and nothing is computed; with `skips`, the input is passed
     through; otherwise the layer runs. `see` is told the residual stream before and the output.
+    With `ends`, the forward is left by `EndOfForward` once the layer has its input: what is above
+    costs nothing. `num_forwards` counts sequences, `num_tokens` their tokens, padding included.
     """
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, kinds: dict[type, bool]) -> None:
         super().__init__()
         # Not registered as a submodule, so that names and parameters of the network stay as they are.
         self.__dict__["layer"] = layer
+        self.kinds = kinds  # by class of layer: does it return a tensor, or a tuple
         self.answer: Any = None
         self.skips = False
+        self.ends = False
         self.see: Callable[[torch.Tensor, Any], None] | None = None
-        self.num_forwards = 0
-        self.returns_tensor: bool | None = None
+        self.num_forwards = self.num_tokens = 0
 
     def __getattr__(self, name: str) -> Any:
         """Answer for the layer: models read attributes such as `attention_type` off it."""
@@ -40,14 +51,18 @@ class StandIn(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run, skip or replay the layer."""
         stream: torch.Tensor = args[0] if args else kwargs["hidden_states"]
+        if self.ends:
+            raise EndOfForward(stream)
         if self.answer is not None:
             output = self.answer
-        elif self.skips and self.returns_tensor:
+        elif self.skips and self.kinds.get(type(self.layer)):
             output = stream
         else:
             output = self.layer(*args, **kwargs)
-            self.num_forwards += len(stream)
-            self.returns_tensor = isinstance(output, torch.Tensor)
+            is_tensor = self.kinds[type(self.layer)] = isinstance(output, torch.Tensor)
+            if not (self.skips and is_tensor):  # what was run once to learn its kind is no cost of a search
+                self.num_forwards += stream.shape[0]
+                self.num_tokens += stream.shape[0] * stream.shape[1]
             if self.skips:  # a tuple carries more than hidden states (biases, weights): keep the rest
                 output = with_stream(output, stream)
         if self.see is not None:
@@ -67,11 +82,15 @@ def with_stream(output: Any, stream: torch.Tensor) -> Any:
 
 
 @contextmanager
-def stand_ins(model: LoadedModel) -> Iterator[list[StandIn]]:
-    """Put a stand-in at every layer's place, in the model's own list, for the length of the block."""
+def stand_ins(model: LoadedModel, kinds: dict[type, bool] | None = None) -> Iterator[list[StandIn]]:
+    """Put a stand-in at every layer's place, in the model's own list, for the length of the block.
+
+    `kinds` remembers from one block to the next which layers return tensors.
+    """
+    kinds = {} if kinds is None else kinds
     stack = model.stack
     layers = list(stack)
-    replacements = [StandIn(layer).eval() for layer in layers]
+    replacements = [StandIn(layer, kinds).eval() for layer in layers]
     try:
         for index, replacement in enumerate(replacements):
             stack[index] = replacement

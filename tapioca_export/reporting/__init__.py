@@ -4,7 +4,7 @@
     tables.py     the numbers as tables, shared by Markdown and HTML
     figures.py, comparisons.py, drawing.py
                   the numbers as plots: plain dictionaries in Plotly's terms
-    rendering.py  report -> Markdown, report -> one self-contained HTML file
+    rendering.py  report -> Markdown, report -> one self-contained HTML file, table -> plain text
 
 Knows nothing about how any number was computed. A new finding is one function in `wording.py`
 named in its `findings`; a new plot is one function in `figures.py` named in `rendering.py`.
@@ -17,10 +17,18 @@ from pathlib import Path
 
 from .. import artifacts
 from ..artifacts import Benchmark, Export, Profile, Report, Run, Selection
-from .rendering import render_html, render_markdown
+from .rendering import render_html, render_markdown, render_text
+from .tables import comparison_table
 from .wording import findings, verdict
 
-__all__ = ["make_report", "render_html", "render_markdown", "write_report"]
+__all__ = [
+    "comparison_table",
+    "make_report",
+    "render_html",
+    "render_markdown",
+    "render_text",
+    "write_report",
+]
 
 
 def make_report(

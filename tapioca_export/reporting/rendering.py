@@ -1,4 +1,4 @@
-"""Report -> Markdown, and report -> one self-contained HTML file.
+"""Report -> Markdown, report -> one self-contained HTML file, and a table -> plain text.
 
 The HTML opens from disk and loads nothing: Plotly's script stands in it once, and its own content
 policy forbids every request. Everything a user can name (model, files, configuration) is escaped.
@@ -97,6 +97,23 @@ def _md_json(title: str, values: dict[str, Any]) -> str:
 
 def _json(values: dict[str, Any]) -> str:
     return json.dumps(values, indent=2, ensure_ascii=False, default=str)
+
+
+# --- plain text -----------------------------------------------------------------------------
+
+
+def render_text(table: TextTable) -> str:
+    """Return a table in aligned columns for a terminal, without its caption.
+
+    The first and the last column are aligned left: the last may be long, and then only its end wraps.
+    """
+    lines = [table.columns, *table.rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = []
+    for first, *middle, last in lines:
+        cells = [first.ljust(widths[0]), *map(str.rjust, middle, widths[1:]), last]
+        text.append("  ".join(cells).rstrip())
+    return "\n".join(text)
 
 
 # --- HTML -----------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from ..artifacts import (
     Accuracy,
     Benchmark,
+    Compared,
+    Comparison,
     Export,
     Latency,
     LayerProfile,
@@ -146,6 +148,29 @@ def _accuracy_row(role: str, accuracy: Accuracy) -> Row:
         p_text(accuracy.p_value).removeprefix("p ").removeprefix("= "),
         f"{accuracy.gained}/{accuracy.lost}",
     )
+
+
+def comparison_table(comparison: Comparison) -> TextTable:
+    """Return the original, then each criterion on the report rows, the best on the target first."""
+    target, id_ = comparison.criteria[0].target, comparison.criteria[0].id
+    better = "higher is better" if target.higher_is_better else "lower is better"
+    caption = (
+        f"{target.metric} ({better}) on {target.n} target and {id_.n} ID report rows, "
+        f"{comparison.max_drop_layers} of {comparison.num_layers} layers dropped"
+    )
+    change = "change [95 % interval]"
+    columns = ("criterion", "target", change, "ID", change, "forwards", "seconds", "dropped")
+    original = ("original", number(target.original), "", number(id_.original), "", "", "", "")
+    return TextTable(caption, columns, (original, *map(_compared_row, comparison.criteria)))
+
+
+def _compared_row(row: Compared) -> Row:
+    cells = [row.criterion]
+    for accuracy in (row.target, row.id):
+        low, high = map(number, accuracy.interval)
+        cells += [number(accuracy.pruned), f"{signed(accuracy.difference)} [{low}, {high}]"]
+    dropped = ",".join(map(str, row.drop)) or "nothing"
+    return (*cells, f"{row.cost.layer_forwards:,}", f"{row.cost.seconds:.1f}", dropped)
 
 
 def latency_table(rows: Sequence[Latency]) -> TextTable:

@@ -1,18 +1,21 @@
-"""Selection: which layers to drop. One loop, one table of criteria; numbers only.
+"""Selection: which layers to drop. One loop, one table of criteria, one of searches; numbers only.
 
 Knows nothing about how the numbers were measured, and imports no PyTorch.
 """
 
-from .criteria import CRITERIA, Round, Scored, SelectionSettings
-from .journal import Journal
+from . import published  # registers criteria
+from .criteria import CRITERIA
+from .rounds import Round, Scored, SelectionSettings
 from .search import pick_depth, select_layers
+from .searches import SEARCHES
 
 __all__ = [
     "CRITERIA",
-    "Journal",
+    "SEARCHES",
     "Round",
     "Scored",
     "SelectionSettings",
     "pick_depth",
+    "published",
     "select_layers",
 ]

@@ -1,15 +1,20 @@
-"""The one selection loop: ask the criterion, drop its best candidate, repeat."""
+"""Choose layers: walk by one of `SEARCHES`, pick a point of the way, say what it cost."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from ..artifacts import Candidate, Cost, Evaluation, Prediction, Selection, Step
 from ..errors import ConfigError, SelectionError
-from .criteria import CRITERIA, Prober, Round, SelectionSettings
+from .criteria import CRITERIA
+from .progress import Progress
+from .rounds import Prober, SelectionSettings
+from .searches import SEARCHES, BudgetSpent, Path, Task
+
+# Criteria that end by themselves on rows without labels.
+SELF_ENDING = ("tapioca", "fixed")
 
 
 def select_layers(
@@ -19,7 +24,7 @@ def select_layers(
 
     Args:
         probe: Measurements of the model under study.
-        settings: Criterion, floor, caps.
+        settings: Criterion, search, floor, caps, budgets.
         model: Name of the model, recorded.
         task: The task, for its name and metric.
         num_samples: Rows that drive the search, recorded.
@@ -28,84 +33,80 @@ def select_layers(
         The whole trajectory, and the part of it that `settings.pick` names.
 
     Raises:
-        UnknownNameError: If there is no such criterion.
+        UnknownNameError: If there is no such criterion or search.
         SelectionError: If the criterion needs labels that are not there, or no layer may be dropped.
         ConfigError: If a number of layers is picked that the search did not reach.
     """
     CRITERIA[settings.criterion]
+    search = SEARCHES[settings.search]
     started = time.perf_counter()
-    before = probe.num_evaluations, probe.layer_forwards, probe.plain_layer_forwards
     # What needs no measuring is refused before anything is measured.
     allowed, cap = _allowed_layers(probe.num_layers, settings), _cap(probe, settings)
-    baseline = probe.metric() if probe.is_labelled else Evaluation()
-    floor = _floor(probe, baseline, settings)
-    steps, rejected, reason = _search(probe, settings, floor, allowed, cap)
-    pick = settings.pick
-    if settings.criterion == "fixed" or (not probe.is_labelled and pick in ("best", "bsba")):
-        pick = "final"  # what the user named; or, without a metric, every step is as good as the last
-    depth = pick_depth([baseline.metric, *(step.metric for step in steps)], pick, probe.higher_is_better)
+    rounds = min(len(allowed), probe.num_layers - 1, cap if cap is not None else probe.num_layers)
+    with Progress(settings, rounds, probe, getattr(task, "metric", "metric")) as progress:
+        baseline = probe.metric() if probe.is_labelled else Evaluation()
+        probe.watch = progress.on_rows
+        floor = _floor(probe, baseline, settings)
+        way = Task(probe, settings, floor, allowed, cap, progress.on_finished, progress.on_round)
+        try:
+            reason, is_cut = search(way), False
+        except BudgetSpent as spent:
+            reason, is_cut = str(spent), True
+        finally:
+            probe.watch = lambda: None
+    steps, drop = _picked(way.paths, baseline, probe, settings)
     labelled = probe.is_labelled
     return Selection(
         model=model,
         task=task.name,
         criterion=settings.criterion,
         num_layers=probe.num_layers,
-        drop=tuple(sorted(step.layer for step in steps[:depth])),
-        steps=tuple(steps),
+        drop=tuple(sorted(step.layer for step in drop)),
+        steps=steps,
         stop_reason=reason,
         metric=task.metric if labelled else None,
         higher_is_better=task.higher_is_better if labelled else None,
         baseline_metric=baseline.metric,
         baseline_loss=baseline.loss,
-        selected_metric=steps[depth - 1].metric if depth else baseline.metric,
+        selected_metric=drop[-1].metric if drop else baseline.metric,
         floor=floor,
         epsilon=settings.epsilon if floor is not None else None,
-        pick=pick,
+        pick=_pick(probe, settings),
         tie_break=settings.tie_break,
         select_on=probe.select_on,
         num_samples=num_samples,
         seed=settings.seed,
-        rejected=rejected,
-        prediction=_prediction(settings.criterion, steps, rejected, probe),
+        rejected=way.rejected,
+        search=settings.search,
+        confidence=settings.confidence if settings.search == "racing" else None,
+        cut=is_cut,
+        prediction=_prediction(settings.criterion, steps, way.rejected, probe),
         cost=Cost(
-            probe.num_evaluations - before[0],
-            probe.layer_forwards - before[1],
-            probe.plain_layer_forwards - before[2],
+            probe.ledger.num_evaluations,
+            probe.ledger.layer_forwards,
+            _plain_layer_forwards(steps, way.rejected, probe, task, num_samples),
             time.perf_counter() - started,
+            probe.ledger.layer_tokens,
         ),
     )
 
 
-def _search(
-    probe: Prober, settings: SelectionSettings, floor: float | None, allowed: Sequence[int], cap: int | None
-) -> tuple[list[Step], tuple[Candidate, ...], str]:
-    """Run the loop; returns accepted steps, the candidates of the round that ended it, and why."""
-    criterion = CRITERIA[settings.criterion]
-    steps: list[Step] = []
-    while True:
-        dropped = tuple(step.layer for step in steps)
-        layers = tuple(layer for layer in allowed if layer not in dropped)
-        if len(steps) == cap:
-            return steps, (), f"{cap} layers dropped, the most that was asked for"
-        if not layers or len(dropped) == probe.num_layers - 1:
-            return steps, (), "no layer is left that may be dropped"
-        scored = criterion(Round(probe, dropped, layers, settings))
-        if scored.stop is not None:
-            return steps, scored.candidates, scored.stop
-        best = _best(scored.candidates, settings.tie_break)
-        found = Evaluation(best.metric, best.loss)
-        if found.metric is None and probe.is_labelled:
-            found = probe.metric({*dropped, best.layer})
-        if floor is not None and found.metric is not None and _worse(probe, found.metric, floor):
-            return (
-                steps,
-                scored.candidates,
-                (
-                    f"dropping layer {best.layer} next gives {found.metric:.6g}, "
-                    f"beyond the floor of {floor:.6g}"
-                ),
-            )
-        steps.append(Step(best.layer, best.score, found.metric, found.loss, scored.candidates))
+def _picked(
+    paths: Sequence[Path], baseline: Evaluation, probe: Prober, settings: SelectionSettings
+) -> tuple[Path, Path]:
+    """Return the trajectory to record, and the part of it that is picked."""
+    metrics = [baseline.metric, *(path[-1].metric for path in paths[1:])]
+    depth = pick_depth(metrics, _pick(probe, settings), probe.higher_is_better)
+    if all(path == paths[-1][: len(path)] for path in paths):  # each set grew from the one before
+        return paths[-1], paths[-1][:depth]
+    return paths[depth], paths[depth]
+
+
+def _pick(probe: Prober, settings: SelectionSettings) -> str:
+    """Return the point to pick: what the user named; without a metric, every step is as good as the last."""
+    if settings.criterion == "fixed" or (not probe.is_labelled and settings.pick in ("best", "bsba")):
+        return "final"
+    return settings.pick
 
 
 def pick_depth(metrics: Sequence[float | None], pick: str, higher_is_better: bool) -> int:
@@ -171,7 +172,7 @@ def _cap(probe: Prober, settings: SelectionSettings) -> int | None:
     """
     if settings.criterion == "fixed":
         return len(settings.drop)
-    if settings.max_drop_layers is None and not probe.is_labelled and settings.criterion != "tapioca":
+    if settings.max_drop_layers is None and not probe.is_labelled and settings.criterion not in SELF_ENDING:
         raise ConfigError(
             f"Criterion {settings.criterion} on unlabelled rows has nothing to stop it.",
             "Add --max-drop-layers.",
@@ -181,34 +182,20 @@ def _cap(probe: Prober, settings: SelectionSettings) -> int | None:
 
 def _floor(probe: Prober, baseline: Evaluation, settings: SelectionSettings) -> float | None:
     """Return the worst metric that is still accepted: fixed, from the baseline (TALE)."""
-    if baseline.metric is None or settings.criterion == "fixed":
+    if baseline.metric is None or settings.epsilon is None or settings.criterion == "fixed":
         return None
-    return (
-        baseline.metric - settings.epsilon if probe.higher_is_better else baseline.metric + settings.epsilon
-    )
+    sign = 1 if probe.higher_is_better else -1
+    return baseline.metric - sign * settings.epsilon
 
 
-def _worse(probe: Prober, metric: float, floor: float) -> bool:
-    if math.isclose(metric, floor, rel_tol=0, abs_tol=1e-9):  # a rounding error is no difference
-        return False
-    return metric < floor if probe.higher_is_better else metric > floor
-
-
-def _best(candidates: Sequence[Candidate], tie_break: str) -> Candidate:
-    """Return the candidate to drop; ties go to the lowest loss if asked for, then the lowest index.
-
-    Raises:
-        SelectionError: If a score is not finite.
-    """
-    for candidate in candidates:
-        if not math.isfinite(candidate.score):
-            raise SelectionError(f"The score of layer {candidate.layer} is {candidate.score}.")
-
-    def rank(candidate: Candidate) -> tuple[float, float, int]:
-        loss = candidate.loss if tie_break == "loss" and candidate.loss is not None else 0.0
-        return (-candidate.score, loss, candidate.layer)
-
-    return min(candidates, key=rank)
+def _plain_layer_forwards(
+    steps: Sequence[Step], rejected: Sequence[Candidate], probe: Prober, task: Any, num_rows: int
+) -> int:
+    """Return what full forwards of every candidate tried would have taken."""
+    rounds = [step.candidates for step in steps] + ([rejected] if rejected else [])
+    layers = probe.num_layers * probe.is_labelled
+    layers += sum(len(tried) * (probe.num_layers - depth) for depth, tried in enumerate(rounds, start=1))
+    return layers * num_rows * probe.num_answers
 
 
 def _prediction(
@@ -217,7 +204,7 @@ def _prediction(
     """Tell how well the label-free score ranked the first round's candidates, where labels exist."""
     first = steps[0].candidates if steps else rejected
     pairs = [(c.score, c.metric) for c in first if c.metric is not None]
-    if criterion in ("tale", "loss") or len(pairs) < 3:
+    if criterion in ("tale", "loss", "tapioca+tale") or len(pairs) < 3:
         return None
     from scipy.stats import spearmanr
 

@@ -16,9 +16,11 @@ from .base import (
     Position,
     Processor,
     ProcessorOptions,
+    Readings,
     Scores,
     Task,
 )
+from .causal import MultipleChoice, TextGeneration
 from .polynomial_regression import PolynomialRegression
 from .text_classification import TextClassification
 
@@ -26,11 +28,14 @@ __all__ = [
     "TASKS",
     "Batch",
     "Inputs",
+    "MultipleChoice",
     "PolynomialRegression",
     "Position",
     "Processor",
     "ProcessorOptions",
+    "Readings",
     "Scores",
     "Task",
     "TextClassification",
+    "TextGeneration",
 ]

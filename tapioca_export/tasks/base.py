@@ -22,11 +22,38 @@ Position = Literal["first-token", "last-token", "mean", "x-positions"]
 
 
 @dataclass(frozen=True)
+class Readings:
+    """Which tokens a causal model is asked for: R of them, row by row, each predicted at one position.
+
+    All of shape (R,): the row of the batch that a token belongs to, the sequence and the position
+    whose logits predict it, and its id. `ends` (B,) is where each row's context ends.
+    """
+
+    rows: np.ndarray
+    sequences: np.ndarray
+    positions: np.ndarray
+    tokens: np.ndarray
+    ends: np.ndarray
+
+    def arranged(self, found: np.ndarray) -> np.ndarray:
+        """Turn what was found of each token, (R, F), into (B, K, F), K tokens at most a row, 0 elsewhere."""
+        counts = np.bincount(self.rows, minlength=len(self.ends))
+        slots = np.arange(len(self.rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        arranged = np.zeros((len(self.ends), max(1, counts.max(initial=0)), found.shape[1]), found.dtype)
+        arranged[self.rows, slots] = found
+        return arranged
+
+
+@dataclass(frozen=True)
 class Batch:
-    """Rows `indices` of the samples, encoded; the values of `inputs` start with axis B."""
+    """Rows `indices` of the samples, encoded; the values of `inputs` start with axis B.
+
+    With `readings`, the network is asked for the probabilities of these tokens only.
+    """
 
     indices: np.ndarray
     inputs: Inputs
+    readings: Readings | None = None
 
     def __len__(self) -> int:
         """Count the rows."""
@@ -69,6 +96,8 @@ class Processor:
     id2label: Mapping[int, str] = field(default_factory=dict)
     # A fast tokenizer keeps the padding and truncation of its last call, and saves them.
     unused_tokenizer: Any = None
+    # Answers to one context stand in one sequence, each blind to the others; proven before it is used.
+    shares_context: bool = False
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer as it was loaded, where the task has one."""
@@ -95,6 +124,12 @@ class Task(ABC):
     columns: ClassVar[tuple[str, ...]]
     optional_columns: ClassVar[tuple[str, ...]] = ()
     is_right_or_wrong: ClassVar[bool]  # values are 0 or 1, so that McNemar's test applies
+    # What no row's value can be better than: it bounds rows not scored yet, so that a search can race.
+    best_value: ClassVar[float]
+    # The batches that are scored show the states that are profiled, so that one pass gives both.
+    profiles_while_scoring: ClassVar[bool] = True
+    # A row has several answers to one context, which could be encoded once.
+    has_shared_contexts: ClassVar[bool] = False
 
     @abstractmethod
     def load_processor(self, folder: Path | str, config: Any, options: ProcessorOptions) -> Processor:
@@ -120,12 +155,18 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def readout(self, inputs: Inputs, processor: Processor) -> np.ndarray:
+    def readout(self, batch: Batch, processor: Processor) -> np.ndarray:
         """Return weights (B, P, T) that read the answer's states off hidden states (B, T, H)."""
 
     @abstractmethod
-    def score(self, logits: np.ndarray, samples: Samples) -> Scores:
-        """Score outputs of shape (N, ...) against the samples' labels."""
+    def score(self, outputs: np.ndarray, samples: Samples, rows: np.ndarray | None = None) -> Scores:
+        """Score outputs against the samples' labels.
+
+        Args:
+            outputs: What the model says, of shape (N, ...), or of as many rows as `rows` names.
+            samples: All rows of a role; what a metric is normalised by is taken over all of them.
+            rows: Indices of the samples that the outputs are of, in order (default: all).
+        """
 
     @abstractmethod
     def agreement(self, expected: np.ndarray, actual: np.ndarray) -> float:
@@ -133,6 +174,15 @@ class Task(ABC):
 
     def check_labels(self, samples: Samples) -> None:  # noqa: B027  (most labels will do)
         """Refuse labels that no metric can be computed from."""
+
+    def num_answers(self, samples: Samples) -> int:
+        """Return how many sequences a row takes where nothing is shared (the most of any row)."""
+        return 1
+
+    def training_labels(self, batch: Batch, samples: Samples) -> np.ndarray:
+        """Return what the model's own training loss takes as `labels` for a batch."""
+        labels: np.ndarray = samples.labels[batch.indices]
+        return labels
 
     def token_mask(self, inputs: Inputs) -> np.ndarray:
         """Return 1 for real tokens and 0 for padding, shape (B, T)."""
@@ -176,33 +226,56 @@ class Task(ABC):
 
         return read
 
+    def batch(self, samples: Samples, indices: np.ndarray, processor: Processor) -> Batch:
+        """Encode these rows as one batch."""
+        return Batch(indices, self.encode([samples.rows[i] for i in indices], processor))
+
+    def profile_batch(self, samples: Samples, indices: np.ndarray, processor: Processor) -> Batch:
+        """Encode these rows as one batch whose states are profiled: one sequence a row."""
+        return self.batch(samples, indices, processor)
+
+    def compared(self, logits: np.ndarray, inputs: Inputs) -> np.ndarray:
+        """Return the logits that mean something, which something saved is held against."""
+        return logits
+
+    def evidence(self, logits: np.ndarray, batch: Batch) -> np.ndarray:
+        """Return, of an exported file's logits, what `score` takes."""
+        return logits
+
     def batches(
-        self,
-        samples: Samples,
-        processor: Processor,
-        batch_size: int,
+        self, samples: Samples, processor: Processor, batch_size: int, rows: np.ndarray | None = None
     ) -> Iterator[Batch]:
-        """Encode the samples in batches of similar length, so that little work goes to padding."""
-        lengths = [self.length(row, processor) for row in samples.rows]
-        order = np.argsort(lengths, kind="stable")
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
-            rows = [samples.rows[i] for i in indices]
-            yield Batch(indices, self.encode(rows, processor))
+        """Encode samples (default: all) in batches of similar length: little work goes to padding."""
+        for indices in self.length_sorted(samples, processor, batch_size, rows):
+            yield self.batch(samples, indices, processor)
+
+    def length_sorted(
+        self, samples: Samples, processor: Processor, batch_size: int, rows: np.ndarray | None = None
+    ) -> list[np.ndarray]:
+        """Return the indices of each batch, shortest rows first."""
+        chosen = np.arange(len(samples)) if rows is None else rows
+        lengths = [self.length(samples.rows[i], processor) for i in chosen]
+        order = chosen[np.argsort(lengths, kind="stable")]
+        return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 TASKS: Table[Task] = Table("task")
 
 
-def check_finite(logits: np.ndarray, samples: Samples) -> None:
+def all_rows(samples: Samples, rows: np.ndarray | None) -> np.ndarray:
+    """Return the rows that outputs are of: those named, or all."""
+    return np.arange(len(samples)) if rows is None else rows
+
+
+def check_finite(outputs: np.ndarray, samples: Samples, rows: np.ndarray) -> None:
     """Refuse outputs that no metric can be computed from.
 
     Raises:
         SelectionError: If one is NaN or infinite; the message names the first such row.
     """
-    finite = np.isfinite(logits).reshape(len(logits), -1).all(axis=1)
+    finite = np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1)
     if not finite.all():
-        row = samples.rows[int(np.argmin(finite))]
+        row = samples.rows[int(rows[np.argmin(finite)])]
         raise SelectionError(
             f"The model's logits are not finite (NaN or infinite) for {row.where}.",
             "Check the checkpoint's weights.",

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import ConfigError, LoadError
 from ..samples import Row, Samples
-from .base import TASKS, Inputs, Processor, ProcessorOptions, Scores, Task, check_finite
+from .base import TASKS, Batch, Inputs, Processor, ProcessorOptions, Scores, Task, all_rows, check_finite
 
 
 class PolynomialRegression(Task):
@@ -31,6 +31,7 @@ class PolynomialRegression(Task):
     higher_is_better = False
     columns = ("x", "y")
     is_right_or_wrong = False
+    best_value = 0.0
     MODEL_TYPE = "polynomial_regression"
     FIRST_SCORED_POINT = 3  # three points determine a parabola
 
@@ -111,24 +112,25 @@ class PolynomialRegression(Task):
         shapes = ((2, 8), (3, processor.max_length // 2 * 2))
         return [{"values": generator.uniform(-1, 1, shape).astype(np.float32)} for shape in shapes]
 
-    def readout(self, inputs: Inputs, processor: Processor) -> np.ndarray:
+    def readout(self, batch: Batch, processor: Processor) -> np.ndarray:
         """Read the scored x positions."""
-        num_rows, num_values = inputs["values"].shape
+        num_rows, num_values = batch.inputs["values"].shape
         positions = np.arange(2 * self.FIRST_SCORED_POINT, num_values, 2)
         weights = np.zeros((num_rows, len(positions), num_values), dtype=np.float32)
         weights[:, np.arange(len(positions)), positions] = 1.0
         return weights
 
-    def score(self, logits: np.ndarray, samples: Samples) -> Scores:
+    def score(self, outputs: np.ndarray, samples: Samples, rows: np.ndarray | None = None) -> Scores:
         """Squared error from the fourth point on, and the same relative to the variance of y.
 
         Raises:
             SelectionError: If a prediction is not finite.
         """
-        check_finite(logits, samples)
+        rows = all_rows(samples, rows)
+        check_finite(outputs, samples, rows)
         scored = slice(self.FIRST_SCORED_POINT, None)
         labels = samples.labels.astype(np.float64)[:, scored]
-        error = np.square(logits.astype(np.float64)[:, scored] - labels).mean(axis=1)
+        error = np.square(outputs.astype(np.float64)[:, scored] - labels[rows]).mean(axis=1)
         return Scores(error / labels.var(), error)
 
     def agreement(self, expected: np.ndarray, actual: np.ndarray) -> float:

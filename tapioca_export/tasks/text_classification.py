@@ -13,25 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, LoadError, first_line
+from ..errors import ConfigError, LoadError
 from ..samples import Row, Samples
 from .base import (
     TASKS,
+    Batch,
     Inputs,
     Position,
     Processor,
     ProcessorOptions,
     Scores,
     Task,
+    all_rows,
     check_finite,
 )
-
-# Model types whose positions start after the padding id, so that the last ones are never used.
-POSITIONS_AFTER_PADDING = (
-    "camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet",
-    "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
-)  # fmt: skip
-NO_LIMIT_KNOWN = 512
+from .tokenizing import load_tokenizer, num_positions, require_text
 
 
 class TextClassification(Task):
@@ -44,6 +40,7 @@ class TextClassification(Task):
     columns = ("text",)
     optional_columns = ("text_pair", "label")
     is_right_or_wrong = True
+    best_value = 1.0
 
     def load_processor(self, folder: Path | str, config: Any, options: ProcessorOptions) -> Processor:
         """Load the tokenizer; the answer's position follows from the kind of head.
@@ -58,8 +55,8 @@ class TextClassification(Task):
                 f"The model has {config.num_labels} label(s), problem type {problem!r}; "
                 "text-classification needs one of several labels a text."
             )
-        tokenizer = _load_tokenizer(folder, config, options)
-        limit = min(tokenizer.model_max_length, _num_positions(config))
+        tokenizer = load_tokenizer(folder, config, options)
+        limit = min(tokenizer.model_max_length, num_positions(config))
         least = tokenizer.num_special_tokens_to_add(pair=False) + 1
         if options.max_length is not None and not least <= options.max_length <= limit:
             raise ConfigError(
@@ -77,7 +74,7 @@ class TextClassification(Task):
     def read_row(self, record: Mapping[str, Any], where: str, processor: Processor) -> Row:
         """Read text, optional second text and optional label (a name or an id)."""
         names = [name for name in ("text", "text_pair") if name in record]
-        features = {name: _text(record[name], name, where) for name in names}
+        features = {name: require_text(record[name], name, where) for name in names}
         label = _label(record.get("label"), where, processor.id2label)
         key = "\0".join(map(_content, features.values()))
         return Row(features, label, key, where, layout=" and ".join(names))
@@ -140,9 +137,9 @@ class TextClassification(Task):
             batches.append(self.encode([Row({"text": t}, None, "", "") for t in texts], processor))
         return batches
 
-    def readout(self, inputs: Inputs, processor: Processor) -> np.ndarray:
+    def readout(self, batch: Batch, processor: Processor) -> np.ndarray:
         """Read where the head reads: first real token, last real token, or mean of real tokens."""
-        mask: np.ndarray = self.token_mask(inputs).astype(np.float32)
+        mask: np.ndarray = self.token_mask(batch.inputs).astype(np.float32)
         num_rows, num_tokens = mask.shape
         if processor.position == "mean":
             return np.expand_dims(mask / mask.sum(axis=1, keepdims=True), axis=1)
@@ -153,7 +150,7 @@ class TextClassification(Task):
         weights[np.arange(num_rows), 0, chosen] = 1.0
         return weights
 
-    def score(self, logits: np.ndarray, samples: Samples) -> Scores:
+    def score(self, outputs: np.ndarray, samples: Samples, rows: np.ndarray | None = None) -> Scores:
         """Right or wrong, and cross-entropy in nats.
 
         Raises:
@@ -161,10 +158,11 @@ class TextClassification(Task):
         """
         from scipy.special import log_softmax
 
-        check_finite(logits, samples)
-        labels = samples.labels
-        right = logits.argmax(axis=-1) == labels
-        losses = -log_softmax(logits.astype(np.float64), axis=-1)[np.arange(len(labels)), labels]
+        rows = all_rows(samples, rows)
+        check_finite(outputs, samples, rows)
+        labels = samples.labels[rows]
+        right = outputs.argmax(axis=-1) == labels
+        losses = -log_softmax(outputs.astype(np.float64), axis=-1)[np.arange(len(labels)), labels]
         return Scores(right.astype(np.float64), losses)
 
     def agreement(self, expected: np.ndarray, actual: np.ndarray) -> float:
@@ -176,26 +174,6 @@ TASKS.add(TextClassification.name)(TextClassification())
 
 
 # --- rows -----------------------------------------------------------------------------------
-
-
-def _text(text: Any, name: str, where: str) -> str:
-    """Return the text, if it is one.
-
-    Raises:
-        LoadError: If it is something else, empty, or holds what is no character.
-    """
-    if text is not None and not isinstance(text, str):
-        raise LoadError(f"{where}: {name} is {type(text).__name__}, not a text.")
-    if text is None or not text.strip():
-        raise LoadError(f"{where}: {name} is empty.", "Remove the row or fill it in.")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise LoadError(
-            f"{where}: {name} holds half a surrogate pair at character {error.start}.",
-            "Write the text with ordinary UTF-8 characters.",
-        ) from error
-    return text
 
 
 def _content(text: str) -> str:
@@ -231,54 +209,6 @@ def _label(label: Any, where: str, id2label: Mapping[int, str]) -> int | None:
 
 
 # --- what a checkpoint says -----------------------------------------------------------------
-
-
-def _load_tokenizer(folder: Path | str, config: Any, options: ProcessorOptions) -> Any:
-    """Load a checkpoint's tokenizer.
-
-    Raises:
-        LoadError: If there is none, or one that cannot pad or does not fit the model.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(folder),
-            trust_remote_code=options.trust_remote_code,
-            local_files_only=options.local_files_only,
-        )
-    except Exception as error:  # tokenizers raises Exception itself; other files, whatever breaks
-        raise LoadError(
-            f"No tokenizer can be loaded from {folder}: {first_line(error)}",
-            "Save the tokenizer beside the model (tokenizer.save_pretrained).",
-        ) from error
-    ids = set(tokenizer.get_vocab().values())
-    if ids <= set(tokenizer.all_special_ids):
-        # Without files, transformers makes an empty tokenizer: every word would be unknown.
-        raise LoadError(
-            f"No tokenizer can be loaded from {folder}: it has no vocabulary.",
-            "Save the tokenizer beside the model (tokenizer.save_pretrained).",
-        )
-    if max(ids) >= getattr(config, "vocab_size", np.inf):
-        raise LoadError(
-            f"The tokenizer of {folder} has token ids up to {max(ids)}, "
-            f"the model embeds {config.vocab_size} only.",
-            "Save the tokenizer that the model was trained with.",
-        )
-    if tokenizer.pad_token_id is None or config.pad_token_id is None:
-        raise LoadError(
-            f"The tokenizer or the config of {folder} has no padding token, needed for batches.",
-            "Set tokenizer.pad_token and config.pad_token_id, and save both.",
-        )
-    return tokenizer
-
-
-def _num_positions(config: Any) -> int:
-    """Return how many tokens the model can place."""
-    num_positions = int(getattr(config, "max_position_embeddings", None) or NO_LIMIT_KNOWN)
-    if config.model_type in POSITIONS_AFTER_PADDING:
-        num_positions -= config.pad_token_id + 1
-    return num_positions
 
 
 def _head_position(config: Any) -> Position:

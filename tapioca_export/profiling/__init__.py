@@ -1,0 +1,10 @@
+"""Profiling: metric, loss and profile of a model with any layers skipped, at the least cost.
+
+Criteria ask a `Probe` for numbers; they never touch the network. Knows nothing about why a layer is
+chosen.
+"""
+
+from .probe import Probe
+from .replaying import MakeReplayer
+
+__all__ = ["MakeReplayer", "Probe"]

@@ -1,0 +1,171 @@
+"""Running sums that turn answer states into a profile; memory does not grow with the samples.
+
+Knows nothing about networks or batches of tokens.
+
+Shapes: N samples, B rows of a batch, P answer positions, H hidden size, L layers, L+1 boundaries,
+R bootstrap replicates, M samples whose distances are measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import torch
+
+from ..artifacts import Curves, Interval, LayerProfile
+from ..samples import Samples
+from ..tasks import Batch
+
+# Samples whose pairwise distances are measured: the cost grows with the square.
+NUM_DISTANCE_SAMPLES = 256
+NUM_REPLICATES = 200
+
+
+class Accumulator:
+    """Streams answer states of one sample set into a profile; memory does not grow with N.
+
+    Norms, their bootstrap replicates and their random halves are running sums. A sample's Poisson
+    weights and its half are drawn from its own content (a streaming bootstrap, as in Hanley and
+    MacGibbon 2006), so nothing depends on batch size or order. Distances are between the M samples
+    of lowest hash, whose states are kept.
+    """
+
+    def __init__(self, samples: Samples, num_layers: int, num_replicates: int, seed: int) -> None:
+        self.hashes = samples.hashes
+        self.seed = seed
+        self.num_replicates = num_replicates
+        order = sorted(range(len(samples)), key=lambda i: (self.hashes[i], i))
+        self.chosen = set(order[:NUM_DISTANCE_SAMPLES])
+        shape = (num_replicates, num_layers + 1)
+        self.norm_sum = np.zeros(num_layers + 1)
+        self.cosine_sum = np.zeros(num_layers)
+        self.num_samples = self.num_tokens = 0
+        self.weight_sum, self.weighted_norm_sum = np.zeros(num_replicates), np.zeros(shape)
+        self.half_count, self.half_norm_sum = np.zeros(num_replicates), np.zeros(shape)
+        self.states: dict[int, torch.Tensor] = {}
+        self._matrices: list[np.ndarray] = []
+
+    def add(self, batch: Batch, states: torch.Tensor, cosines: np.ndarray, num_tokens: int) -> None:
+        """Add a batch: states (L+1, B, P, H), summed cosines (L,), real tokens."""
+        norms = states.double().norm(dim=-1).mean(dim=-1).T.cpu().numpy()  # (B, L+1)
+        self.norm_sum += norms.sum(axis=0)
+        self.cosine_sum += cosines
+        self.num_samples += len(batch)
+        self.num_tokens += num_tokens
+        for position, index in enumerate(batch.indices.tolist()):
+            if index in self.chosen:
+                self.states[index] = states[:, position].cpu().clone()  # a view would keep the batch
+        if self.num_replicates:
+            weights, halves = self._draws(batch.indices.tolist())
+            self.weight_sum += weights.sum(axis=0)
+            self.weighted_norm_sum += weights.T @ norms
+            self.half_count += halves.sum(axis=0)
+            self.half_norm_sum += halves.T @ norms
+
+    def profile(self, dropped: Collection[int]) -> LayerProfile:
+        """Return the profile of what was added."""
+        matrices = self._distance_matrices()
+        pairs = len(matrices[0]) * (len(matrices[0]) - 1)
+        cosines = self.cosine_sum / self.num_tokens
+        return LayerProfile(
+            norms=tuple((self.norm_sum / self.num_samples).tolist()),
+            distances=tuple(float(matrix.sum() / pairs) for matrix in matrices),
+            influences=tuple(None if i in dropped else float(1 - c) for i, c in enumerate(cosines)),
+            norms_band=self._norms_band(),
+            distances_band=self._distances_band(matrices),
+            num_samples=self.num_samples,
+            num_tokens=self.num_tokens,
+        )
+
+    def noise_floor(self) -> Curves:
+        """Return the 95th percentile of the deviation between two random halves."""
+        _, halves = self._draws(sorted(self.states))
+        # A half needs a pair to have a distance; with few samples some halvings leave less.
+        smallest = np.minimum(self.half_count, self.num_samples - self.half_count)
+        usable = np.minimum(smallest, np.minimum(halves.sum(axis=0), (1 - halves).sum(axis=0))) >= 2
+        halves, count = halves[:, usable], self.half_count[usable, None]
+        means = self.half_norm_sum[usable] / count
+        other_means = (self.norm_sum - self.half_norm_sum[usable]) / (self.num_samples - count)
+        norms = _log_ratio(means, other_means, means)  # (R, L+1)
+        sides = []
+        for side in (halves.T, 1 - halves.T):  # (R, M)
+            pairs = side.sum(axis=1) * (side.sum(axis=1) - 1)
+            sides.append(
+                [((side @ m) * side).sum(axis=1) / np.maximum(pairs, 1) for m in self._distance_matrices()]
+            )
+        distances = _log_ratio(np.asarray(sides[0]).T, np.asarray(sides[1]).T, means)
+        mean = (norms.mean(axis=1) + distances.mean(axis=1)) / 2
+        return Curves(
+            tuple(np.percentile(norms, 95, axis=0).tolist()),
+            tuple(np.percentile(distances, 95, axis=0).tolist()),
+            float(np.percentile(mean, 95)),
+        )
+
+    def _draws(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return Poisson(1) weights and half membership (0 or 1), each of shape (B, R)."""
+        weights = np.empty((len(indices), self.num_replicates))
+        halves = np.empty((len(indices), self.num_replicates))
+        for row, index in enumerate(indices):
+            generator = np.random.default_rng([self.seed, self.hashes[index]])
+            weights[row] = generator.poisson(1.0, self.num_replicates)
+            halves[row] = generator.integers(0, 2, self.num_replicates)
+        return weights, halves
+
+    def _distance_matrices(self) -> list[np.ndarray]:
+        """Return, a boundary, distances (M, M) between samples, averaged over answer positions."""
+        if not self._matrices:
+            stacked = torch.stack([self.states[index] for index in sorted(self.states)], dim=2)
+            for states in stacked:  # (P, M, H)
+                # Without the matrix-product shortcut, whose rounding makes equal states differ.
+                pairs = torch.cdist(states, states, compute_mode="donot_use_mm_for_euclid_dist")
+                self._matrices.append(pairs.double().mean(dim=0).numpy())
+        return self._matrices
+
+    def _norms_band(self) -> tuple[Interval, ...]:
+        if not self.num_replicates:
+            return ()
+        return _band(self.weighted_norm_sum / np.maximum(self.weight_sum, 1)[:, None])
+
+    def _distances_band(self, matrices: Sequence[np.ndarray]) -> tuple[Interval, ...]:
+        if not self.num_replicates:
+            return ()
+        weights = self._draws(sorted(self.states))[0].T  # (R, M)
+        pairs = np.square(weights.sum(axis=1)) - np.square(weights).sum(axis=1)
+        means = [((weights @ m) * weights).sum(axis=1) / np.maximum(pairs, 1) for m in matrices]
+        return _band(np.asarray(means).T)
+
+
+def _band(replicates: np.ndarray) -> tuple[Interval, ...]:
+    """Return 95 % percentile intervals of replicates (R, L+1)."""
+    low, high = np.percentile(replicates, [2.5, 97.5], axis=0)
+    return tuple(zip(low.tolist(), high.tolist(), strict=True))
+
+
+def _log_ratio(one: np.ndarray, other: np.ndarray, norms: np.ndarray) -> np.ndarray:
+    """Return |log(one / other)|; what is a millionth of the norm counts as zero.
+
+    States can be equal for all samples (a first token after the embedding): both distances are then
+    rounding errors, and their ratio is no deviation.
+    """
+    nothing = 1e-6 * norms
+    ratio: np.ndarray = np.abs(np.log((one + nothing) / (other + nothing)))
+    return ratio
+
+
+def log_ratios(profile: LayerProfile, reference: LayerProfile) -> tuple[list[float], list[float]]:
+    """Return the deviation of norms and of distances, a boundary."""
+    scale = np.asarray(reference.norms)
+    norms = _log_ratio(np.asarray(profile.norms), scale, scale)
+    distances = _log_ratio(np.asarray(profile.distances), np.asarray(reference.distances), scale)
+    return norms.tolist(), distances.tolist()
+
+
+def mean_deviation(norms: Sequence[float], distances: Sequence[float], dropped: Collection[int]) -> float:
+    """Average over the boundaries after surviving layers, the embedding's, and the last.
+
+    The last is what the head reads, whether or not the last layer survives.
+    """
+    last = len(norms) - 1
+    kept = [b for b in range(last + 1) if b in (0, last) or b - 1 not in dropped]
+    return float(np.mean([(norms[b] + distances[b]) / 2 for b in kept]))

@@ -1,0 +1,343 @@
+"""`Probe`: profile, metric and loss of a model with any set of layers skipped, at the least cost.
+
+Criteria ask a probe for numbers; they never touch the network. Knows nothing about why a layer is
+chosen.
+
+The papers' text was not to be had for the profiles, so these are this project's definitions:
+`h_l(x)` is the residual stream at boundary l where the task reads its answer, before any final norm;
+the norm profile is the mean of `||h_l(x)||` over samples, the distance profile the mean of
+`||h_l(x) - h_l(x')||` over pairs of samples, the deviation `|log ratio|` against the ID profile.
+
+Shapes: N samples, B rows of a batch, T tokens, P answer positions, H hidden size, L layers,
+L+1 boundaries, R bootstrap replicates, M samples whose distances are measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from ..artifacts import Curves, Deviation, Evaluation, LayerProfile, Ledger
+from ..engines import Engine, open_engine
+from ..models import LoadedModel, StandIn, stand_ins
+from ..samples import Samples
+from ..tasks import Batch
+from .accumulating import NUM_REPLICATES, Accumulator, log_ratios, mean_deviation
+from .replaying import Found, Replayer, Trace, Work, passes
+from .sharing import shares_context
+from .weighing import angular_distance, magnitudes, sensitivities
+
+# Block influence hardly differs between samples of one kind; few rows will do to rank layers.
+NUM_INFLUENCE_SAMPLES = 128
+
+
+class Probe:
+    """Measurements of one model on ID and target samples, with any layers skipped.
+
+    Args:
+        model: The network under study; left as it was found.
+        samples: Select rows by "id" and "target".
+        select_on: Which of them drives the search ("target" or "id").
+        batch_size: Rows a forward.
+        seed: Seed of every resampling.
+        ledger: What is known already, read before measuring and added to; a journal, say.
+        engine: Where rows are scored (default: here).
+
+    `watch` is called whenever some rows were scored; an exception from it ends the measurement, and
+    what was measured is kept.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        samples: Mapping[str, Samples],
+        *,
+        select_on: str = "target",
+        batch_size: int = 32,
+        seed: int = 0,
+        ledger: Ledger | None = None,
+        engine: Engine | None = None,
+    ) -> None:
+        self.model = model
+        self.samples = samples
+        self.select_on = select_on
+        self.batch_size = batch_size
+        self.seed = seed
+        self.num_layers = model.num_layers
+        self.num_rows = len(samples[select_on])
+        self.num_answers = model.task.num_answers(samples[select_on])
+        self.ledger = Ledger() if ledger is None else ledger
+        rows = samples[select_on]
+        self.processor = shares_context(model, rows)
+        self._engine = engine or open_engine("local", lambda: Replayer(model, rows, self.processor))
+        self._measured: dict[tuple[str, frozenset[int]], tuple[LayerProfile, Curves]] = {}
+        self._fixed: dict[tuple[object, ...], tuple[float, ...]] = {}
+        self.watch: Callable[[], None] = lambda: None
+
+    @property
+    def is_labelled(self) -> bool:
+        """Tell whether the rows that drive the search have labels."""
+        return self.samples[self.select_on].is_labelled
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Tell which way the task metric improves."""
+        return self.model.task.higher_is_better
+
+    @property
+    def best_value(self) -> float:
+        """What no row's value can be better than."""
+        return self.model.task.best_value
+
+    # --- metric ---------------------------------------------------------------------------
+
+    def scores(
+        self, dropped: Sequence[int], layers: Sequence[int], rows: np.ndarray
+    ) -> dict[int | None, tuple[np.ndarray, np.ndarray]]:
+        """Score rows with `dropped` and one of `layers` skipped, layer by layer.
+
+        Args:
+            dropped: Layers skipped in every pass.
+            layers: One more to skip; none: the model without `dropped` itself (key None).
+            rows: Indices of rows that drive the search; those known already cost nothing.
+
+        Returns:
+            Values and losses, each (len(rows),), by layer.
+        """
+        keys: dict[int | None, frozenset[int]] = {layer: frozenset({*dropped, layer}) for layer in layers}
+        keys = keys or {None: frozenset(dropped)}
+        work = self._work(tuple(dropped), keys, rows)
+        group = self._engine.num_workers
+        for start in range(0, len(work), group):
+            items = work[start : start + group]
+            for item, found in zip(items, self._engine.map(items), strict=True):
+                self._record(item, found)
+            self.watch()
+        known = {key: self.ledger.rows(dropped, self.num_rows) for key, dropped in keys.items()}
+        return {key: (values[rows], losses[rows]) for key, (values, losses) in known.items()}
+
+    def _work(
+        self, base: tuple[int, ...], keys: Mapping[int | None, frozenset[int]], rows: np.ndarray
+    ) -> list[Work]:
+        """Return what is not known yet: batches of similar length, dealt out to all workers."""
+        samples = self.samples[self.select_on]
+        batches = self.model.task.length_sorted(samples, self.processor, self.batch_size, rows)
+        # With fewer batches than workers, candidates are dealt out as well; each then records its prefix.
+        parts = -(-self._engine.num_workers // max(1, len(batches)))
+        work = []
+        for indices in batches:
+            unknown = [
+                key
+                for key, dropped in keys.items()
+                if np.isnan(self.ledger.rows(dropped, self.num_rows)[0][indices]).any()
+            ]
+            layers = [key for key in unknown if key is not None]
+            for part in range(min(parts, len(unknown))):
+                work.append(Work(base, tuple(layers[part::parts]), indices))
+        return work
+
+    def _record(self, work: Work, found: Found) -> None:
+        sets = [sorted({*work.base, layer}) for layer in work.layers] or [sorted(work.base)]
+        line = _line(sets, work.rows, found.values, found.losses, found.layer_forwards, found.layer_tokens)
+        self.ledger.add_rows(line, self.num_rows)
+
+    def metric(self, dropped: Collection[int] = ()) -> Evaluation:
+        """Return metric and mean loss with the layers skipped, on the rows that drive the search."""
+        values, losses = self.scores(sorted(dropped), (), np.arange(self.num_rows))[None]
+        return Evaluation(float(values.mean()), float(losses.mean()))
+
+    def metrics(self, dropped: Collection[int], layers: Sequence[int]) -> dict[int, Evaluation]:
+        """Return metric and mean loss with `dropped` and one more layer skipped, layer by layer."""
+        found = self.scores(tuple(dropped), layers, np.arange(self.num_rows))
+        return {n: Evaluation(float(found[n][0].mean()), float(found[n][1].mean())) for n in layers}
+
+    def known(self, dropped: Collection[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return values and losses (N,) with the layers skipped, NaN where a row was not scored."""
+        return self.ledger.rows(dropped, self.num_rows)
+
+    # --- profiles -------------------------------------------------------------------------
+
+    def profile(self, name: str, dropped: Collection[int] = ()) -> LayerProfile:
+        """Return the profile on "id" or "target" samples with the layers skipped."""
+        return self._measure(name, frozenset(dropped))[0]
+
+    def deviation(self, dropped: Collection[int] = (), over: Collection[int] | None = None) -> Deviation:
+        """Return how far the target's profile with the layers skipped is from the full model's on ID.
+
+        The mean is over the boundaries that remain when the layers `over` (default: `dropped`) are
+        gone; to compare two models, name the same layers for both.
+        """
+        reference, floor = self._measure("id", frozenset())
+        norms, distances = log_ratios(self.profile("target", dropped), reference)
+        mean = mean_deviation(norms, distances, dropped if over is None else over)
+        return Deviation(tuple(norms), tuple(distances), mean, floor)
+
+    def deviations(self, dropped: Collection[int], layers: Sequence[int]) -> dict[int, Evaluation]:
+        """Return the target's mean deviation with `dropped` and one more layer skipped.
+
+        Metric and loss stand beside it where there are labels: they have no say in the deviation.
+        """
+        base = frozenset(dropped)
+        unknown = [layer for layer in layers if self.ledger.deviation(base | {layer}) is None]
+        if unknown:
+            self._sweep(base, unknown)
+        found = {layer: self.ledger.deviation(base | {layer}) for layer in layers}
+        if not self.is_labelled:
+            return {layer: Evaluation(deviation=found[layer]) for layer in layers}
+        metrics = self.metrics(dropped, layers)
+        return {n: Evaluation(metrics[n].metric, metrics[n].loss, found[n]) for n in layers}
+
+    def influences(self, name: str) -> tuple[float, ...]:
+        """Return each layer's block influence on the few "id" or "target" samples of lowest hash."""
+        return self._once(("influences", name), lambda: self._few_influences(self.samples[name]))
+
+    def _few_influences(self, samples: Samples) -> tuple[float, ...]:
+        order = sorted(range(len(samples)), key=lambda i: (samples.hashes[i], i))
+        few = replace(samples, rows=tuple(samples.rows[i] for i in sorted(order[:NUM_INFLUENCE_SAMPLES])))
+        total, num_tokens = np.zeros(self.num_layers), 0
+        for batch, _, trace in self._passes(few, (), ()):
+            _, cosines, tokens = self._read(batch, trace.boundaries)
+            total, num_tokens = total + cosines, num_tokens + tokens
+        self.ledger.add_cost(self._layer_forwards, self._layer_tokens)
+        return tuple((1 - total / num_tokens).tolist())
+
+    def angular_distances(self, num_layers: int) -> tuple[float, ...]:
+        """Return the mean angle between boundaries l and l + num_layers, in half turns, for each l.
+
+        Measured on the rows that drive the search, where the answer is read.
+        """
+        return self._once(("angles", num_layers), lambda: self._angles(num_layers))
+
+    def _angles(self, num_layers: int) -> tuple[float, ...]:
+        samples, total = self.samples[self.select_on], np.zeros(self.num_layers - num_layers + 1)
+        for batch, _, trace in self._passes(samples, (), ()):
+            states = self._read(batch, trace.boundaries)[0]
+            angles = angular_distance(states[:-num_layers], states[num_layers:])  # (boundaries, B, P)
+            total += angles.double().mean(dim=-1).sum(dim=-1).cpu().numpy()
+        self.ledger.add_cost(self._layer_forwards, self._layer_tokens)
+        return tuple((total / len(samples)).tolist())
+
+    # --- weights --------------------------------------------------------------------------
+
+    def magnitudes(self) -> tuple[float, ...]:
+        """Return each layer's sum of absolute weights."""
+        return self._once(("magnitudes",), lambda: magnitudes(self.model))
+
+    def sensitivities(self) -> tuple[float, ...]:
+        """Return each layer's sum of |weight x gradient of the loss| on the rows that drive the search.
+
+        Counted as three forwards a row: a backward costs about two.
+        """
+        rows = self.samples[self.select_on]
+        return self._once(("taylor",), lambda: self._sensitivities(rows))
+
+    def _sensitivities(self, rows: Samples) -> tuple[float, ...]:
+        found = sensitivities(self.model, rows, self.batch_size)
+        self.ledger.add_cost(3 * len(rows) * self.num_layers, 0)
+        return found
+
+    def _once(self, key: tuple[object, ...], measure: Callable[[], tuple[float, ...]]) -> tuple[float, ...]:
+        """Measure what is the same in every round once."""
+        if key not in self._fixed:
+            self._fixed[key] = measure()
+        return self._fixed[key]
+
+    # --- measuring ------------------------------------------------------------------------
+
+    def _sweep(self, base: frozenset[int], layers: Sequence[int]) -> None:
+        """Measure the target's deviation without `base` and each layer; metrics come along for nothing."""
+        samples, task = self.samples["target"], self.model.task
+        reference = self._measure("id", frozenset())[0]
+        states = {key: Accumulator(samples, self.num_layers, 0, self.seed) for key in layers}
+        scored = self.select_on == "target" and samples.is_labelled and task.profiles_while_scoring
+        sets = {key: sorted(base | {key}) for key in layers}
+        for batch, key, trace in self._passes(samples, tuple(sorted(base)), layers):
+            if key is None:
+                continue
+            states[key].add(batch, *self._read(batch, trace.boundaries))
+            if scored and trace.answers is not None:
+                found = task.score(trace.answers, samples, batch.indices)
+                line = _line([sets[key]], batch.indices, found.values[None], found.losses[None])
+                self.ledger.add_rows(line, self.num_rows)
+        deviations = []
+        for key in layers:
+            norms, distances = log_ratios(states[key].profile(sets[key]), reference)
+            deviations.append(mean_deviation(norms, distances, sets[key]))
+        self.ledger.add_deviations(
+            {
+                "sets": list(sets.values()),
+                "deviations": deviations,
+                "layer_forwards": self._layer_forwards,
+                "layer_tokens": self._layer_tokens,
+            }
+        )
+
+    def _measure(self, name: str, dropped: frozenset[int]) -> tuple[LayerProfile, Curves]:
+        """Return a profile with bands, and what random halves of its samples differ by."""
+        if (name, dropped) not in self._measured:
+            samples = self.samples[name]
+            accumulator = Accumulator(samples, self.num_layers, NUM_REPLICATES, self.seed)
+            for batch, _, trace in self._passes(samples, tuple(sorted(dropped)), ()):
+                accumulator.add(batch, *self._read(batch, trace.boundaries))
+            self.ledger.add_cost(self._layer_forwards, self._layer_tokens)
+            profile = accumulator.profile(dropped)
+            self._measured[name, dropped] = profile, accumulator.noise_floor()
+        return self._measured[name, dropped]
+
+    def _passes(
+        self, samples: Samples, base: Sequence[int], layers: Sequence[int]
+    ) -> Iterator[tuple[Batch, int | None, Trace]]:
+        """Yield batch, key and pass: first without `base` (key None), then without each layer too."""
+        task = self.model.task
+        self._layer_forwards = self._layer_tokens = 0
+        with stand_ins(self.model) as places:
+            for indices in task.length_sorted(samples, self.processor, self.batch_size):
+                batch = task.profile_batch(samples, indices, self.processor)
+                for key, trace in passes(self.model, places, batch, base, layers, whole=True):
+                    yield batch, key, trace
+                self.watch()
+            self._layer_forwards, self._layer_tokens = _cost(places)
+
+    def _read(self, batch: Batch, boundaries: Sequence[torch.Tensor]) -> tuple[torch.Tensor, np.ndarray, int]:
+        """Return answer states (L+1, B, P, H), summed cosines (L,) and the number of real tokens."""
+        task = self.model.task
+        weights = torch.from_numpy(task.readout(batch, self.processor))
+        mask = torch.from_numpy(task.token_mask(batch.inputs)).bool()
+        device = boundaries[0].device
+        states = torch.stack([weights.to(device) @ stream.float() for stream in boundaries])
+        cosines = [
+            functional.cosine_similarity(before.float(), after.float(), dim=-1)[mask.to(device)]
+            .double()
+            .sum()
+            for before, after in pairwise(boundaries)
+        ]
+        return states, np.asarray([float(c) for c in cosines]), int(mask.sum())
+
+
+def _cost(places: Sequence[StandIn]) -> tuple[int, int]:
+    """Return sequences and tokens through layers."""
+    return sum(place.num_forwards for place in places), sum(place.num_tokens for place in places)
+
+
+def _line(
+    sets: list[list[int]],
+    rows: np.ndarray,
+    values: np.ndarray,
+    losses: np.ndarray,
+    layer_forwards: int = 0,
+    layer_tokens: int = 0,
+) -> dict[str, object]:
+    """Return what the ledger takes; values and losses have shape (sets, B)."""
+    return {
+        "sets": sets,
+        "rows": rows.tolist(),
+        "values": values.tolist(),
+        "losses": losses.tolist(),
+        "layer_forwards": layer_forwards,
+        "layer_tokens": layer_tokens,
+    }

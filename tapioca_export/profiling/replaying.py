@@ -1,0 +1,156 @@
+"""Forwards of a network with layers skipped, replaying what is below the first that differs.
+
+Batches are outermost: one pass a batch records what the layers return, and a candidate that drops
+layer l computes only the layers above l. Memory is one batch times the depth, never the data set.
+Knows nothing about which candidates are worth a pass, or why.
+
+Shapes: B rows of a batch, T tokens, H hidden size, L layers, L+1 boundaries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..models import EndOfForward, LoadedModel, LoadOptions, StandIn, load_model, stand_ins, stream_of
+from ..samples import Samples
+from ..tasks import Batch, Processor
+from .sharing import shares_context
+
+
+@dataclass(frozen=True)
+class Work:
+    """One batch of rows to score, with `base` and one more of `layers` skipped.
+
+    Without `layers`, the model without `base` itself is scored. This is what an engine hands out.
+    """
+
+    base: tuple[int, ...]
+    layers: tuple[int, ...]
+    rows: np.ndarray
+
+
+@dataclass(frozen=True)
+class Found:
+    """Scores of one `Work`: `values` and `losses` of shape (candidates, B), and what they cost.
+
+    `layer_forwards` counts sequences through one layer, `layer_tokens` their tokens with padding.
+    """
+
+    values: np.ndarray
+    losses: np.ndarray
+    layer_forwards: int
+    layer_tokens: int
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One forward: its result, what each layer returned, and the residual stream at each boundary."""
+
+    answers: np.ndarray | None
+    outputs: list[object]
+    boundaries: list[torch.Tensor]
+
+
+class Replayer:
+    """Scores batches of one role's rows on one network; the worker of every engine.
+
+    Args:
+        model: The network; its stack is the model's own again whenever no batch is being worked on.
+        samples: The rows that `Work` names.
+        processor: What encodes them.
+    """
+
+    def __init__(self, model: LoadedModel, samples: Samples, processor: Processor) -> None:
+        self.model = model
+        self.samples = samples
+        self.processor = processor
+        self._kinds: dict[type, bool] = {}
+
+    def __call__(self, work: Work) -> Found:
+        """Score one batch under every candidate."""
+        task = self.model.task
+        batch = task.batch(self.samples, work.rows, self.processor)
+        scores = []
+        with stand_ins(self.model, self._kinds) as places:
+            for _, trace in passes(self.model, places, batch, work.base, work.layers):
+                if trace.answers is not None:
+                    scores.append(task.score(trace.answers, self.samples, work.rows))
+            return Found(
+                np.stack([score.values for score in scores]),
+                np.stack([score.losses for score in scores]),
+                sum(place.num_forwards for place in places),
+                sum(place.num_tokens for place in places),
+            )
+
+
+@dataclass(frozen=True)
+class MakeReplayer:
+    """Loads the model and returns a replayer of it: what an engine sends to its workers.
+
+    `num_threads` are PyTorch's, in each worker.
+    """
+
+    source: str
+    task: str
+    options: LoadOptions
+    samples: Samples
+    num_threads: int
+
+    def __call__(self) -> Replayer:
+        """Load the weights here, once."""
+        torch.set_num_threads(self.num_threads)
+        model = load_model(self.source, self.task, self.options)
+        return Replayer(model, self.samples, shares_context(model, self.samples))
+
+
+@torch.no_grad()
+def passes(
+    model: LoadedModel,
+    places: Sequence[StandIn],
+    batch: Batch,
+    base: Sequence[int],
+    layers: Sequence[int],
+    *,
+    whole: bool = False,
+) -> Iterator[tuple[int | None, Trace]]:
+    """Yield the pass without `base` (key None), then one without each layer too, replayed.
+
+    The first pass ends below the highest of `layers`, and then has no answers, unless `whole`.
+    """
+    first = max(layers) if layers and not whole else None
+    recorded = _forward(model, places, batch, base, {}, ends=first)
+    yield None, recorded
+    for layer in layers:
+        below = {index: recorded.outputs[index] for index in range(layer)}
+        yield layer, _forward(model, places, batch, (*base, layer), below)
+
+
+def _forward(
+    model: LoadedModel,
+    places: Sequence[StandIn],
+    batch: Batch,
+    skipped: Sequence[int],
+    answers: Mapping[int, object],
+    ends: int | None = None,
+) -> Trace:
+    """Run the network's own forward, with some layers skipped and some answering from a recording."""
+    outputs: list[object] = []
+    boundaries: list[torch.Tensor] = []
+
+    def see(stream: torch.Tensor, output: object) -> None:
+        if not boundaries:
+            boundaries.append(stream)
+        boundaries.append(stream_of(output))
+        outputs.append(output)
+
+    for index, place in enumerate(places):
+        place.answer, place.see = answers.get(index), see
+        place.skips, place.ends = index in skipped, index == ends
+    try:
+        return Trace(model.answers(batch), outputs, boundaries)
+    except EndOfForward as end:
+        return Trace(None, outputs, boundaries or [end.stream])

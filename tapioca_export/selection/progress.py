@@ -1,0 +1,103 @@
+"""One bar for a whole search, its budget, and its lines in the journal."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+from ..artifacts import Candidate
+from .rounds import Prober, SelectionSettings
+from .searches import BudgetSpent
+
+
+class Progress:
+    """Counts candidates over all rounds that there can be; time left is an upper bound.
+
+    Args:
+        settings: For the budgets.
+        rounds: Rounds that there can be.
+        probe: Its ledger gets a line a candidate.
+        metric: The metric's name.
+    """
+
+    def __init__(self, settings: SelectionSettings, rounds: int, probe: Prober, metric: str) -> None:
+        self.settings = settings
+        self.probe = probe
+        self.metric = metric
+        self.rounds = rounds
+        self.started = time.monotonic()
+        self.num_finished = 0
+        self.round = 0
+        self.left = 0
+        self.best: float | None = None
+        total = sum(max(0, probe.num_layers - n) for n in range(rounds))
+        self.bar = tqdm(total=total, disable=None, leave=False, unit="candidate", desc="Scoring the original")
+
+    def __enter__(self) -> Progress:
+        """Show the bar."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the bar away."""
+        self.bar.close()
+
+    def on_round(self, number: int, num_candidates: int) -> None:
+        """Begin a round."""
+        self.round, self.left = number, num_candidates
+        self._check()
+        self._describe()
+
+    def on_rows(self) -> None:
+        """Go on after some rows were scored.
+
+        Raises:
+            BudgetSpent: If no time is left.
+        """
+        self.bar.refresh()
+        self._check()
+
+    def on_finished(self, dropped: tuple[int, ...], candidate: Candidate) -> None:
+        """Count and record a candidate.
+
+        Raises:
+            BudgetSpent: If it was the last that the budget had room for.
+        """
+        line = {
+            "kind": "candidate",
+            "criterion": self.settings.criterion,
+            "search": self.settings.search,
+            "dropped": list(dropped),
+            "layer": candidate.layer,
+            "outcome": candidate.outcome,
+            "metric": candidate.metric,
+            "loss": candidate.loss,
+            "score": candidate.score,
+        }
+        for name in ("rows", "bound", "against"):
+            if getattr(candidate, name) is not None:
+                line[name] = getattr(candidate, name)
+        self.probe.ledger.note(line)
+        self.num_finished += 1
+        self.bar.update()
+        sign = 1 if self.probe.higher_is_better else -1
+        if candidate.metric is not None and (self.best is None or sign * candidate.metric > sign * self.best):
+            self.best = candidate.metric
+        self._describe(candidate.layer)
+        budget = self.settings.budget_evaluations
+        if budget is not None and self.num_finished >= budget:
+            raise BudgetSpent(f"cut by --budget-evaluations {budget}, in round {self.round}")
+
+    def _check(self) -> None:
+        budget = self.settings.budget_seconds
+        if budget is not None and time.monotonic() - self.started >= budget:
+            where = f"in round {self.round}" if self.round else "before the first round"
+            raise BudgetSpent(f"cut by --budget-seconds {budget:g}, {where}")
+
+    def _describe(self, layer: int | None = None) -> None:
+        best = "" if self.best is None else f", best {self.metric} {self.best:.4g}"
+        last = "" if layer is None else f", layer {layer}"
+        self.bar.set_description_str(f"Round {self.round} of at most {self.rounds}{last}{best}")

@@ -1,0 +1,236 @@
+"""Ways through the sets of layers: greedy, in races or not; beam; exhaustive.
+
+Each walks from the full model to sets of more and more dropped layers and returns, for every depth,
+the path to the best set it found there. Knows nothing about how a candidate is scored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+
+from ..artifacts import Candidate, Evaluation, Step
+from ..errors import ConfigError, SelectionError
+from ..registry import Table
+from .criteria import CRITERIA
+from .rounds import Prober, Round, SelectionSettings
+
+Path = tuple[Step, ...]
+# Sets that an exhaustive search scores at most: all of 12 layers.
+MOST_SETS = 1 << 12
+BY_METRIC = ("tale", "loss")
+
+
+class BudgetSpent(Exception):  # noqa: N818  (no error: the search ends with what it has)
+    """The budget of a search is spent; the message says which."""
+
+
+@dataclass
+class Task:
+    """What a search has to go by, and what it has found so far.
+
+    `paths[k]` is the path to the best set of k layers; `rejected` are the candidates of the round that
+    ended the search; `watch` is told of every candidate and raises `BudgetSpent`.
+    """
+
+    probe: Prober
+    settings: SelectionSettings
+    floor: float | None
+    allowed: tuple[int, ...]
+    cap: int | None
+    finish: Callable[[tuple[int, ...], Candidate], None]
+    begin: Callable[[int, int], None]
+    paths: list[Path] = field(default_factory=lambda: [()])
+    rejected: tuple[Candidate, ...] = ()
+    tried: list[Candidate] = field(default_factory=list)
+
+    def ask(
+        self, dropped: tuple[int, ...], layers: tuple[int, ...]
+    ) -> tuple[tuple[Candidate, ...], str | None]:
+        """Have the criterion score candidates; returns them, and why to stop if it says so."""
+        self.tried = []
+
+        def finish(candidate: Candidate) -> None:
+            self.tried.append(candidate)
+            self.finish(dropped, candidate)
+
+        scored = CRITERIA[self.settings.criterion](Round(self.probe, dropped, layers, self.settings, finish))
+        return scored.candidates, scored.stop
+
+    def step(self, dropped: tuple[int, ...], candidates: tuple[Candidate, ...]) -> Step:
+        """Return the step to the best of the candidates, its metric measured where there are labels."""
+        best = best_of(candidates, self.settings.tie_break)
+        found = Evaluation(best.metric, best.loss)
+        if found.metric is None and self.probe.is_labelled:
+            found = self.probe.metric((*dropped, best.layer))
+        return Step(best.layer, best.score, found.metric, found.loss, candidates)
+
+    def is_below_floor(self, step: Step) -> bool:
+        """Tell whether a step's metric is worse than the worst that is accepted."""
+        if self.floor is None or step.metric is None:
+            return False
+        if math.isclose(step.metric, self.floor, rel_tol=0, abs_tol=1e-9):  # rounding is no difference
+            return False
+        return step.metric < self.floor if self.probe.higher_is_better else step.metric > self.floor
+
+    def end(self, depth: int) -> str | None:
+        """Return why no layer can follow the `depth` that are dropped, if none can."""
+        if depth == self.cap:
+            return f"{self.cap} layers dropped, the most that was asked for"
+        if depth == min(len(self.allowed), self.probe.num_layers - 1):
+            return "no layer is left that may be dropped"
+        return None
+
+    def beyond_floor(self, step: Step) -> str:
+        """Say that a step was not taken."""
+        return (
+            f"dropping layer {step.layer} next gives {step.metric:.6g}, beyond the floor of {self.floor:.6g}"
+        )
+
+
+Search = Callable[[Task], str]
+SEARCHES: Table[Search] = Table("search")
+
+
+@SEARCHES.add("greedy")
+def greedy(task: Task) -> str:
+    """Drop the best candidate, round by round, each candidate scored until it is proven worse.
+
+    Source: Naim et al. 2025, "TALE", arXiv:2510.22767; Song et al. 2024, "SLEB", arXiv:2402.09025.
+    """
+    while True:
+        path = task.paths[-1]
+        dropped = tuple(step.layer for step in path)
+        if reason := task.end(len(path)):
+            return reason
+        layers = tuple(layer for layer in task.allowed if layer not in dropped)
+        task.begin(len(path) + 1, len(layers))
+        try:
+            candidates, stop = task.ask(dropped, layers)
+        except BudgetSpent:
+            _take_best_of_cut_round(task, dropped)
+            raise
+        if stop is not None:
+            task.rejected = candidates
+            return stop
+        step = task.step(dropped, candidates)
+        if task.is_below_floor(step):
+            task.rejected = candidates
+            return task.beyond_floor(step)
+        task.paths.append((*path, step))
+
+
+@SEARCHES.add("racing")
+def racing(task: Task) -> str:
+    """Like greedy, but a candidate is stopped at --confidence instead of at certainty.
+
+    Source: Maron and Moore 1994, "Hoeffding Races", NIPS 6 (the bounds here are normal).
+    """
+    return greedy(task)
+
+
+@SEARCHES.add("beam")
+def beam(task: Task) -> str:
+    """Keep the best --width sets of each size and go on from all of them.
+
+    Source: Lowerre 1976, the HARPY system; a classic of search.
+    """
+    _need_metric(task)
+    kept: list[Path] = [()]
+    while True:
+        depth = len(kept[0])
+        if reason := task.end(depth):
+            return reason
+        task.begin(depth + 1, sum(len(task.allowed) - depth for _ in kept))
+        found: dict[frozenset[int], Path] = {}
+        for path in kept:
+            dropped = tuple(step.layer for step in path)
+            left = (layer for layer in task.allowed if layer not in dropped)
+            layers = tuple(layer for layer in left if frozenset({*dropped, layer}) not in found)
+            candidates = task.ask(dropped, layers)[0] if layers else ()
+            for candidate in candidates:
+                step = Step(candidate.layer, candidate.score, candidate.metric, candidate.loss, candidates)
+                found[frozenset({*dropped, candidate.layer})] = (*path, step)
+        ranked = sorted(found.values(), key=_rank)
+        if task.is_below_floor(ranked[0][-1]):
+            task.rejected = ranked[0][-1].candidates
+            return task.beyond_floor(ranked[0][-1])
+        task.paths.append(ranked[0])
+        kept = [p for p in ranked[: task.settings.width] if not task.is_below_floor(p[-1])]
+
+
+@SEARCHES.add("exhaustive")
+def exhaustive(task: Task) -> str:
+    """Score every set of up to --max-drop-layers layers: the oracle, for about 12 layers at most.
+
+    Source: brute force; what every other search is held against.
+    """
+    _need_metric(task)
+    most = min(len(task.allowed), task.probe.num_layers - 1, task.cap if task.cap is not None else 10**6)
+    num_sets = sum(math.comb(len(task.allowed), depth) for depth in range(1, most + 1))
+    if num_sets > MOST_SETS:
+        raise ConfigError(
+            f"--search exhaustive would score {num_sets:,} sets of layers; {MOST_SETS:,} are the most.",
+            "Lower --max-drop-layers, protect layers, or use --search beam.",
+        )
+    paths: dict[tuple[int, ...], Path] = {(): ()}
+    for depth in range(1, most + 1):
+        task.begin(depth, math.comb(len(task.allowed), depth))
+        for dropped in combinations(task.allowed, depth - 1):
+            layers = tuple(layer for layer in task.allowed if not dropped or layer > dropped[-1])
+            candidates = task.ask(dropped, layers)[0] if layers else ()
+            for candidate in candidates:
+                step = Step(candidate.layer, candidate.score, candidate.metric, candidate.loss, candidates)
+                paths[(*dropped, candidate.layer)] = (*paths[dropped], step)
+        best = min((path for path in paths.values() if len(path) == depth), key=_rank)
+        if task.is_below_floor(best[-1]):
+            return f"no set of {depth} layers stays above the floor of {task.floor:.6g}"
+        task.paths.append(best)
+    return f"all {num_sets:,} sets of up to {most} layers were scored"
+
+
+def best_of(candidates: Sequence[Candidate], tie_break: str) -> Candidate:
+    """Return the candidate to drop; ties go to the lowest loss if asked for, then the lowest index.
+
+    Raises:
+        SelectionError: If a score is not finite.
+    """
+    for candidate in candidates:
+        if not math.isfinite(candidate.score):
+            raise SelectionError(f"The score of layer {candidate.layer} is {candidate.score}.")
+
+    def rank(candidate: Candidate) -> tuple[bool, float, float, int]:
+        loss = candidate.loss if tie_break == "loss" and candidate.loss is not None else 0.0
+        # An abandoned candidate has lost, though its bound may tie with the winner's score.
+        return (candidate.outcome == "abandoned", -candidate.score, loss, candidate.layer)
+
+    return min(candidates, key=rank)
+
+
+def _rank(path: Path) -> tuple[float, tuple[int, ...]]:
+    """Rank paths to sets of one size: best score first, then the lowest layers."""
+    return (-path[-1].score, tuple(sorted(step.layer for step in path)))
+
+
+def _need_metric(task: Task) -> None:
+    if task.settings.criterion not in BY_METRIC:
+        raise ConfigError(
+            f"--search {task.settings.search} compares sets by what is measured of them; criterion "
+            f"{task.settings.criterion} ranks single layers.",
+            f"Choose --criterion {' or '.join(BY_METRIC)}, or --search greedy.",
+        )
+
+
+def _take_best_of_cut_round(task: Task, dropped: tuple[int, ...]) -> None:
+    """Take the best candidate of a round that a budget cut, if one was scored in full and improves."""
+    whole = tuple(c for c in task.tried if c.outcome == "full" and c.metric is not None)
+    if not whole:
+        return
+    path = task.paths[-1]
+    step = task.step(dropped, whole)
+    before = path[-1].metric if path else task.probe.metric(()).metric
+    sign = 1 if task.probe.higher_is_better else -1
+    if before is not None and step.metric is not None and sign * step.metric >= sign * before:
+        task.paths.append((*path, step))

@@ -1,0 +1,97 @@
+"""Tokenizers and texts: what tasks that read text have in common.
+
+Knows nothing about labels, answers or metrics.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import LoadError, first_line
+from .base import ProcessorOptions
+
+# Model types whose positions start after the padding id, so that the last ones are never used.
+POSITIONS_AFTER_PADDING = (
+    "camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet",
+    "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
+NO_LIMIT_KNOWN = 512
+
+
+def require_text(text: Any, name: str, where: str) -> str:
+    """Return the text, if it is one.
+
+    Raises:
+        LoadError: If it is something else, empty, or holds what is no character.
+    """
+    if text is not None and not isinstance(text, str):
+        raise LoadError(f"{where}: {name} is {type(text).__name__}, not a text.")
+    if text is None or not text.strip():
+        raise LoadError(f"{where}: {name} is empty.", "Remove the row or fill it in.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise LoadError(
+            f"{where}: {name} holds half a surrogate pair at character {error.start}.",
+            "Write the text with ordinary UTF-8 characters.",
+        ) from error
+    return text
+
+
+def load_tokenizer(
+    folder: Path | str, config: Any, options: ProcessorOptions, *, needs_padding: bool = True
+) -> Any:
+    """Load a checkpoint's tokenizer.
+
+    Args:
+        folder: A local folder, or a name on the hub.
+        config: The model's config.
+        options: Safety switches.
+        needs_padding: The model has to know padding by its token; the attention mask is not enough.
+
+    Raises:
+        LoadError: If there is none, or one that cannot pad or does not fit the model.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder),
+            trust_remote_code=options.trust_remote_code,
+            local_files_only=options.local_files_only,
+        )
+    except Exception as error:  # tokenizers raises Exception itself; other files, whatever breaks
+        raise LoadError(
+            f"No tokenizer can be loaded from {folder}: {first_line(error)}",
+            "Save the tokenizer beside the model (tokenizer.save_pretrained).",
+        ) from error
+    ids = set(tokenizer.get_vocab().values())
+    if ids <= set(tokenizer.all_special_ids):
+        # Without files, transformers makes an empty tokenizer: every word would be unknown.
+        raise LoadError(
+            f"No tokenizer can be loaded from {folder}: it has no vocabulary.",
+            "Save the tokenizer beside the model (tokenizer.save_pretrained).",
+        )
+    if max(ids) >= getattr(config, "vocab_size", np.inf):
+        raise LoadError(
+            f"The tokenizer of {folder} has token ids up to {max(ids)}, "
+            f"the model embeds {config.vocab_size} only.",
+            "Save the tokenizer that the model was trained with.",
+        )
+    if needs_padding and (tokenizer.pad_token_id is None or config.pad_token_id is None):
+        raise LoadError(
+            f"The tokenizer or the config of {folder} has no padding token, needed for batches.",
+            "Set tokenizer.pad_token and config.pad_token_id, and save both.",
+        )
+    return tokenizer
+
+
+def num_positions(config: Any) -> int:
+    """Return how many tokens the model can place."""
+    num_positions = int(getattr(config, "max_position_embeddings", None) or NO_LIMIT_KNOWN)
+    if config.model_type in POSITIONS_AFTER_PADDING:
+        num_positions -= config.pad_token_id + 1
+    return num_positions

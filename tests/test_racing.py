@@ -1,0 +1,287 @@
+"""Races: the winner is that of a full comparison, whatever the rows; and it costs less."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import THREE_FAMILIES
+
+from tapioca_export.artifacts import Candidate, Evaluation, Ledger, Selection
+from tapioca_export.models import load_model
+from tapioca_export.profiling import Probe
+from tapioca_export.samples import read_samples
+from tapioca_export.selection import Round, SelectionSettings, select_layers
+from tapioca_export.selection.racing import exact_race, statistical_race
+from tapioca_export.selection.searches import best_of
+
+NUM_LAYERS = 8
+
+
+class TableProbe:
+    """Answers from tables (layers, rows) of one round's candidates, and from the model's own rows."""
+
+    def __init__(
+        self, values: np.ndarray, losses: np.ndarray, current: tuple[np.ndarray, np.ndarray], best: float
+    ) -> None:
+        self.values, self.losses, self.current = values, losses, current
+        self.num_layers, self.num_rows = values.shape
+        self.best_value, self.higher_is_better = best, best > 0
+        self.num_scored = 0
+
+    def scores(
+        self, dropped: Sequence[int], layers: Sequence[int], rows: np.ndarray
+    ) -> Mapping[int, tuple[np.ndarray, np.ndarray]]:
+        self.num_scored += len(layers) * len(rows)
+        return {layer: (self.values[layer, rows], self.losses[layer, rows]) for layer in layers}
+
+    def known(self, dropped: Collection[int]) -> tuple[np.ndarray, np.ndarray]:
+        return self.current
+
+
+def classifier(seed: int, num_rows: int = 400, spread: float = 0.6) -> TableProbe:
+    """A model whose candidates move its margins, each by its own amount and in its own way."""
+    generator = np.random.default_rng(seed)
+    margins = generator.normal(1.5, 1.2, num_rows)
+    shifts = np.abs(generator.normal(0, spread, NUM_LAYERS))[:, None]
+    moved = margins - shifts + generator.normal(0, 0.2 + shifts / 2, (NUM_LAYERS, num_rows))
+    values, losses = (
+        ((m > 0).astype(float) for m in (moved, margins)),
+        (np.logaddexp(0, -2 * m) for m in (moved, margins)),
+    )
+    (value, current), (loss, current_loss) = values, losses
+    return TableProbe(value, loss, (current, current_loss), best=1.0)
+
+
+def regression(seed: int, num_rows: int = 200) -> TableProbe:
+    """A model with heavy-tailed errors, as under a shift."""
+    generator = np.random.default_rng(seed)
+    errors = generator.lognormal(0, 1.5, num_rows)
+    factors = generator.lognormal(0.2, 0.3, (NUM_LAYERS, 1)) * generator.lognormal(
+        0, 0.2, (NUM_LAYERS, num_rows)
+    )
+    return TableProbe(errors * factors, errors * factors, (errors, errors), best=0.0)
+
+
+def round_of(probe: Any, **settings: Any) -> Round:
+    return Round(probe, (), tuple(range(NUM_LAYERS)), SelectionSettings(**settings))
+
+
+def full_winner(probe: TableProbe, *, by_loss: bool = False, tie_break: str = "index") -> int:
+    """Compare means over all rows, ties by the rule."""
+    sign = -1 if by_loss or not probe.higher_is_better else 1
+    numbers = (probe.losses if by_loss else probe.values).mean(axis=1)
+    losses = probe.losses.mean(axis=1) if tie_break == "loss" else np.zeros(NUM_LAYERS)
+    return min(range(NUM_LAYERS), key=lambda n: (-sign * numbers[n], losses[n], n))
+
+
+@pytest.mark.parametrize("tie_break", ["index", "loss"])
+@pytest.mark.parametrize("make", [classifier, regression])
+def test_an_exact_race_always_finds_the_winner_of_a_full_comparison(
+    make: Callable[[int], TableProbe], tie_break: str
+) -> None:
+    for seed in range(150):
+        probe = make(seed)
+        candidates = exact_race(round_of(probe, tie_break=tie_break))
+        assert best_of(candidates, tie_break).layer == full_winner(probe, tie_break=tie_break)
+        assert [c.layer for c in candidates] == list(range(NUM_LAYERS))
+
+
+def test_a_race_on_losses_finds_the_lowest() -> None:
+    for seed in range(100):
+        probe = classifier(seed)
+        candidates = exact_race(round_of(probe, criterion="loss"), by_loss=True)
+        assert best_of(candidates, "index").layer == full_winner(probe, by_loss=True)
+
+
+def test_ties_are_honoured_where_all_candidates_are_alike() -> None:
+    for seed in range(20):
+        probe = classifier(seed)
+        probe.values[:] = probe.values[3]
+        assert best_of(exact_race(round_of(probe)), "index").layer == 0
+        expected = int(np.argmin(probe.losses.mean(axis=1)))
+        assert best_of(exact_race(round_of(probe, tie_break="loss")), "loss").layer == expected
+
+
+@pytest.mark.parametrize("make", [classifier, regression])
+def test_what_a_race_says_of_each_candidate_is_true(make: Callable[[int], TableProbe]) -> None:
+    sign = 1 if make is classifier else -1
+    for seed in range(50):
+        probe = make(seed)
+        candidates = {c.layer: c for c in exact_race(round_of(probe))}
+        for layer, candidate in candidates.items():
+            metric = probe.values[layer].mean()
+            if candidate.outcome == "full":
+                assert candidate.metric == metric
+                assert candidate.loss == probe.losses[layer].mean()
+            else:
+                assert candidate.rows is not None
+                assert candidate.rows < probe.num_rows
+                assert sign * metric <= sign * candidate.bound + 1e-9
+                rival = candidates[candidate.against]
+                assert rival.outcome == "full"
+                assert sign * candidate.bound <= sign * rival.metric + 1e-9
+
+
+def test_an_exact_race_costs_less_than_a_full_comparison() -> None:
+    shares = []
+    for seed in range(50):
+        probe = classifier(seed, num_rows=600)
+        exact_race(round_of(probe))
+        shares.append(probe.num_scored / probe.values.size)
+    assert np.mean(shares) < 0.6
+
+
+def test_every_candidate_is_told_once_and_as_it_finishes() -> None:
+    told: list[Candidate] = []
+    probe = classifier(0)
+    layers = tuple(range(NUM_LAYERS))
+    candidates = exact_race(Round(probe, (), layers, SelectionSettings(), told.append))
+    assert sorted(told, key=lambda c: c.layer) == list(candidates)
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.99])
+def test_a_statistical_race_keeps_its_confidence(confidence: float) -> None:
+    num_misses, num_races = 0, 400
+    for seed in range(num_races):
+        probe = classifier(seed, spread=0.3)
+        winner = best_of(
+            statistical_race(round_of(probe, search="racing", confidence=confidence, seed=seed)), "index"
+        ).layer
+        metrics = probe.values.mean(axis=1)
+        indifference = probe.values[winner].std() / np.sqrt(probe.num_rows) / 2
+        num_misses += metrics.max() - metrics[winner] > indifference + 1e-9
+    assert num_misses / num_races <= 1 - confidence + 2 * np.sqrt((1 - confidence) * confidence / num_races)
+
+
+def test_a_statistical_race_costs_less_than_an_exact_one() -> None:
+    shares = {}
+    for name, race in (("exact", exact_race), ("statistical", statistical_race)):
+        probes = [classifier(seed, num_rows=1000) for seed in range(40)]
+        for probe in probes:
+            race(round_of(probe, search="racing" if race is statistical_race else "greedy"))
+        shares[name] = np.mean([probe.num_scored / probe.values.size for probe in probes])
+    assert shares["statistical"] < 0.9 * shares["exact"]
+
+
+def test_estimates_of_a_statistical_race_are_about_right() -> None:
+    errors = []
+    for seed in range(60):
+        probe = classifier(seed)
+        for candidate in statistical_race(round_of(probe, search="racing", seed=seed)):
+            assert candidate.outcome in ("full", "estimated")
+            errors.append(candidate.metric - probe.values[candidate.layer].mean())
+    assert abs(np.mean(errors)) < 0.01
+    assert np.std(errors) < 0.05
+
+
+# --- on networks ----------------------------------------------------------------------------
+
+
+def searched(tiny: Callable[[str], Path], files: dict[str, Path], family: str, **settings: Any) -> Selection:
+    model = load_model(tiny(family))
+    reader = model.task.rows({}, model.processor)
+    rows = {name: read_samples(path, reader, role=name) for name, path in files.items()}
+    probe = Probe(model, rows, batch_size=8)
+    chosen = SelectionSettings(epsilon=10.0, pick="final", **settings)
+    return select_layers(probe, chosen, model="m", task=model.task, num_samples=64)
+
+
+@pytest.mark.parametrize("criterion", ["tale", "loss"])
+@pytest.mark.parametrize("family", THREE_FAMILIES)
+def test_racing_and_full_scores_walk_the_same_way(
+    tiny: Callable[[str], Path], sample_files: Callable[[str], dict[str, Path]], family: str, criterion: str
+) -> None:
+    files = sample_files(family)
+    raced = searched(tiny, files, family, criterion=criterion)
+    full = searched(tiny, files, family, criterion=criterion, full_scores=True)
+    assert [step.layer for step in raced.steps] == [step.layer for step in full.steps]
+    assert [s.metric for s in raced.steps] == pytest.approx([s.metric for s in full.steps], rel=1e-5)
+    assert raced.drop == full.drop
+    assert all(c.outcome == "full" for step in full.steps for c in step.candidates)
+    assert raced.cost.layer_forwards <= full.cost.layer_forwards
+    assert raced.cost.plain_layer_forwards == full.cost.plain_layer_forwards
+
+
+class Constant:
+    """Metrics by set of layers alone, for searches over sets."""
+
+    def __init__(self, num_layers: int, metric: Callable[[frozenset[int]], float]) -> None:
+        self.num_layers, self.num_rows, self.num_answers = num_layers, 10, 1
+        self.select_on, self.is_labelled, self.higher_is_better = "target", True, True
+        self.ledger, self.asked = Ledger(), set()
+        self._metric = metric
+
+    def metric(self, dropped: Collection[int] = ()) -> Evaluation:
+        self.asked.add(frozenset(dropped))
+        return Evaluation(self._metric(frozenset(dropped)), 1.0)
+
+    def metrics(self, dropped: Collection[int], layers: Sequence[int]) -> dict[int, Evaluation]:
+        return {layer: self.metric({*dropped, layer}) for layer in layers}
+
+
+def trap(dropped: frozenset[int]) -> float:
+    """Greedy takes layer 0 first and never sees that 2 and 3 together are best."""
+    good = {frozenset({0}): 0.6, frozenset({2, 3}): 0.9, frozenset({2}): 0.5, frozenset({3}): 0.5}
+    return good.get(dropped, 0.4 if dropped else 0.45)
+
+
+def over_sets(search: str, metric: Callable[[frozenset[int]], float] = trap, **settings: Any) -> Any:
+    task = type("Task", (), {"name": "t", "metric": "accuracy", "higher_is_better": True})
+    probe = Constant(5, metric)
+    chosen = SelectionSettings(**{"search": search, "full_scores": True, "epsilon": 1.0, **settings})
+    return select_layers(probe, chosen, model="m", task=task, num_samples=10), probe
+
+
+def test_greedy_falls_into_the_trap_that_beam_and_exhaustive_see() -> None:
+    assert over_sets("greedy")[0].drop == (0,)
+    for search in ("beam", "exhaustive"):
+        selection, _ = over_sets(search)
+        assert selection.drop == (2, 3)
+        assert selection.selected_metric == 0.9
+        assert [step.layer for step in selection.steps] == [2, 3]
+
+
+def test_exhaustive_scores_every_set_once() -> None:
+    selection, probe = over_sets("exhaustive", max_drop_layers=3)
+    assert len(probe.asked) == 1 + 5 + 10 + 10
+    assert "all 25 sets" in selection.stop_reason
+
+
+def test_a_beam_of_one_is_greedy() -> None:
+    generator = np.random.default_rng(0)
+    table: dict[frozenset[int], float] = {}
+    metric = lambda dropped: table.setdefault(dropped, float(generator.integers(0, 9)) / 10)  # noqa: E731
+    greedy, beam = (
+        over_sets("greedy", metric, pick="final")[0],
+        over_sets("beam", metric, pick="final", width=1)[0],
+    )
+    assert [s.layer for s in greedy.steps] == [s.layer for s in beam.steps]
+
+
+def test_a_wide_beam_is_exhaustive() -> None:
+    generator = np.random.default_rng(1)
+    table: dict[frozenset[int], float] = {}
+    metric = lambda dropped: table.setdefault(dropped, float(generator.random()))  # noqa: E731
+    assert over_sets("beam", metric, width=99)[0].drop == over_sets("exhaustive", metric)[0].drop
+
+
+@pytest.mark.parametrize("search", ["greedy", "beam", "exhaustive"])
+def test_a_budget_of_evaluations_ends_the_search_with_the_best_so_far(search: str) -> None:
+    selection, _ = over_sets(search, budget_evaluations=6)
+    assert selection.cut
+    assert "cut by --budget-evaluations 6" in selection.stop_reason
+    assert selection.drop == (0,)
+
+
+def test_a_budget_of_time_ends_the_search_before_it_begins() -> None:
+    selection, _ = over_sets("greedy", budget_seconds=1e-9)
+    assert (selection.cut, selection.drop) == (True, ())
+    assert "cut by --budget-seconds" in selection.stop_reason
+
+
+def test_without_a_budget_nothing_is_cut() -> None:
+    assert not over_sets("greedy")[0].cut
