@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .artifacts import Benchmark, Comparison, Export, Profile, Report, Selection
-    from .commands import benchmark, compare, export, profile, prune, report, select
+    from .artifacts import Benchmark, Comparison, Export, Plan, Profile, Report, Selection
+    from .commands import benchmark, compare, export, plan, profile, prune, report, select
     from .config import RunConfig
     from .errors import TapiocaError
     from .gating import Thresholds, check
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "artifacts": ("Benchmark", "Comparison", "Export", "Profile", "Report", "Selection"),
-    "commands": ("benchmark", "compare", "export", "profile", "prune", "report", "select"),
+    "artifacts": ("Benchmark", "Comparison", "Export", "Plan", "Profile", "Report", "Selection"),
+    "commands": ("benchmark", "compare", "export", "plan", "profile", "prune", "report", "select"),
     "config": ("RunConfig",),
     "errors": ("TapiocaError",),
     "gating": ("Thresholds", "check"),
@@ -31,6 +31,7 @@ __all__ = [
     "Benchmark",
     "Comparison",
     "Export",
+    "Plan",
     "Profile",
     "Report",
     "RunConfig",
@@ -42,6 +43,7 @@ __all__ = [
     "compare",
     "demo",
     "export",
+    "plan",
     "profile",
     "prune",
     "report",

@@ -11,10 +11,12 @@ from .artifacts import (
     Benchmark,
     Comparison,
     Export,
+    Plan,
     Profile,
     Report,
     Run,
     Selection,
+    check_output,
     read,
     refuse_inside,
     staged,
@@ -52,6 +54,15 @@ def select(config: RunConfig) -> Selection:
             selection = steps.choose(config, model, probe, roles)
         write(folder / "selection.json", selection)
     return selection
+
+
+def plan(config: RunConfig) -> Plan:
+    """Return what `select` would cost here, and refuse what it would refuse; nothing is written."""
+    steps.check(config, searches=True)
+    check_output(config.output, overwrite=config.overwrite)
+    with steps.using_threads(config):
+        model, roles = steps.load_with_roles(config, ("select",))
+        return steps.plan(config, model, roles)
 
 
 def compare(config: RunConfig, criteria: Sequence[str]) -> Comparison:

@@ -82,7 +82,12 @@ class RunConfig:
     provider: tuple[str, ...] = _option(
         ("cpu",), "ONNX Runtime provider to time on; repeatable.", None, "NAME"
     )
-    device: str = _option("cpu", "PyTorch device for profile and search.", None, "DEVICE")
+    device: str = _option(
+        "cpu",
+        "PyTorch device for profile and search; auto spreads the layers over all there are.",
+        None,
+        "DEVICE",
+    )
     batch_size: tuple[int, ...] = _option((1, 8), "Batch size to time; repeatable.")
     sequence_length: tuple[int, ...] = _option((), "Sequence length to time; repeatable.")
     eval_batch_size: int = _option(32, "Rows a forward in profile and search.")

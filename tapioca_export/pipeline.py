@@ -62,6 +62,7 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
                 profile = steps.measure(model, probe, selection.drop)
                 write(folder / "profile.json", profile)
         rows = steps.parity_rows(roles)
+        model = steps.on_cpu(config, model)
         with clock("export original"):
             places = {name: folder / "original" / name for name in formats}
             originals = steps.export_all(config, model, rows, places, ())

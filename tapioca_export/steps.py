@@ -6,6 +6,7 @@ goes where, and nothing of any stage's inside.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -15,13 +16,15 @@ from typing import Any
 import torch
 
 from . import provenance
-from .artifacts import Benchmark, Export, Journal, Profile, Selection, read, refuse_inside, write
+from .artifacts import Benchmark, Export, Journal, Plan, Profile, Selection, read, refuse_inside, write
 from .benchmarking import BenchmarkSettings, resolve_provider
 from .config import RunConfig
+from .costing import PlanSettings, predict
 from .engines import ENGINES, Engine, EngineSettings, open_engine
 from .errors import ConfigError, first_line
 from .exporting import ExportSettings, export_model
 from .models import (
+    SPREAD,
     LoadedModel,
     LoadOptions,
     check_layers,
@@ -64,6 +67,13 @@ def check(config: RunConfig, *, searches: bool = False) -> None:
     for name in config.provider:
         resolve_provider(name)
     benchmark_settings(config)
+    if config.device == SPREAD:
+        if importlib.util.find_spec("accelerate") is None:
+            raise ConfigError(
+                "--device auto spreads the layers with accelerate, which is not installed.",
+                "Install it: pip install 'tapioca-export[big]'.",
+            )
+        return
     try:
         torch.empty(0, device=config.device)
     # PyTorch built without CUDA raises AssertionError, other devices RuntimeError.
@@ -237,6 +247,29 @@ def choose(config: RunConfig, model: LoadedModel, probe: Probe, roles: Mapping[s
     return select_layers(probe, settings, model=config.model, task=model.task, num_samples=num_samples)
 
 
+def plan(config: RunConfig, model: LoadedModel, roles: Mapping[str, Samples]) -> Plan:
+    """Predict what `choose` would cost, with a worker's threads; a budget of seconds is left out.
+
+    Raises:
+        TapiocaError: What `choose` would raise before it has measured anything.
+    """
+    samples = {name: roles[f"{name}-select"] for name in ("id", "target")}
+    unhurried = replace(config, budget_seconds=None)
+    is_race = config.search in ("greedy", "racing") and not config.full_scores
+    in_full = replace(unhurried, full_scores=True, search="greedy") if is_race else unhurried
+    num_workers = 1 if config.engine == "local" else config.num_workers
+    threads = max(1, torch.get_num_threads() // num_workers)
+    settings = PlanSettings(
+        config.select_on, config.eval_batch_size, config.engine, num_workers, config.full_scores, is_race
+    )
+
+    def search(probe: Any, full: bool) -> Selection:
+        return choose(in_full if full else unhurried, model, probe, roles)
+
+    with using_threads(replace(config, num_threads=threads)):
+        return predict(model, samples, search, settings)
+
+
 def measure(model: LoadedModel, probe: Probe, drop: Sequence[int]) -> Profile:
     """Profile ID and target, before and after the layers are dropped."""
     before = probe.deviation()
@@ -277,17 +310,16 @@ def save_checkpoint(folder: Path, model: LoadedModel, selection: Selection, batc
 def export_all(
     config: RunConfig, model: LoadedModel, rows: Samples, folders: Mapping[str, Path], drop: tuple[int, ...]
 ) -> dict[str, Export]:
-    """Export a model in every format, each into its folder, and prove each.
+    """Export a model, on the CPU, in every format, each into its folder, and prove each.
 
     Raises:
         ExportError: If a format cannot be written, or differs from PyTorch.
     """
-    on_cpu = replace(model, network=model.network.to("cpu"))
     exports = {}
     for name, folder in folders.items():
         folder.mkdir(parents=True, exist_ok=True)
         settings = ExportSettings(name, config.opset, config.atol)
-        exports[name] = export_model(on_cpu, rows, folder, settings, drop)
+        exports[name] = export_model(model, rows, folder, settings, drop)
     return exports
 
 
@@ -323,6 +355,13 @@ def optimism_gap(selection: Selection, measured: Benchmark) -> float | None:
         return None
     gain = selection.selected_metric - selection.baseline_metric
     return (gain if reported.higher_is_better else -gain) - reported.gain
+
+
+def on_cpu(config: RunConfig, model: LoadedModel) -> LoadedModel:
+    """Return the model with its weights in memory, where they are exported and proven equal."""
+    if config.device == SPREAD:  # what accelerate has spread cannot be gathered, only loaded anew
+        return load_model(config.model, model.task.name, replace(load_options(config), device="cpu"))
+    return replace(model, network=model.network.to("cpu"))
 
 
 def load_options(config: RunConfig) -> LoadOptions:

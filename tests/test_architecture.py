@@ -17,6 +17,7 @@ STAGES = {
     "polynomial": set(),
     "models": {"tasks", "polynomial"},
     "profiling": {"models", "tasks", "samples"},
+    "costing": {"models", "profiling", "tasks", "samples"},
     "selection": set(),
     "exporting": {"models", "tasks", "samples"},
     "benchmarking": {"tasks", "samples"},
@@ -26,7 +27,10 @@ STAGES = {
 }
 # The story, from the ground up: each may use those before it.
 STORY = ["steps", "comparing", "pipeline", "commands"]
-HEAVY = {"torch": {"models", "profiling", "polynomial", "steps"}, "transformers": {"models", "polynomial"}}
+HEAVY = {
+    "torch": {"models", "profiling", "polynomial", "steps", "costing"},
+    "transformers": {"models", "polynomial"},
+}
 
 
 def source_files() -> list[Path]:

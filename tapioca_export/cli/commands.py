@@ -15,7 +15,7 @@ import tapioca_export as library
 
 from ..config import RunConfig
 from ..errors import ConfigError, LoadError, TapiocaError
-from .options import FIELDS, comparing, options, printing
+from .options import FIELDS, comparing, options, planning, printing
 
 LOADING = (
     "model", "task", "max_length", "trust_remote_code", "local_files_only", "num_threads", "seed",
@@ -160,13 +160,16 @@ def profile(as_json: bool, quiet: bool, **flags: Any) -> None:
 @main.command()
 @options(*LOADING, *SAMPLES, *OUTPUT, *PROBING, *SEARCH)
 @comparing
-def select(compare: tuple[str, ...] | None, as_json: bool, quiet: bool, **flags: Any) -> None:
+@planning
+def select(compare: tuple[str, ...] | None, dry_run: bool, as_json: bool, quiet: bool, **flags: Any) -> None:
     """Choose layers to drop, or compare criteria that choose them."""
     if compare is not None:
-        _refuse_beside_compare("criterion", "epsilon", "pick")
+        _refuse_beside_compare("criterion", "epsilon", "pick", "dry_run")
     config = _config(flags)
 
-    if compare is None:
+    if dry_run:
+        _show_plan(library.plan(config), as_json, quiet)
+    elif compare is None:
         _show_selection(library.select(config), as_json, quiet)
     else:
         _show_comparison(library.compare(config, compare), as_json, quiet)
@@ -181,7 +184,8 @@ def _refuse_beside_compare(*names: str) -> None:
     source_of = click.get_current_context().get_parameter_source
     for name in names:
         if source_of(name) is click.core.ParameterSource.COMMANDLINE:
-            raise ConfigError(f"--{name} has no say in --compare.", "Give one of them.")
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"{option} has no say in --compare.", "Give one of them.")
 
 
 def _show_selection(selection: Any, as_json: bool, quiet: bool) -> None:
@@ -197,6 +201,15 @@ def _show_selection(selection: Any, as_json: bool, quiet: bool) -> None:
         return "\n".join(lines)
 
     _show(selection, as_json, quiet, text)
+
+
+def _show_plan(plan: Any, as_json: bool, quiet: bool) -> None:
+    def text() -> str:
+        from ..reporting import render_plan
+
+        return render_plan(plan)
+
+    _show(plan, as_json, quiet, text)
 
 
 def _show_comparison(comparison: Any, as_json: bool, quiet: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
@@ -99,9 +100,18 @@ def options(*names: str) -> Callable[[Any], Any]:
 
 def printing(command: Any) -> Any:
     """Add how to print."""
-    quiet = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+    quiet = click.option(
+        "-q", "--quiet", is_flag=True, is_eager=True, callback=_silence, help="Print nothing but errors."
+    )
     as_json = click.option("--json", "as_json", is_flag=True, help="Print the artifact, and nothing else.")
     return quiet(as_json(command))
+
+
+def _silence(ctx: click.Context, parameter: click.Parameter, quiet: bool) -> bool:
+    """Keep progress bars away: tqdm reads the variable when it is imported, which it is not yet."""
+    if quiet:
+        os.environ["TQDM_DISABLE"] = "1"
+    return quiet
 
 
 def comparing(command: Any) -> Any:
@@ -111,6 +121,12 @@ def comparing(command: Any) -> Any:
         "--compare", metavar="NAMES", callback=_names, default=None, type=click.UNPROCESSED, help=help_
     )
     return option(command)
+
+
+def planning(command: Any) -> Any:
+    """Add a way to ask first."""
+    help_ = "Predict layer forwards, operations, time and memory; search nothing, write nothing."
+    return click.option("--dry-run", is_flag=True, help=help_)(command)
 
 
 def _read_config(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> None:

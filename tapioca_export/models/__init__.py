@@ -5,7 +5,7 @@ Knows nothing about metrics, selection or export formats. A layer index is alway
 in the model that was loaded.
 """
 
-from .loaded import LoadedModel, LoadOptions, to_tensors
+from .loaded import SPREAD, LoadedModel, LoadOptions, to_tensors
 from .loading import infer_task, load_config, load_model, load_processor
 from .proof import reference_logits, save_pruned
 from .skipping import EndOfForward, StandIn, skipping, stand_ins, stream_of, with_stream
@@ -13,6 +13,7 @@ from .surgery import LAYER_STACKS, check_layers, drop_layers, droppable_layers, 
 
 __all__ = [
     "LAYER_STACKS",
+    "SPREAD",
     "EndOfForward",
     "LoadOptions",
     "LoadedModel",

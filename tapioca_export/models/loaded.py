@@ -13,10 +13,16 @@ from torch import nn
 
 from ..tasks import Batch, Inputs, Processor, Readings, Task
 
+# The device that stands for all there are: accelerate spreads the layers over GPUs, memory and disk.
+SPREAD = "auto"
+
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How a model is loaded; the safety switches are off unless the user turns them on."""
+    """How a model is loaded; the safety switches are off unless the user turns them on.
+
+    `device` is one of PyTorch's, or "auto": spread over all that there are.
+    """
 
     trust_remote_code: bool = False
     local_files_only: bool = False
@@ -53,9 +59,10 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        device: torch.device = next(self.network.parameters()).device
-        return device
+        """Where inputs go: where the weights are, or the first of them if they are spread."""
+        # Weights that accelerate keeps on disk are nowhere; it moves inputs to where a layer runs.
+        places = (weight.device for weight in self.network.parameters() if not weight.is_meta)
+        return next(places, torch.device("cpu"))
 
     @torch.no_grad()
     def logits(self, inputs: Inputs) -> np.ndarray:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from .. import polynomial  # registers the embedded example with transformers
 from ..errors import ConfigError, LoadError, first_line
 from ..tasks import TASKS, Processor, ProcessorOptions, Task
-from .loaded import LoadedModel, LoadOptions
+from .loaded import SPREAD, LoadedModel, LoadOptions
 from .surgery import find_stack, refuse_dependent_layers
 
 
@@ -42,6 +42,7 @@ def load_model(source: str | Path, task: str = "auto", options: LoadOptions | No
             trust_remote_code=options.trust_remote_code,
             local_files_only=options.local_files_only,
             output_loading_info=True,
+            **({"device_map": "auto"} if options.device == SPREAD else {}),
         )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         raise LoadError(
@@ -55,7 +56,8 @@ def load_model(source: str | Path, task: str = "auto", options: LoadOptions | No
             "Name a checkpoint with a trained head, or another --task.",
         )
     processor = load_processor(chosen, source, config, options)
-    network = aligned(network).to(options.device).eval()
+    # A network that accelerate has spread stays where it is.
+    network = network.eval() if options.device == SPREAD else aligned(network).to(options.device).eval()
     model = LoadedModel(
         network, chosen, processor, str(source), find_stack(network), options.trust_remote_code
     )

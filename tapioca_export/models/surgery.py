@@ -71,7 +71,8 @@ def refuse_dependent_layers(model: LoadedModel) -> None:
     owner: dict[int, int] = {}
     for index, layer in enumerate(model.stack):
         for name, parameter in layer.named_parameters():
-            first = owner.setdefault(parameter.data_ptr(), index)
+            # Weights that accelerate keeps on disk have no address until they are used.
+            first = owner.setdefault(parameter.data_ptr() or id(parameter), index)
             if first != index:
                 raise UnsupportedModelError(
                     f"Layers {first} and {index} of {model.source} share {name}; neither can go alone."

@@ -48,8 +48,8 @@ class Probe:
         ledger: What is known already, read before measuring and added to; a journal, say.
         engine: Where rows are scored (default: here).
 
-    `watch` is called whenever some rows were scored; an exception from it ends the measurement, and
-    what was measured is kept.
+    `watch` is told, whenever some were scored, of how many candidates times rows; an exception from it
+    ends the measurement, and what was measured is kept.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Probe:
         self._engine = engine or open_engine("local", lambda: Replayer(model, rows, self.processor))
         self._measured: dict[tuple[str, frozenset[int]], tuple[LayerProfile, Curves]] = {}
         self._fixed: dict[tuple[object, ...], tuple[float, ...]] = {}
-        self.watch: Callable[[], None] = lambda: None
+        self.watch: Callable[[int], None] = lambda num_scores: None
 
     @property
     def is_labelled(self) -> bool:
@@ -117,7 +117,7 @@ class Probe:
             items = work[start : start + group]
             for item, found in zip(items, self._engine.map(items), strict=True):
                 self._record(item, found)
-            self.watch()
+            self.watch(sum(max(1, len(item.layers)) * len(item.rows) for item in items))
         known = {key: self.ledger.rows(dropped, self.num_rows) for key, dropped in keys.items()}
         return {key: (values[rows], losses[rows]) for key, (values, losses) in known.items()}
 
@@ -300,7 +300,7 @@ class Probe:
                 batch = task.profile_batch(samples, indices, self.processor)
                 for key, trace in passes(self.model, places, batch, base, layers, whole=True):
                     yield batch, key, trace
-                self.watch()
+                self.watch(0)
             self._layer_forwards, self._layer_tokens = _cost(places)
 
     def _read(self, batch: Batch, boundaries: Sequence[torch.Tensor]) -> tuple[torch.Tensor, np.ndarray, int]:

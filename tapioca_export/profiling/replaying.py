@@ -18,6 +18,7 @@ import torch
 from ..models import EndOfForward, LoadedModel, LoadOptions, StandIn, load_model, stand_ins, stream_of
 from ..samples import Samples
 from ..tasks import Batch, Processor
+from .narrowing import can_narrow, last_layer, narrowed
 from .sharing import shares_context
 
 
@@ -61,13 +62,14 @@ class Replayer:
     Args:
         model: The network; its stack is the model's own again whenever no batch is being worked on.
         samples: The rows that `Work` names.
-        processor: What encodes them.
+        processor: What encodes them (default: found out on the rows).
     """
 
-    def __init__(self, model: LoadedModel, samples: Samples, processor: Processor) -> None:
+    def __init__(self, model: LoadedModel, samples: Samples, processor: Processor | None = None) -> None:
         self.model = model
         self.samples = samples
-        self.processor = processor
+        self.processor = shares_context(model, samples) if processor is None else processor
+        self.narrows = samples.is_labelled and can_narrow(model, samples, self.processor)
         self._kinds: dict[type, bool] = {}
 
     def __call__(self, work: Work) -> Found:
@@ -75,8 +77,9 @@ class Replayer:
         task = self.model.task
         batch = task.batch(self.samples, work.rows, self.processor)
         scores = []
+        read = task.read_tokens(batch, self.processor) if self.narrows else None
         with stand_ins(self.model, self._kinds) as places:
-            for _, trace in passes(self.model, places, batch, work.base, work.layers):
+            for _, trace in passes(self.model, places, batch, work.base, work.layers, read=read):
                 if trace.answers is not None:
                     scores.append(task.score(trace.answers, self.samples, work.rows))
             return Found(
@@ -104,7 +107,7 @@ class MakeReplayer:
         """Load the weights here, once."""
         torch.set_num_threads(self.num_threads)
         model = load_model(self.source, self.task, self.options)
-        return Replayer(model, self.samples, shares_context(model, self.samples))
+        return Replayer(model, self.samples)
 
 
 @torch.no_grad()
@@ -116,17 +119,23 @@ def passes(
     layers: Sequence[int],
     *,
     whole: bool = False,
+    read: np.ndarray | None = None,
 ) -> Iterator[tuple[int | None, Trace]]:
     """Yield the pass without `base` (key None), then one without each layer too, replayed.
 
-    The first pass ends below the highest of `layers`, and then has no answers, unless `whole`.
+    The first pass ends below the highest of `layers`, and then has no answers, unless `whole`. Where
+    the tokens `read` are given, (S, T), the last layer of a pass with answers is narrowed to them.
     """
-    first = max(layers) if layers and not whole else None
-    recorded = _forward(model, places, batch, base, {}, ends=first)
+
+    def run(skipped: Sequence[int], below: Mapping[int, object], ends: int | None = None) -> Trace:
+        last = places[last_layer(model.num_layers, skipped)].layer
+        with narrowed(last, read if ends is None else None):  # what is replayed has to be whole
+            return _forward(model, places, batch, skipped, below, ends)
+
+    recorded = run(base, {}, max(layers) if layers and not whole else None)
     yield None, recorded
     for layer in layers:
-        below = {index: recorded.outputs[index] for index in range(layer)}
-        yield layer, _forward(model, places, batch, (*base, layer), below)
+        yield layer, run((*base, layer), {index: recorded.outputs[index] for index in range(layer)})
 
 
 def _forward(

@@ -22,14 +22,16 @@ def shares_context(model: LoadedModel, samples: Samples) -> Processor:
     """Return the model's processor, sharing contexts if that changes no number.
 
     Compares each answer token's log-probability in a shared sequence with the one it has in a
-    sequence of its own, on the longest row, the shortest, and rows in between.
+    sequence of its own: on rows of all lengths, the longest and the shortest, shared and apart.
     """
     task, apart = model.task, model.processor
     if not task.has_shared_contexts or not samples.is_labelled:
         return apart
     shared = replace(apart, shares_context=True)
-    order = np.concatenate(task.length_sorted(samples, shared, len(samples)))
-    rows = np.unique(order[np.linspace(0, len(order) - 1, NUM_ROWS).astype(int)])
+    # A row that is long apart may be short shared, and look farther than a window of attention.
+    orders = [task.length_sorted(samples, processor, len(samples))[0] for processor in (shared, apart)]
+    places = np.linspace(0, len(samples) - 1, NUM_ROWS).astype(int)
+    rows = np.unique([order[places] for order in orders])
     try:
         one = model.answers(task.batch(samples, rows, shared))
     # What a model does with a mask or positions that it does not know is its own affair.

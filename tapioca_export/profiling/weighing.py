@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from ..errors import UnsupportedModelError
 from ..models import LoadedModel, to_tensors
 from ..samples import Samples
 
@@ -81,8 +82,17 @@ def angular_distance(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
 
 
 def _weights(layer: nn.Module) -> list[nn.Parameter]:
-    """Return a layer's parameters other than biases."""
-    return [w for name, w in layer.named_parameters() if "bias" not in name.rpartition(".")[2]]
+    """Return a layer's parameters other than biases.
+
+    Raises:
+        UnsupportedModelError: If some are on disk: they are in memory only while the layer runs.
+    """
+    weights = [w for name, w in layer.named_parameters() if "bias" not in name.rpartition(".")[2]]
+    if any(weight.is_meta for weight in weights):
+        raise UnsupportedModelError(
+            "Weights that do not fit in memory cannot be weighed.", "Choose another --criterion."
+        )
+    return weights
 
 
 def _total(values: torch.Tensor) -> float:

@@ -5,6 +5,7 @@
     figures.py, comparisons.py, drawing.py
                   the numbers as plots: plain dictionaries in Plotly's terms
     rendering.py  report -> Markdown, report -> one self-contained HTML file, table -> plain text
+    planning.py   what a search would cost -> a few lines
 
 Knows nothing about how any number was computed. A new finding is one function in `wording.py`
 named in its `findings`; a new plot is one function in `figures.py` named in `rendering.py`.
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from .. import artifacts
 from ..artifacts import Benchmark, Export, Profile, Report, Run, Selection
+from .planning import render_plan
 from .rendering import render_html, render_markdown, render_text
 from .tables import comparison_table
 from .wording import findings, verdict
@@ -26,6 +28,7 @@ __all__ = [
     "make_report",
     "render_html",
     "render_markdown",
+    "render_plan",
     "render_text",
     "write_report",
 ]

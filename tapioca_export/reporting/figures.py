@@ -160,15 +160,23 @@ def search_figure(selection: Selection) -> Figure | None:
         rounds.append(selection.rejected)
     if not rounds:
         return None
+    # What is known of an abandoned candidate is a bound of the number that the criterion compares.
+    is_bound_metric = selection.criterion != "loss"
     measured = all(step.metric is not None for step in selection.steps) and all(
-        c.metric is not None for candidates in rounds for c in candidates
+        c.metric is not None or (c.bound is not None and is_bound_metric)
+        for candidates in rounds
+        for c in candidates
     )
     field = "metric" if measured else "score"
     label = (selection.metric or "metric") if measured else f"{selection.criterion} score"
     last = len(selection.steps)
-    traces = [_candidates("candidate", rounds[:last], 1, field)]
-    if selection.rejected:
-        traces.append(_candidates("rejected candidate", rounds[last:], last + 1, field))
+    traces = []
+    for name, tried, first in (("", rounds[:last], 1), ("rejected ", rounds[last:], last + 1)):
+        traces.append(_candidates(f"{name}candidate", tried, first, field))
+        at_best = _candidates(f"{name}candidate, at best", tried, first, field, abandoned=True)
+        if field == "metric" and not selection.higher_is_better:  # the arrow points to where it is worse
+            at_best["marker"]["symbol"] = "arrow-bar-up-open"
+        traces.append(at_best)
     traces += _path(selection, field)
     layout = curve_layout(
         axis_title(label, selection.higher_is_better if measured else None), "layers dropped"
@@ -179,28 +187,41 @@ def search_figure(selection: Selection) -> Figure | None:
     layout["hovermode"] = "closest"
     layout |= _levels(selection) if measured else {}
     caption = (
-        f"Each dot is the model with one more layer dropped, on the {selection.num_samples} rows "
+        f"Each mark is the model with one more layer dropped, on the {selection.num_samples} rows "
         f"that drove the search ({selection.select_on}). Search ended: {selection.stop_reason}"
     ).rstrip(".") + "."
+    if any(c.outcome == "abandoned" for candidates in rounds for c in candidates):
+        caption += (
+            " Marks with an arrow are the best that a candidate could still reach when it was given up; "
+            "--full-scores scores all in full."
+        )
     data = candidate_table(selection)
     spec = plot_spec([t for t in traces if t["x"]], layout)
     return Figure("search", "Search trajectory", caption, spec, data)
 
 
-def _candidates(name: str, rounds: Sequence[Sequence[Candidate]], first: int, field: str) -> Spec:
-    pairs = [(first + i, c) for i, candidates in enumerate(rounds) for c in candidates]
+def _candidates(
+    name: str, rounds: Sequence[Sequence[Candidate]], first: int, field: str, *, abandoned: bool = False
+) -> Spec:
+    pairs = [
+        (first + i, c)
+        for i, candidates in enumerate(rounds)
+        for c in candidates
+        if (c.outcome == "abandoned") == abandoned
+    ]
     rejected = name.startswith("rejected")
+    symbol = "x-thin-open" if rejected else "circle"
     return {
         "type": "scatter",
         "mode": "markers",
         "name": name,
         "x": [depth for depth, _ in pairs],
-        "y": [getattr(c, field) for _, c in pairs],
+        "y": [c.bound if abandoned and field == "metric" else getattr(c, field) for _, c in pairs],
         "text": [_hover(c) for _, c in pairs],
         "hovertemplate": "%{text}<extra></extra>",
         "marker": {
             "color": ORANGE if rejected else SKY,
-            "symbol": "x-thin-open" if rejected else "circle",
+            "symbol": "arrow-bar-down-open" if abandoned else symbol,
             "size": 7 if rejected else 6,
             "opacity": 0.9 if rejected else 0.7,
         },
@@ -208,9 +229,15 @@ def _candidates(name: str, rounds: Sequence[Sequence[Candidate]], first: int, fi
 
 
 def _hover(candidate: Candidate) -> str:
+    if candidate.outcome == "abandoned":
+        return (
+            f"layer {candidate.layer}<br>at best {number(candidate.bound)} after {candidate.rows} rows"
+            f"<br>abandoned: layer {candidate.against} is better"
+        )
+    rows = f"<br>estimated from {candidate.rows} rows" if candidate.outcome == "estimated" else ""
     return (
         f"layer {candidate.layer}<br>metric {number(candidate.metric)}"
-        f"<br>loss {number(candidate.loss)}<br>score {number(candidate.score)}"
+        f"<br>loss {number(candidate.loss)}<br>score {number(candidate.score)}{rows}"
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ..artifacts import (
     Accuracy,
     Benchmark,
+    Candidate,
     Compared,
     Comparison,
     Export,
@@ -121,12 +122,23 @@ def candidate_table(selection: Selection) -> TextTable:
     if selection.rejected:
         rounds.append((f"{len(rounds) + 1} (rejected)", selection.rejected))
     rows = [
-        (name, str(c.layer), number(c.score), number(c.metric), number(c.loss))
+        (name, str(c.layer), number(c.score), number(c.metric), number(c.loss), _how_scored(c))
         for name, candidates in rounds
         for c in candidates
     ]
-    columns = ("round", "layer", "score", selection.metric or "metric", "mean loss")
+    columns = ("round", "layer", "score", selection.metric or "metric", "mean loss", "scored")
     return TextTable("Every candidate", columns, tuple(rows))
+
+
+def _how_scored(candidate: Candidate) -> str:
+    """Say on how many rows a candidate was scored, and why on no more."""
+    if candidate.outcome == "abandoned":
+        return (
+            f"{candidate.rows} rows: at best {number(candidate.bound)}, beaten by layer {candidate.against}"
+        )
+    if candidate.outcome == "estimated":
+        return f"{candidate.rows} rows: an estimate, at best {number(candidate.bound)}"
+    return "all rows"
 
 
 def accuracy_table(benchmark: Benchmark) -> TextTable:

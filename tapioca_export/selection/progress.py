@@ -13,7 +13,9 @@ from .searches import BudgetSpent
 
 
 class Progress:
-    """Counts candidates over all rounds that there can be; time left is an upper bound.
+    """Counts rows of candidates over all rounds that there can be; time left is an upper bound.
+
+    A candidate that is given up counts as done, and so does the time it would have taken.
 
     Args:
         settings: For the budgets.
@@ -29,11 +31,13 @@ class Progress:
         self.rounds = rounds
         self.started = time.monotonic()
         self.num_finished = 0
+        self.num_pending = 0  # rows scored of candidates that are not finished
         self.round = 0
-        self.left = 0
         self.best: float | None = None
-        total = sum(max(0, probe.num_layers - n) for n in range(rounds))
-        self.bar = tqdm(total=total, disable=None, leave=False, unit="candidate", desc="Scoring the original")
+        total = sum(max(0, probe.num_layers - n) for n in range(rounds)) * probe.num_rows
+        self.bar = tqdm(
+            total=total, disable=None, leave=False, unit="row", unit_scale=True, desc="Scoring the original"
+        )
 
     def __enter__(self) -> Progress:
         """Show the bar."""
@@ -47,17 +51,18 @@ class Progress:
 
     def on_round(self, number: int, num_candidates: int) -> None:
         """Begin a round."""
-        self.round, self.left = number, num_candidates
+        self.round, self.num_pending = number, 0
         self._check()
         self._describe()
 
-    def on_rows(self) -> None:
-        """Go on after some rows were scored.
+    def on_rows(self, num_scores: int) -> None:
+        """Go on after so many rows times candidates were scored.
 
         Raises:
             BudgetSpent: If no time is left.
         """
-        self.bar.refresh()
+        self.num_pending += num_scores
+        self._move()
         self._check()
 
     def on_finished(self, dropped: tuple[int, ...], candidate: Candidate) -> None:
@@ -82,7 +87,8 @@ class Progress:
                 line[name] = getattr(candidate, name)
         self.probe.ledger.note(line)
         self.num_finished += 1
-        self.bar.update()
+        self.num_pending = max(0, self.num_pending - (candidate.rows or self.probe.num_rows))
+        self._move()
         sign = 1 if self.probe.higher_is_better else -1
         if candidate.metric is not None and (self.best is None or sign * candidate.metric > sign * self.best):
             self.best = candidate.metric
@@ -90,6 +96,10 @@ class Progress:
         budget = self.settings.budget_evaluations
         if budget is not None and self.num_finished >= budget:
             raise BudgetSpent(f"cut by --budget-evaluations {budget}, in round {self.round}")
+
+    def _move(self) -> None:
+        self.bar.n = min(self.num_finished * self.probe.num_rows + self.num_pending, self.bar.total)
+        self.bar.refresh()
 
     def _check(self) -> None:
         budget = self.settings.budget_seconds

@@ -7,8 +7,7 @@ that the current model finds hardest, and a few of the others, as a broken model
 hardest); the order of rows and the choice of the leader change what a race costs, never who wins.
 
 Source of the idea: Maron and Moore 1994, "Hoeffding Races", NIPS 6. Theirs stops on statistical
-bounds only; `exact_race` stops on certainties, `statistical_race` also on the normal bound of a
-paired difference under stratified sampling (Cochran 1977, "Sampling Techniques", section 5).
+bounds only; `exact_race` stops on certainties.
 
 Knows nothing about how a row is scored. Shapes: N rows, C candidates.
 """
@@ -27,6 +26,15 @@ from .rounds import Round
 ROUNDING = 1e-9
 # A race of few rows at a time starts the machine more often than it saves rows.
 SMALLEST_WAVE = 16
+# Rows other than the hardest that all candidates are scored on first.
+NUM_OTHERS = 8
+# Candidates, and rows, of the heat that finds the leader among close ones.
+HEAT_SIZE = 3
+HEAT_ROWS = 48
+# With fewer changes than these to expect, no heat is needed.
+FEW_CHANGES = 4
+# By how much the rows of a statistical race grow from one look to the next.
+GROWTH = 1.3
 
 
 class Field:
@@ -45,6 +53,16 @@ class Field:
     def penalties(self) -> np.ndarray:
         """Penalties (num_layers, N) of the number that the criterion compares."""
         return self.losses if self.by_loss else np.abs(self.round.probe.best_value - self.values)
+
+    @property
+    def is_right_or_wrong(self) -> bool:
+        """Tell whether penalties are 0 or 1."""
+        return bool(np.isin(self.current_penalties(), (0.0, 1.0)).all())
+
+    def current_penalties(self) -> np.ndarray:
+        """Return the penalties (N,) of the model as it stands."""
+        values, losses = self.round.current()
+        return losses if self.by_loss else np.abs(self.round.probe.best_value - values)
 
     def score(self, layers: Collection[int], rows: np.ndarray) -> None:
         """Score rows of some candidates."""
@@ -71,9 +89,11 @@ class Field:
         metric, loss = float(self.values[layer].mean()), float(self.losses[layer].mean())
         return Candidate(layer, self.merit(loss if self.by_loss else metric), metric, loss)
 
-    def abandoned(self, layer: int, leader: int) -> Candidate:
+    def beaten(self, layer: int, leader: int) -> Candidate:
         """Return a candidate that has lost, with the best that it could still have reached."""
         rows = int(np.isfinite(self.values[layer]).sum())
+        if rows == self.num_rows:
+            return self.whole(layer)
         partial = self.partial(layer)
         bound = partial / self.num_rows if self.by_loss else self.at(partial)
         return Candidate(
@@ -101,7 +121,7 @@ def exact_race(round_: Round, by_loss: bool = False) -> tuple[Candidate, ...]:
     field = Field(round_, by_loss)
     hardest, others = _opening(field)
     field.score(round_.layers, np.concatenate([hardest, others]))
-    leader = _likeliest(field, hardest, others)
+    leader = _heat(field, hardest, others)
     field.score([leader], field.unseen(leader))
     field.finish(field.whole(leader))
     # What the leader finds hard as well decides soonest.
@@ -110,17 +130,19 @@ def exact_race(round_: Round, by_loss: bool = False) -> tuple[Candidate, ...]:
     while True:
         for layer in alive:
             if _has_lost(field, layer, leader):
-                field.finish(field.abandoned(layer, leader))
+                field.finish(field.beaten(layer, leader))
         alive = [layer for layer in alive if layer not in field.finished]
         if not alive:
             break
-        unseen = field.unseen(alive[0])
+        # Those that were in the heat are ahead of the others by some rows, and wait for them.
+        unseen = max((field.unseen(layer) for layer in alive), key=len)
         if len(unseen) == 0:
             for layer in alive:
                 field.finish(field.whole(layer))
             break
-        shortfall = min(field.partial(leader) - field.partial(layer) for layer in alive)
-        field.score(alive, unseen[: _wave(field, shortfall)])
+        behind = [layer for layer in alive if len(field.unseen(layer)) == len(unseen)]
+        shortfall = min(field.partial(leader) - field.partial(layer) for layer in behind)
+        field.score(behind, unseen[: _wave(field, shortfall)])
     return tuple(field.finished[layer] for layer in sorted(field.finished))
 
 
@@ -131,25 +153,42 @@ def _opening(field: Field) -> tuple[np.ndarray, np.ndarray]:
     models about as good.
     """
     order = np.argsort(-field.difficulty, kind="stable")
-    values, losses = field.round.current()
-    penalties = losses if field.by_loss else np.abs(field.round.probe.best_value - values)
+    penalties = field.current_penalties()
     largest = float(penalties.max(initial=0.0))
     mistakes = math.ceil(float(penalties.sum()) / largest) if largest > 0 else 0
     num_hardest = min(field.num_rows, max(SMALLEST_WAVE, mistakes))
     others = order[num_hardest:]
-    step = max(1, len(others) // SMALLEST_WAVE)
-    return order[:num_hardest], others[step // 2 :: step][:SMALLEST_WAVE]
+    step = max(1, len(others) // NUM_OTHERS)
+    return order[:num_hardest], others[step // 2 :: step][:NUM_OTHERS]
 
 
-def _likeliest(field: Field, hardest: np.ndarray, others: np.ndarray) -> int:
-    """Return the candidate with the least penalty, sampled rows weighing as those they stand for."""
-    totals = []
-    for numbers in (field.penalties, field.losses):
-        total = numbers[:, hardest].sum(axis=1)
+def _heat(field: Field, hardest: np.ndarray, others: np.ndarray) -> int:
+    """Return the candidate to score in full first, after the likeliest few were scored on more rows.
+
+    A leader that does not win costs the rows of a whole pass. Totals are estimated from the rows seen,
+    the sampled ones weighing as those they stand for. Ties go as the tie rule has it: who leads by
+    the rule need not be caught up with.
+    """
+    by_loss = field.round.settings.tie_break == "loss"
+
+    def rank(layer: int) -> tuple[float, float, int]:
+        numbers = [field.penalties[layer], field.losses[layer]]
+        totals = [float(n[hardest].sum()) for n in numbers]
         if len(others):
-            total = total + numbers[:, others].mean(axis=1) * (field.num_rows - len(hardest))
-        totals.append(total)
-    return min(field.round.layers, key=lambda layer: (totals[0][layer], totals[1][layer], layer))
+            totals = [
+                total + float(n[others].mean()) * (field.num_rows - len(hardest))
+                for total, n in zip(totals, numbers, strict=True)
+            ]
+        return totals[0], totals[1] if by_loss else 0.0, layer
+
+    heat = sorted(field.round.layers, key=rank)[:HEAT_SIZE]
+    leader = heat[0]
+    unseen = field.unseen(leader)
+    largest = float(field.current_penalties().max(initial=0.0)) or 1.0
+    if _doubt(field)[unseen].sum() / largest < FEW_CHANGES:
+        return leader  # hardly a row is left on which models differ: who is behind stays behind
+    field.score(heat, unseen[:HEAT_ROWS])
+    return min(heat, key=lambda layer: (field.partial(layer), layer))
 
 
 def _has_lost(field: Field, layer: int, leader: int) -> bool:
@@ -168,121 +207,130 @@ def _wave(field: Field, shortfall: float) -> int:
 
 
 def statistical_race(round_: Round, by_loss: bool = False) -> tuple[Candidate, ...]:
-    """Find a winner that, at the confidence asked for, no other candidate beats by a real difference.
+    """Find a winner that, at the confidence asked for, is as good as the best within what rows can tell.
 
-    The hardest rows are all scored, the others by a growing random sample. A candidate is stopped
-    when the bound of its paired difference to the leader says that it is not better by more than
-    half a standard error of the leader's own metric: less than that the rows that drive the search
-    cannot tell. The bound is one-sided, normal, and shared out over the candidates (Bonferroni). When
-    every row was scored, the comparison is exact.
+    Candidates are scored on the rows that the current model doubts most, which is where models differ,
+    and on a growing random sample of the others. What a candidate will collect on rows that were not
+    scored is estimated from the sample, shrunk towards what the candidates have in common (empirical
+    Bayes: Efron and Morris 1975, JASA 70). A candidate is stopped once it is, at `confidence`, not
+    better than the leader by more than one standard error of the leader's metric: less than that the
+    rows that drive the search cannot tell (the one-standard-error rule of Breiman et al. 1984, CART).
+    The confidence is of each comparison. When every row was scored, the comparison is exact.
 
     Returns:
         Candidates in the order of layers, with estimates where not all rows were scored.
     """
     field, settings = Field(round_, by_loss), round_.settings
-    order = np.argsort(-field.difficulty, kind="stable")
+    doubted = np.argsort(-_doubt(field), kind="stable")
     shuffled = np.random.default_rng(settings.seed).permutation(field.num_rows)
-    num_hardest = num_sampled = max(SMALLEST_WAVE, field.num_rows // 16)
+    num_doubted, num_sampled = (max(SMALLEST_WAVE, field.num_rows // part) for part in (16, 32))
     alive = list(round_.layers)
     while True:
-        strata = Strata(order[:num_hardest], shuffled[:num_sampled], field.num_rows)
+        rows = np.union1d(doubted[:num_doubted], shuffled[:num_sampled])
         seen = np.isfinite(field.values[alive[0]])  # all that are left were scored on the same rows
-        field.score(alive, strata.rows[~seen[strata.rows]])
-        estimates = {layer: strata.total(field.penalties[layer]) for layer in alive}
-        leader = min(alive, key=lambda layer: (estimates[layer], layer))
-        margins = _margins(field, strata, alive, leader)
-        for layer, (difference, error) in margins.items():
-            indifference = strata.deviation(field.penalties[leader]) / 2
-            if difference - error > -indifference or strata.is_everything:
-                field.finish(_estimated(field, strata, layer, estimates[leader] + difference - error))
+        field.score(alive, rows[~seen[rows]])
+        forecast = Forecast(field, alive, doubted[:num_doubted], shuffled[:num_sampled])
+        leader = min(alive, key=lambda layer: (forecast.totals[layer], layer))
+        rivals = [layer for layer in alive if layer != leader]
+        for layer in rivals:
+            bound = forecast.totals[layer] - forecast.error(settings.confidence)
+            if bound > forecast.totals[leader] - forecast.standard_error(leader) or forecast.is_exact:
+                field.finish(_estimated(field, forecast, layer, bound))
         alive = [layer for layer in alive if layer not in field.finished]
         if alive == [leader]:
-            field.finish(_estimated(field, strata, leader, estimates[leader]))
+            field.finish(_estimated(field, forecast, leader, forecast.totals[leader]))
             return tuple(field.finished[layer] for layer in sorted(field.finished))
-        num_hardest, num_sampled = math.ceil(num_hardest * 1.5), math.ceil(num_sampled * 1.5)
+        num_doubted, num_sampled = (math.ceil(number * GROWTH) for number in (num_doubted, num_sampled))
 
 
-class Strata:
-    """The hardest rows, all of them scored, and a uniform sample of the others.
+def _doubt(field: Field) -> np.ndarray:
+    """Return how likely each row is to change with the model, (N,): probability on the other side.
+
+    A row that is right changes with the probability left to wrong answers, one that is wrong with that
+    of the right answer; where values are no rights and wrongs, large penalties move most.
+    """
+    penalties, losses = field.current_penalties(), field.round.current()[1]
+    if not np.isin(penalties, (0.0, 1.0)).all():
+        return penalties
+    right = np.exp(-losses)
+    doubt: np.ndarray = np.where(penalties == 0, 1 - right, right)
+    return doubt
+
+
+class Forecast:
+    """What each candidate's penalties come to over all rows, from those that were scored.
 
     Args:
-        hardest: Indices of the hardest rows.
-        sampled: Indices drawn from all rows in random order.
-        num_rows: N.
+        field: Penalties seen so far.
+        alive: Candidates scored on the same rows.
+        doubted: Rows that were all scored.
+        sampled: Rows drawn from all rows in random order.
     """
 
-    def __init__(self, hardest: np.ndarray, sampled: np.ndarray, num_rows: int) -> None:
-        self.hardest = hardest
-        self.sample = sampled[~np.isin(sampled, hardest)]
-        self.num_others = num_rows - len(hardest)
-        self.num_rows = num_rows
-        if not len(self.sample) and self.num_others:
-            # Chance drew none but hard rows: nothing can be said of the others, so all are hard.
-            others = np.setdiff1d(np.arange(num_rows), hardest)
-            self.hardest, self.num_others = np.concatenate([hardest, others]), 0
+    def __init__(
+        self, field: Field, alive: Collection[int], doubted: np.ndarray, sampled: np.ndarray
+    ) -> None:
+        sample = sampled[~np.isin(sampled, doubted)]
+        seen = np.union1d(doubted, sample)
+        self.field = field
+        self.num_seen = len(seen)
+        self.num_unseen = field.num_rows - len(seen)
+        current = field.current_penalties()
+        # Changes against the current model: what it gets wrong anyway is no difference.
+        changes = {layer: field.penalties[layer] - current for layer in alive}
+        means = np.asarray([changes[layer][sample].mean() if len(sample) else 0.0 for layer in alive])
+        squares = sum(float(np.square(changes[layer][sample]).sum()) for layer in alive)
+        # One more change than was seen: a few rows without any do not prove that there are none.
+        largest = float(np.square(current).max(initial=1.0 if field.is_right_or_wrong else 0.0))
+        num_sample = max(1, len(sample))
+        self.variance = (squares + largest) / (len(means) * num_sample + 1)  # of one row's change
+        noise = self.variance / num_sample
+        spread = max(0.0, float(means.var(ddof=1)) - noise) if len(means) > 1 else 0.0
+        shrinkage = spread / (spread + noise) if spread + noise > 0 else 0.0
+        self.mean_variance = shrinkage * noise  # of a candidate's mean change, after shrinking
+        expected = means.mean() + shrinkage * (means - means.mean())
+        self.totals = {
+            layer: float(current.sum() + changes[layer][seen].sum() + self.num_unseen * mean)
+            for layer, mean in zip(alive, expected, strict=True)
+        }
 
     @property
-    def rows(self) -> np.ndarray:
-        """All rows scored."""
-        return np.concatenate([self.hardest, self.sample])
+    def is_exact(self) -> bool:
+        """Tell whether every row was scored."""
+        return self.num_unseen == 0
 
-    @property
-    def is_everything(self) -> bool:
-        """Tell whether every row is scored."""
-        return len(self.sample) == self.num_others
+    def error(self, confidence: float) -> float:
+        """Return the error of a difference of two totals that is not exceeded at the confidence."""
+        from scipy.stats import norm
 
-    def total(self, numbers: np.ndarray) -> float:
-        """Estimate the sum over all rows of numbers (N,), NaN where not scored."""
-        total = float(numbers[self.hardest].sum())
-        return total + (float(numbers[self.sample].mean()) * self.num_others if len(self.sample) else 0.0)
+        variance = self.num_unseen**2 * self.mean_variance + self.num_unseen * self.variance
+        return float(norm.ppf(confidence)) * math.sqrt(2 * variance)
 
-    def deviation(self, numbers: np.ndarray) -> float:
-        """Estimate the standard error that the sum over N such rows has as a sample of its domain."""
-        mean = self.total(numbers) / self.num_rows
-        return math.sqrt(max(0.0, self.total(np.square(numbers - mean))))
-
-    def error(self, variance: float) -> float:
-        """Return the standard error of `total` where the others' numbers have this variance."""
-        if self.is_everything:
-            return 0.0
-        share = len(self.sample) / self.num_others
-        return self.num_others * math.sqrt(variance * (1 - share) / len(self.sample))
+    def standard_error(self, layer: int) -> float:
+        """Return the standard error of a candidate's total, as a sample of its domain."""
+        mean = self.totals[layer] / self.field.num_rows
+        seen = self.field.penalties[layer][np.isfinite(self.field.values[layer])]
+        if self.field.is_right_or_wrong:
+            return math.sqrt(max(0.0, self.field.num_rows * mean * (1 - mean)))
+        return math.sqrt(self.field.num_rows) * float(seen.std())
 
 
-def _margins(
-    field: Field, strata: Strata, alive: Collection[int], leader: int
-) -> dict[int, tuple[float, float]]:
-    """Return each rival's penalty beyond the leader's, and the error bound of it."""
-    from scipy.stats import norm
-
-    settings, rivals = field.round.settings, [layer for layer in alive if layer != leader]
-    if not rivals:
-        return {}
-    differences = {layer: field.penalties[layer] - field.penalties[leader] for layer in rivals}
-    squares = {layer: float(np.square(d[strata.sample]).sum()) for layer, d in differences.items()}
-    # One more disagreement than was seen: a few rows without any do not prove that there are none.
-    largest = float(np.nanmax(field.penalties, initial=0.0)) ** 2
-    pooled = (sum(squares.values()) + largest) / (len(rivals) * len(strata.sample) + 1)
-    quantile = float(norm.ppf(1 - (1 - settings.confidence) / (len(field.round.layers) - 1)))
-    margins = {}
-    for layer, difference in differences.items():
-        variance = max(pooled, squares[layer] / max(1, len(strata.sample)))
-        margins[layer] = strata.total(difference), quantile * strata.error(variance)
-    return margins
-
-
-def _estimated(field: Field, strata: Strata, layer: int, bound: float) -> Candidate:
+def _estimated(field: Field, forecast: Forecast, layer: int, bound: float) -> Candidate:
     """Return a candidate with its estimate, or in full where every row was scored."""
-    if strata.is_everything:
+    if forecast.is_exact:
         return field.whole(layer)
-    metric = field.at(strata.total(np.abs(field.round.probe.best_value - field.values[layer])))
-    loss = strata.total(field.losses[layer]) / field.num_rows
+    seen = np.isfinite(field.values[layer])
+    loss = (
+        float(field.losses[layer][seen].sum() + np.nansum(field.round.current()[1][~seen])) / field.num_rows
+    )
+    total = forecast.totals[layer]
+    metric = None if field.by_loss else field.at(total)
     return Candidate(
         layer,
-        field.merit(loss if field.by_loss else metric),
+        field.merit(total / field.num_rows if metric is None else metric),
         metric,
-        loss,
+        total / field.num_rows if field.by_loss else loss,
         "estimated",
-        rows=len(strata.rows),
+        rows=forecast.num_seen,
         bound=bound / field.num_rows if field.by_loss else field.at(bound),
     )

@@ -26,7 +26,7 @@ class Prober(Protocol):
     num_answers: int
     select_on: str
     ledger: Any
-    watch: Callable[[], None]
+    watch: Callable[[int], None]
 
     @property
     def is_labelled(self) -> bool:

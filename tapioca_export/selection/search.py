@@ -53,7 +53,7 @@ def select_layers(
         except BudgetSpent as spent:
             reason, is_cut = str(spent), True
         finally:
-            probe.watch = lambda: None
+            probe.watch = lambda num_scores: None
     steps, drop = _picked(way.paths, baseline, probe, settings)
     labelled = probe.is_labelled
     return Selection(

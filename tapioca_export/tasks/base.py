@@ -158,6 +158,12 @@ class Task(ABC):
     def readout(self, batch: Batch, processor: Processor) -> np.ndarray:
         """Return weights (B, P, T) that read the answer's states off hidden states (B, T, H)."""
 
+    def read_tokens(self, batch: Batch, processor: Processor) -> np.ndarray | None:
+        """Return which tokens the head reads, (S, T) booleans; None where it reads all."""
+        if processor.position == "mean":
+            return None
+        return np.asarray(self.readout(batch, processor).any(axis=1))
+
     @abstractmethod
     def score(self, outputs: np.ndarray, samples: Samples, rows: np.ndarray | None = None) -> Scores:
         """Score outputs against the samples' labels.

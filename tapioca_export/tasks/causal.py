@@ -157,6 +157,13 @@ class CausalTask(Task):
         real: np.ndarray = logits[inputs["attention_mask"] == 1]
         return real
 
+    def read_tokens(self, batch: Batch, processor: Processor) -> np.ndarray | None:
+        """Return the tokens whose logits are asked for."""
+        assert batch.readings is not None
+        read = np.zeros(batch.inputs["input_ids"].shape, dtype=bool)
+        read[batch.readings.sequences, batch.readings.positions] = True
+        return read
+
     def evidence(self, logits: np.ndarray, batch: Batch) -> np.ndarray:
         """Return (B, K, 2) of logits (S, T, V): each token's log-probability, and whether it is likeliest."""
         from scipy.special import log_softmax

@@ -1,0 +1,457 @@
+"""What choosing layers costs: plain greedy, ours exact, ours racing, ours hybrid, in one run.
+
+    python benchmarks/search.py                     # everything, about an hour on two cores
+    python benchmarks/search.py encoder decoder     # some of its parts
+    python benchmarks/search.py --repeats 3 encoder
+
+Parts: `encoder` (12 trained layers, texts of natural lengths), `decoder` (24 trained layers, several
+answers to one context), `published` (the protocol of the TALE authors' code: one row at a time, full
+logits, no cache), `memory`, `profile`, `kill`. The models are trained by `search_models.py` on first use and
+kept in `.cache`. Contestants run in turn, on equal rows in equal batches; times are medians. Prints tables, writes JSON with environment and commit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+import numpy as np
+import search_models
+import torch
+
+from tapioca_export.artifacts import Selection
+from tapioca_export.benchmarking import compare
+from tapioca_export.models import LoadedModel, load_model, skipping
+from tapioca_export.profiling import Probe
+from tapioca_export.provenance import environment
+from tapioca_export.samples import Samples, read_samples
+from tapioca_export.selection import SelectionSettings, select_layers
+from tapioca_export.tasks import Scores
+
+HERE = Path(__file__).parent
+CACHE = HERE.parent / ".cache" / "search-benchmark"
+BATCH_SIZE = 32
+# No floor: every contestant drops the same number of layers, whatever they cost.
+SETTINGS = SelectionSettings(max_drop_layers=4, epsilon=1.0, pick="final")
+OURS = {
+    "exact": SETTINGS,
+    "racing": replace(SETTINGS, search="racing", confidence=0.99),
+    "hybrid": replace(SETTINGS, search="racing", confidence=0.99, criterion="tapioca+tale"),
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """One search: layers in the order they went, their metrics, seconds, sequences through a layer."""
+
+    layers: tuple[int, ...]
+    metrics: tuple[float, ...]
+    seconds: float
+    layer_forwards: int
+    layer_tokens: int
+
+
+# --- contestants ----------------------------------------------------------------------------
+
+
+def plain_greedy(model: LoadedModel, samples: Samples, max_drop: int) -> Found:
+    """Score every candidate by a full forward of every layer left, on batches of similar length.
+
+    Rows are tokenized once, beforehand; each answer to a context is a sequence of its own, and the
+    network gives the logits of all positions.
+    """
+    task = model.task
+    batches = list(task.batches(samples, model.processor, BATCH_SIZE))
+    started, forwards, tokens = time.perf_counter(), 0, 0
+
+    def metric(dropped: Sequence[int]) -> float:
+        nonlocal forwards, tokens
+        values = np.empty(len(samples))
+        with skipping(model, dropped):
+            for batch in batches:
+                outputs = task.evidence(model.logits(batch.inputs), batch)
+                values[batch.indices] = task.score(outputs, samples, batch.indices).values
+                shape = next(iter(batch.inputs.values())).shape
+                forwards += shape[0] * (model.num_layers - len(dropped))
+                tokens += shape[0] * shape[1] * (model.num_layers - len(dropped))
+        return float(values.mean())
+
+    metric(())
+    layers, metrics = [], []
+    for _ in range(max_drop):
+        left = [layer for layer in range(model.num_layers) if layer not in layers]
+        found = {layer: metric([*layers, layer]) for layer in left}
+        layers.append(max(left, key=lambda layer: (found[layer], -layer)))
+        metrics.append(found[layers[-1]])
+    return Found(tuple(layers), tuple(metrics), time.perf_counter() - started, forwards, tokens)
+
+
+def ours(model: LoadedModel, samples: dict[str, Samples], settings: SelectionSettings) -> Found:
+    """Run our search; the proof that contexts may be shared is part of the time."""
+    started = time.perf_counter()
+    probe = Probe(model, samples, batch_size=BATCH_SIZE)
+    selection = select_layers(
+        probe, settings, model=model.source, task=model.task, num_samples=len(samples["target"])
+    )
+    return _found(selection, time.perf_counter() - started)
+
+
+def _found(selection: Selection, seconds: float) -> Found:
+    steps, cost = selection.steps, selection.cost
+    assert cost is not None
+    return Found(
+        tuple(step.layer for step in steps),
+        tuple(float(step.metric or 0.0) for step in steps),
+        seconds,
+        cost.layer_forwards,
+        cost.layer_tokens,
+    )
+
+
+# --- parts ----------------------------------------------------------------------------------
+
+
+def encoder(repeats: int) -> dict[str, Any]:
+    """Race on the 12-layer classifier, on 500 rows of the target and on 500 that it knows better."""
+    folder, files = search_models.encoder(CACHE)
+    model = load_model(folder, "text-classification")
+    parts = {}
+    for name in ("target", "id"):
+        click.echo(f" select rows: {name}")
+        samples = _read(model, files["id"], files[name])
+        samples["target"] = replace(samples["target"], rows=samples["target"].rows[:500])
+        report = _read(model, None, files[f"{name}-report"])["target"]
+        parts[name] = _contest(model, samples, report, repeats)
+    return parts
+
+
+def decoder(repeats: int) -> dict[str, Any]:
+    """Race on the 24-layer decoder, several answers to one context."""
+    folder, files = search_models.decoder(CACHE)
+    model = load_model(folder, "multiple-choice")
+    samples = _read(model, files["choices-id"], files["choices-target"])
+    report = _read(model, None, files["choices-target-report"])
+    return _contest(model, samples, report["target"], repeats)
+
+
+def _contest(
+    model: LoadedModel, samples: dict[str, Samples], report: Samples, repeats: int
+) -> dict[str, Any]:
+    """Run all contestants in turn, and score what they chose on report rows."""
+    max_drop = SETTINGS.max_drop_layers or 0
+    contestants: dict[str, Callable[[], Found]] = {
+        "plain": lambda: plain_greedy(model, samples["target"], max_drop)
+    }
+    for name, settings in OURS.items():
+        contestants[name] = lambda settings=settings: ours(model, samples, settings)
+    runs: dict[str, list[Found]] = {name: [] for name in contestants}
+    mine = [name for name in contestants if name != "plain"]
+    # Ours before and after every plain search, which takes long enough for the machine to change.
+    for name in (mine + ["plain"]) * repeats + mine:
+        runs[name].append(contestants[name]())
+        click.echo(f"  {name:8s} {runs[name][-1].seconds:8.1f} s  drops {runs[name][-1].layers}")
+    plain = runs["plain"]
+    baseline = _score(model, report, ())
+    rows = {}
+    for name, found in runs.items():
+        seconds = statistics.median(run.seconds for run in found)
+        accuracy = compare(model.task, baseline, _score(model, report, found[0].layers))
+        rows[name] = {
+            **asdict(found[0]),
+            "seconds": seconds,
+            "all_seconds": [run.seconds for run in found],
+            "speedup": statistics.median(run.seconds for run in plain) / seconds,
+            "forwards_ratio": plain[0].layer_forwards / found[0].layer_forwards,
+            "tokens_ratio": plain[0].layer_tokens / found[0].layer_tokens,
+            "same_trajectory": found[0].layers == plain[0].layers,
+            "same_metrics": bool(np.allclose(found[0].metrics, plain[0].metrics, rtol=0, atol=1e-12)),
+            "report_metric": accuracy.pruned,
+            "report_interval_of_change": accuracy.interval,
+        }
+    for row in rows.values():
+        row["points_from_tale"] = 100 * (row["report_metric"] - rows["plain"]["report_metric"])
+    click.echo(
+        "           seconds  speed-up  forwards  tokens  trajectory   report metric  (points from plain)"
+    )
+    for name, row in rows.items():
+        click.echo(
+            f"  {name:8s} {row['seconds']:8.1f} {row['speedup']:8.2f}x {row['forwards_ratio']:8.2f}x "
+            f"{row['tokens_ratio']:6.2f}x  {'same' if row['same_trajectory'] else 'other':10s} "
+            f"{row['report_metric']:14.4f}  ({row['points_from_tale']:+.2f})"
+        )
+    return {
+        "num_layers": model.num_layers,
+        "num_select_rows": len(samples["target"]),
+        "num_report_rows": len(report),
+        "baseline_report_metric": float(baseline.metric),
+        "floor": _floor(model, samples, rows["plain"]["layers"]),
+        "contestants": rows,
+    }
+
+
+def _floor(model: LoadedModel, samples: dict[str, Samples], layers: Sequence[int]) -> dict[str, float]:
+    """Return the least that an exact search can cost, in rows through layers, and what plain costs.
+
+    Whoever knows the answers beforehand still has to score the original and each winner on all rows,
+    and every loser on as many of its own mistakes as prove it worse; with prefixes replayed.
+    """
+    probe = Probe(model, samples, batch_size=BATCH_SIZE)
+    num_rows, num_layers = probe.num_rows, model.num_layers
+    total = plain = float(num_rows * num_layers)
+    for depth, winner in enumerate(layers):
+        dropped = tuple(layers[:depth])
+        left = [layer for layer in range(num_layers) if layer not in dropped]
+        penalties = {
+            layer: 1 - values
+            for layer, (values, _) in probe.scores(dropped, left, np.arange(num_rows)).items()
+        }
+        total += num_rows * (len(left) - 1)
+        plain += num_rows * len(left) * (len(left) - 1)
+        mistakes = penalties[winner].sum()
+        for position, layer in enumerate(left):
+            if layer != winner:  # the fewest rows that prove it worse, ties lost to the lower index
+                needed = mistakes + (layer < winner)
+                total += min(num_rows, needed) * (len(left) - 1 - position)
+    return {"layer_forwards": total, "plain_layer_forwards": plain, "ratio": plain / total}
+
+
+def published(repeats: int) -> dict[str, Any]:
+    """Compare with the published protocol on the same rows, one layer dropped."""
+    folder, files = search_models.decoder(CACHE)
+    one = SelectionSettings(max_drop_layers=1, epsilon=1.0, pick="final")
+    parts = {}
+    for name, task, file, limit, value in (
+        ("one-token answers", "multiple-choice", "one-token-target", 100, _one_token),
+        ("generated answers of 64 tokens", "text-generation", "generation-target", 16, _generated),
+    ):
+        model = load_model(folder, task)
+        samples = _read(model, files[file], files[file], limit)
+        started = time.perf_counter()
+        found = _published_round(model, samples["target"], value)
+        theirs = time.perf_counter() - started
+        mine = [ours(model, samples, one) for _ in range(max(2, repeats))]
+        seconds = statistics.median(run.seconds for run in mine)
+        winner = max(found, key=lambda layer: (found[layer], -layer))
+        parts[name] = {
+            "num_rows": len(samples["target"]),
+            "published_seconds": theirs,
+            "ours_seconds": seconds,
+            "speedup": theirs / seconds,
+            "published_winner": winner,
+            "ours_winner": mine[0].layers[0],
+            "published_metric": found[winner],
+            "ours_metric": mine[0].metrics[0],
+        }
+        click.echo(
+            f"  {name}: {theirs:.1f} s published, {seconds:.2f} s ours, {theirs / seconds:.1f}x; winner "
+            f"{winner} ({found[winner]:.4f}) and {mine[0].layers[0]} ({mine[0].metrics[0]:.4f})"
+        )
+    return parts
+
+
+def _published_round(
+    model: LoadedModel, samples: Samples, value: Callable[[LoadedModel, Any], float]
+) -> dict[int, float]:
+    """Score the original and each candidate, one row at a time."""
+    found = {}
+    for dropped in ((), *((layer,) for layer in range(model.num_layers))):
+        with skipping(model, dropped), torch.no_grad():
+            metric = float(np.mean([value(model, row) for row in samples.rows]))
+        if dropped:
+            found[dropped[0]] = metric
+    return found
+
+
+def _one_token(model: LoadedModel, row: Any) -> float:
+    """Take the choice whose only token is likeliest, from the full logits of the context."""
+    ids = torch.tensor([row.features["context"]])
+    logits = model.network(input_ids=ids, use_cache=False).logits[0, -1]
+    tokens = [answer[0] for answer in row.features["answers"]]
+    return float(int(logits[tokens].argmax()) == row.label)
+
+
+def _generated(model: LoadedModel, row: Any) -> float:
+    """Generate as many tokens as the answer has, each by a forward over everything before it."""
+    ids, answer = list(row.features["context"]), row.features["answers"][0]
+    for _ in answer:
+        logits = model.network(input_ids=torch.tensor([ids]), use_cache=False).logits
+        ids.append(int(logits[0, -1].argmax()))
+    return float(tuple(ids[-len(answer) :]) == tuple(answer))
+
+
+def memory(repeats: int) -> dict[str, Any]:
+    """Measure the peak memory of a search at 500 and at 5,000 rows, each in a process of its own."""
+    folder, _ = search_models.encoder(CACHE)
+    parts = {}
+    with TemporaryDirectory() as scratch:
+        for num_rows in (500, 5000):
+            path = Path(scratch) / f"{num_rows}.jsonl"
+            generator = random.Random(num_rows)
+            words = [f"word{n}" for n in range(50)]
+            labels = sorted(load_model(folder).network.config.id2label.values())
+            with path.open("w", encoding="utf-8") as lines:
+                for number in range(num_rows):
+                    text = " ".join(generator.choice(words) for _ in range(8)) + f" {number}"
+                    lines.write(json.dumps({"text": text, "label": labels[number % len(labels)]}) + "\n")
+            child = subprocess.run(
+                [sys.executable, __file__, "--memory-child", str(folder), str(path)],
+                capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            parts[str(num_rows)] = found = json.loads(child.stdout.splitlines()[-1])
+            click.echo(
+                f"  {num_rows} rows: {found['search_bytes'] / 1e6:.0f} MB above the loaded model; "
+                f"2 batches x depth x hidden state are {found['allowed_bytes'] / 1e6:.0f} MB"
+            )
+    return parts
+
+
+def _memory_child(folder: str, path: str) -> None:
+    """Load, warm up on one batch, then search; print how far the peak rises."""
+    torch.set_num_threads(1)
+    model = load_model(folder, options=None)
+    samples = _read(model, Path(path), Path(path))
+    target = samples["target"]
+    batch = model.task.batch(target, np.arange(256), model.processor)
+    shape = batch.inputs["input_ids"].shape
+    model.logits({name: value[:1] for name, value in batch.inputs.items()})  # libraries take what they take
+    before = _peak_bytes()
+    probe = Probe(model, samples, batch_size=256)
+    settings = SelectionSettings(max_drop_layers=1, epsilon=1.0, pick="final")
+    select_layers(probe, settings, model="m", task=model.task, num_samples=len(target))
+    hidden = model.network.config.hidden_size
+    allowed = 2 * shape[0] * shape[1] * (model.num_layers + 1) * hidden * 4
+    print(
+        json.dumps({"search_bytes": _peak_bytes() - before, "allowed_bytes": allowed, "model_bytes": before})
+    )
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def profile(repeats: int) -> dict[str, Any]:
+    """Compare profiling with a plain forward over the same rows, in turn."""
+    folder, files = search_models.encoder(CACHE)
+    model = load_model(folder, "text-classification")
+    rows = _read(model, files["id"], files["target"])["target"]
+    ratios = []
+    for _ in range(max(5, repeats)):
+        started = time.perf_counter()
+        for batch in model.task.batches(rows, model.processor, BATCH_SIZE):
+            model.logits(batch.inputs)
+        plain = time.perf_counter() - started
+        started = time.perf_counter()
+        Probe(model, {"id": rows, "target": rows}, batch_size=BATCH_SIZE).profile("target")
+        ratios.append((time.perf_counter() - started) / plain)
+    click.echo(
+        f"  profiling takes {statistics.median(ratios):.3f} of a plain forward "
+        f"({min(ratios):.3f} to {max(ratios):.3f})"
+    )
+    return {"ratio": statistics.median(ratios), "all_ratios": ratios}
+
+
+def kill(repeats: int) -> dict[str, Any]:
+    """Kill the command at 20 random instants of its search, start it again, compare what it chose."""
+    folder, files = search_models.encoder(CACHE)
+    generator = random.Random(0)
+    with TemporaryDirectory() as scratch:
+        command = [
+            sys.executable, "-m", "tapioca_export", "select", "--model", str(folder), "--id",
+            str(files["id"]),
+            "--target", str(files["target"]), "--limit", "64", "--max-length", "32", "--max-drop-layers", "4",
+            "--epsilon", "1", "--num-threads", "2", "--quiet", "--output",
+        ]  # fmt: skip
+        reference, seconds = _finished(command, Path(scratch) / "reference")
+        killed, identical = 0, 0
+        for number in range(20):
+            output = Path(scratch) / str(number)
+            process = subprocess.Popen([*command, str(output)])
+            journal = output.with_name(f".{output.name}.tapioca-partial") / "search.jsonl"
+            while not journal.exists() and process.poll() is None:
+                time.sleep(0.01)
+            time.sleep(generator.uniform(0, seconds))
+            process.send_signal(signal.SIGKILL)
+            killed += process.wait() == -signal.SIGKILL
+            again = [*command, str(output)] if not (output / "selection.json").exists() else None
+            found = _finished(command, output)[0] if again else _chosen(output)
+            identical += found == reference
+        click.echo(
+            f"  {killed} of 20 searches were killed; {identical} of 20 ended with the identical selection"
+        )
+    return {"runs": 20, "killed": killed, "identical": identical, "search_seconds": seconds}
+
+
+def _finished(command: list[str], output: Path) -> tuple[dict[str, Any], float]:
+    """Run the command to its end; returns what it chose and the seconds that its search took."""
+    subprocess.run([*command, str(output)], check=True)
+    seconds = json.loads((output / "selection.json").read_text())["cost"]["seconds"]
+    return _chosen(output), seconds
+
+
+def _chosen(output: Path) -> dict[str, Any]:
+    """Return selection.json without the one number that no two runs share."""
+    selection = json.loads((output / "selection.json").read_text())
+    del selection["cost"]["seconds"]
+    return selection
+
+
+# --- shared ---------------------------------------------------------------------------------
+
+
+def _read(model: LoadedModel, id_: Path | None, target: Path, limit: int | None = None) -> dict[str, Samples]:
+    """Read sample files; without ID rows, the target's stand in for them."""
+    reader = model.task.rows({}, model.processor)
+    samples = {}
+    for name, path in (("id", id_ or target), ("target", target)):
+        found = read_samples(path, reader, role=name)
+        samples[name] = replace(found, rows=found.rows[:limit])
+    return samples
+
+
+def _score(model: LoadedModel, rows: Samples, drop: Sequence[int]) -> Scores:
+    """Score report rows without the layers."""
+    probe = Probe(model, {"id": rows, "target": rows}, batch_size=BATCH_SIZE)
+    values, losses = probe.scores(sorted(drop), (), np.arange(len(rows)))[None]
+    return Scores(values, losses)
+
+
+PARTS = {part.__name__: part for part in (encoder, decoder, published, memory, profile, kill)}
+
+
+@click.command(help=__doc__)
+@click.argument("parts", nargs=-1, type=click.Choice(list(PARTS)))
+@click.option("--repeats", default=1, help="Plain searches; ours run before, between and after.")
+@click.option("--output", type=click.Path(path_type=Path), default=HERE / "search.json")
+@click.option("--memory-child", nargs=2, hidden=True)
+def main(parts: tuple[str, ...], repeats: int, output: Path, memory_child: tuple[str, str] | None) -> None:
+    """Measure the parts, print their tables, write the JSON; other parts of the file stay."""
+    if memory_child:
+        _memory_child(*memory_child)
+        return
+    torch.set_num_threads(os.cpu_count() or 1)
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    record = json.loads(output.read_text()) if output.exists() else {}
+    for name in parts or PARTS:
+        click.echo(f"{name}:")
+        measured = PARTS[name](repeats)
+        record[name] = {"commit": commit, "environment": environment(), **measured}
+        output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

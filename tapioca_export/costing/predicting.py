@@ -1,0 +1,211 @@
+"""The plan of a search: what it will cost, from a rehearsal and a calibration.
+
+What is exact and what is not: layer forwards and their tokens are counted by the search itself, on
+paper, so they are exact wherever the numbers that it finds cannot change what it does next (scoring
+every candidate on all rows, for the number of rounds assumed). Elsewhere the least is what the search
+asks for when its first rows tell everything. The most is that of scoring every candidate on all
+rows; for a race also of recording every prefix twice, as the leader is scored apart: a bound for
+races that score a row at most so. Operations follow from the counts. Seconds are an estimate from a
+few batches run here. Memory is that of those batches, the longest among them.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..artifacts import Bounds, Plan, Selection
+from ..models import LoadedModel
+from ..samples import Samples
+from .calibrating import Calibration, Clock, Flops, calibrate, count_flops
+from .rehearsing import CASES, Rehearsal
+
+# States of all boundaries held at a time: the recording, the candidate under way, the one before it.
+NUM_TRACES = 3
+# Of a device's memory, what a plan takes to be there for the process.
+USABLE = 0.9
+
+# A probe, and whether to score every candidate on all rows -> what was chosen.
+Search = Callable[[Any, bool], Selection]
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """How rows will be scored.
+
+    `races` tells that candidates are scored apart from each other; `full_scores` is recorded only.
+    """
+
+    select_on: str = "target"
+    batch_size: int = 32
+    engine: str = "local"
+    num_workers: int = 1
+    full_scores: bool = False
+    races: bool = False
+
+
+def predict(
+    model: LoadedModel,
+    samples: Mapping[str, Samples],
+    search: Search,
+    settings: PlanSettings | None = None,
+    clock: Clock = time.perf_counter,
+) -> Plan:
+    """Return what a search would cost; nothing but a few batches is run.
+
+    Args:
+        model: The network, where it will be searched.
+        samples: Select rows by "id" and "target".
+        search: Runs the search on a probe, in full if told so, and refuses what it refuses.
+        settings: How rows will be scored.
+        clock: Of the calibration.
+    """
+    settings = settings or PlanSettings()
+    rehearsals = [
+        Rehearsal(
+            model,
+            samples,
+            select_on=settings.select_on,
+            batch_size=settings.batch_size,
+            num_workers=settings.num_workers,
+            case=case,
+            recordings=2 if case == "most" and settings.races else 1,
+        )
+        for case in CASES
+    ]
+    least, most = (search(one, one.case == "most") for one in rehearsals)
+    rows, processor = samples[settings.select_on], rehearsals[0].probe.processor
+    flops = count_flops(model, rows, processor, settings.batch_size)
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
+    calibration = calibrate(model, rows, processor, settings.batch_size, clock)
+    sequences, tokens = longest_batch(rehearsals[0])
+    weights = model_bytes(model)
+    peak = peak_memory_bytes(model.device) + _known_bytes(rehearsals[1])
+    costs = [found.cost for found in (least, most) if found.cost is not None]
+    return Plan(
+        model=model.source,
+        task=model.task.name,
+        criterion=least.criterion,
+        search=least.search,
+        full_scores=settings.full_scores,
+        num_layers=model.num_layers,
+        num_samples=len(rows),
+        rounds=len(most.steps) + bool(most.rejected),
+        batch_size=settings.batch_size,
+        longest_batch=(sequences, tokens),
+        evaluations=_bounds(cost.evaluations for cost in costs),
+        layer_forwards=_bounds(cost.layer_forwards for cost in costs),
+        layer_tokens=_bounds(cost.layer_tokens for cost in costs),
+        flops=_bounds(count_all(one, flops) for one in rehearsals),
+        seconds=_bounds(time_all(one, calibration) for one in rehearsals),
+        peak_memory_bytes=peak,
+        model_bytes=weights,
+        trace_bytes=trace_bytes(model, sequences, tokens),
+        calibration_seconds=calibration.seconds,
+        device=str(model.device),
+        engine=settings.engine,
+        num_workers=settings.num_workers,
+        advice=advise(peak, memory_bytes(model.device), model.device.type, settings.num_workers),
+    )
+
+
+def _bounds(numbers: Any) -> Bounds:
+    """Return the two cases in order: costs that are hardly different may come out the other way round."""
+    low, high = sorted(numbers)
+    return Bounds(low, high)
+
+
+def count_all(rehearsal: Rehearsal, flops: Flops) -> float:
+    """Return the operations of all batches."""
+    return sum(flops.count(item) for group in rehearsal.groups for item in group)
+
+
+def time_all(rehearsal: Rehearsal, calibration: Calibration) -> float:
+    """Return the seconds of all batches; those of a group are worked on at the same time."""
+    return calibration.proofs + sum(max(map(calibration.time, group)) for group in rehearsal.groups)
+
+
+# --- memory ---------------------------------------------------------------------------------
+
+
+def longest_batch(rehearsal: Rehearsal) -> tuple[int, int]:
+    """Return S and T of the batch of most tokens."""
+    shapes = ((item.sequences, item.tokens) for group in rehearsal.groups for item in group)
+    return max(shapes, key=lambda shape: shape[0] * shape[1])
+
+
+def model_bytes(model: LoadedModel) -> int:
+    """Return the bytes of the weights; shared ones count once."""
+    return sum(p.numel() * p.element_size() for p in model.network.parameters())
+
+
+def trace_bytes(model: LoadedModel, sequences: int, tokens: int) -> int:
+    """Return the most bytes of hidden states that are held for one batch (an upper bound)."""
+    hidden = model.network.config.get_text_config().hidden_size
+    size = int(next(model.network.parameters()).element_size())
+    return NUM_TRACES * (model.num_layers + 1) * sequences * tokens * int(hidden) * size
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the most memory of this process so far: resident; on a GPU, allocated there."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Return the memory that the device has; 0 where it cannot be told."""
+    import os
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 0
+
+
+def _known_bytes(rehearsal: Rehearsal) -> int:
+    """Return the bytes of what a search keeps of its scores: value and loss of each row and set."""
+    return 16 * rehearsal.ledger.num_evaluations * rehearsal.num_rows
+
+
+def advise(peak: int, available: int, device: str, num_workers: int) -> str:
+    """Say in words whether a search fits, and which engine to choose.
+
+    Args:
+        peak: Bytes of one worker.
+        available: Bytes of the device; 0: not known.
+        device: Its kind, such as "cuda".
+        num_workers: Workers asked for; on a CPU they share its memory, on GPUs each has its own.
+    """
+    share = num_workers if device == "cpu" else 1
+    if not available:
+        return "The memory of this device is not known."
+    room = USABLE * available / 2**30
+    need = f"{share * peak / 2**30:.2f} GiB of {available / 2**30:.1f}"
+    if share * peak / 2**30 <= room:
+        others = int(room // (peak / 2**30)) if device == "cpu" else 0
+        more = (
+            f"; memory has room for {others} workers (--engine ray --num-workers), which pay where cores "
+            "are left idle"
+            if others > num_workers
+            else "; with more GPUs: --engine ray, one worker a GPU"
+            if device != "cpu"
+            else ""
+        )
+        return f"It fits: {need}{more}."
+    if device == "cpu":
+        return f"It does not fit: {need}. Lower --eval-batch-size, or use fewer workers."
+    return f"It does not fit: {need}. Lower --eval-batch-size, or spread the layers with --device auto."

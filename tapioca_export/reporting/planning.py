@@ -1,0 +1,51 @@
+"""A plan in a few lines for a terminal: least .. most."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..artifacts import Bounds, Plan
+from .wording import size_text
+
+TIMES = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
+POWERS = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1, "FLOP"))
+
+
+def render_plan(plan: Plan) -> str:
+    """Return the plan as text: what is counted first, then what is estimated."""
+    sequences, tokens = plan.longest_batch
+    rows = [
+        ("candidates", _span(plan.evaluations, lambda n: f"{n:,}")),
+        ("layer forwards", _span(plan.layer_forwards, lambda n: f"{n:,}")),
+        ("tokens through layers", _span(plan.layer_tokens, lambda n: f"{n:,}")),
+        ("operations", _span(plan.flops, lambda n: scaled(n, POWERS))),
+        ("time, estimated", _span(plan.seconds, lambda n: scaled(n, TIMES))),
+        (
+            "peak memory",
+            f"{size_text(plan.peak_memory_bytes)} a worker; weights {size_text(plan.model_bytes)}, states of "
+            f"{sequences} x {tokens} tokens up to {size_text(plan.trace_bytes)}",
+        ),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(
+        [
+            f"{plan.search} search by {plan.criterion}: {plan.num_samples:,} rows, {plan.num_layers} layers, "
+            f"{plan.rounds} rounds; a floor may end it after fewer.",
+            *(f"  {name:{width}s}  {text}" for name, text in rows),
+            plan.advice,
+            f"Nothing was searched and nothing written; {plan.calibration_seconds:.1f} s of calibration.",
+        ]
+    )
+
+
+def _span(bounds: Bounds, text: Callable[[Any], str]) -> str:
+    """Return least .. most, or one number where they are shown alike."""
+    least, most = text(bounds.least), text(bounds.most)
+    return least if least == most else f"{least} .. {most}"
+
+
+def scaled(number: float, units: tuple[tuple[float, str], ...]) -> str:
+    """Return a number in the largest unit of which it has at least one."""
+    size, unit = next((pair for pair in units if number >= pair[0]), units[-1])
+    return f"{number / size:.3g} {unit}"

@@ -1,0 +1,334 @@
+"""What a plan counts is what a search takes, and a dry run leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from conftest import THREE_FAMILIES, make_decoder, make_tokenizer, save_model, text_records, write_jsonl
+
+from tapioca_export import artifacts, commands, costing
+from tapioca_export.cli import main
+from tapioca_export.config import RunConfig
+from tapioca_export.costing import Calibration, Item, calibrating
+from tapioca_export.errors import ConfigError, SelectionError, TapiocaError
+from tapioca_export.models import load_model
+from tapioca_export.reporting import render_plan
+from tapioca_export.reporting.planning import TIMES, scaled
+from tapioca_export.samples import read_samples
+from tapioca_export.selection import CRITERIA, SEARCHES
+
+Tiny = Callable[[str], Path]
+Files = Callable[[str], dict[str, Path]]
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+NO_FLOOR = {"epsilon": None, "pick": "final"}
+
+
+@pytest.fixture(autouse=True)
+def short_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts do not depend on it."""
+    monkeypatch.setattr(calibrating, "NUM_SECONDS", 0.0)
+
+
+@pytest.fixture
+def config(tiny: Tiny, sample_files: Files, tmp_path: Path) -> Callable[..., RunConfig]:
+    """Return a configuration of a search in small batches, some of them not full."""
+
+    def make(family: str, **settings: Any) -> RunConfig:
+        chosen = {"eval_batch_size": 6, "output": tmp_path / "out", **NO_FLOOR, **settings}
+        return RunConfig(model=str(tiny(family)), **sample_files(family), **chosen)
+
+    return make
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def searched(config: RunConfig) -> tuple[artifacts.Plan, artifacts.Cost]:
+    plan, selection = commands.plan(config), commands.select(config)
+    assert selection.cost is not None
+    return plan, selection.cost
+
+
+def assert_exact(plan: artifacts.Plan, cost: artifacts.Cost) -> None:
+    for name in ("evaluations", "layer_forwards", "layer_tokens"):
+        bounds = getattr(plan, name)
+        assert bounds.least == bounds.most == getattr(cost, name), name
+
+
+def assert_within(plan: artifacts.Plan, cost: artifacts.Cost) -> None:
+    assert plan.layer_forwards.least <= cost.layer_forwards <= plan.layer_forwards.most
+    assert plan.evaluations.least <= cost.evaluations <= plan.evaluations.most
+
+
+# --- counts ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", THREE_FAMILIES)
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_full_scores_take_exactly_what_was_planned(config: Any, family: str, rounds: int) -> None:
+    plan, cost = searched(config(family, full_scores=True, max_drop_layers=rounds))
+    assert plan.rounds == rounds
+    assert_exact(plan, cost)
+
+
+@pytest.mark.parametrize("family", THREE_FAMILIES)
+@pytest.mark.parametrize(("first", "last"), [(1, 0), (0, 1), (1, 1)])
+def test_protected_layers_are_planned_for(config: Any, family: str, first: int, last: int) -> None:
+    assert_exact(*searched(config(family, full_scores=True, protect_first=first, protect_last=last)))
+
+
+def test_layers_held_by_the_architecture_are_planned_for(config: Any) -> None:
+    plan, cost = searched(config("modernbert", full_scores=True))
+    assert plan.rounds == 3
+    assert_exact(plan, cost)
+
+
+@pytest.mark.parametrize("family", THREE_FAMILIES)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"criterion": "loss"},
+        {"tie_break": "loss"},
+        {"search": "racing"},
+        {"search": "beam", "width": 2},
+        {"criterion": "tapioca+tale", "shortlist": 2},
+        {"criterion": "tapioca"},
+    ],
+    ids=str,
+)
+def test_a_search_led_by_its_numbers_stays_between_least_and_most(
+    config: Any, family: str, settings: dict[str, Any]
+) -> None:
+    plan, cost = searched(config(family, **settings))
+    assert_within(plan, cost)
+    assert plan.layer_forwards.least < plan.layer_forwards.most or plan.search == "beam"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"search": "exhaustive"},
+        {"criterion": "block-influence"},
+        {"criterion": "random"},
+        {"criterion": "magnitude"},
+        {"criterion": "angular-distance", "max_drop_layers": 2},
+        {"criterion": "taylor", "max_drop_layers": 2},
+        {"criterion": "fixed", "drop": (2, 0)},
+    ],
+    ids=str,
+)
+def test_a_search_not_led_by_its_numbers_takes_exactly_what_was_planned(
+    config: Any, settings: dict[str, Any]
+) -> None:
+    assert_exact(*searched(config("bert", **settings)))
+
+
+def test_answers_that_share_a_context_are_planned_for(tmp_path: Path) -> None:
+    make_decoder("llama").save_pretrained(tmp_path / "model")
+    make_tokenizer("llama").save_pretrained(tmp_path / "model")
+    files = {}
+    for seed, name in enumerate(("id", "target")):
+        rows = [
+            {"context": row["text"], "choices": [f"w{n} w{n + 1}" for n in range(2 + number % 3)], "label": 0}
+            for number, row in enumerate(text_records(40, seed, labelled=False))
+        ]
+        files[name] = write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    settings = {"task": "multiple-choice", "full_scores": True, "eval_batch_size": 8, "max_drop_layers": 2}
+    config = RunConfig(
+        model=str(tmp_path / "model"), **files, **settings, **NO_FLOOR, output=tmp_path / "out"
+    )
+    assert_exact(*searched(config))
+
+
+def test_every_criterion_and_every_search_can_be_planned(config: Any) -> None:
+    for name in CRITERIA:
+        drop = (1,) if name == "fixed" else ()
+        assert commands.plan(config("bert", criterion=name, drop=drop, max_drop_layers=1)).rounds == 1
+    for name in SEARCHES:
+        assert commands.plan(config("bert", search=name, max_drop_layers=1)).search == name
+
+
+def test_a_budget_of_candidates_is_planned_for_and_one_of_seconds_left_out(config: Any) -> None:
+    whole = commands.plan(config("bert"))
+    cut = commands.plan(config("bert", budget_evaluations=1))
+    assert cut.layer_forwards.most < whole.layer_forwards.most
+    hurried = commands.plan(config("bert", budget_seconds=1e-9))
+    assert hurried.layer_forwards == whole.layer_forwards
+
+
+# --- more of it costs more ------------------------------------------------------------------
+
+
+def test_more_rows_and_longer_rows_cost_more(tiny: Tiny, tmp_path: Path) -> None:
+    def plan(num_rows: int, num_words: int) -> artifacts.Plan:
+        files = {}
+        for seed, name in enumerate(("id", "target")):
+            rows = text_records(num_rows, seed)
+            for row in rows:
+                row["text"] = " ".join(
+                    [*row["text"].split()[:1], *[f"w{seed}"] * num_words, row["text"][-8:]]
+                )
+            files[name] = write_jsonl(tmp_path / f"{name}-{num_rows}-{num_words}.jsonl", rows)
+        config = RunConfig(model=str(tiny("bert")), **files, **NO_FLOOR, output=tmp_path / "out")
+        return commands.plan(replace(config, full_scores=True, drop_leaks=True, eval_batch_size=8))
+
+    few, many, long = plan(48, 5), plan(144, 5), plan(48, 40)
+    assert many.layer_forwards.most > few.layer_forwards.most
+    assert many.flops.most > few.flops.most
+    assert long.layer_forwards == few.layer_forwards
+    assert long.layer_tokens.most > few.layer_tokens.most
+    assert long.flops.most > few.flops.most
+    assert long.trace_bytes > few.trace_bytes
+
+
+def test_workers_divide_the_time_and_not_the_work() -> None:
+    item = Item(rows=8, sequences=8, tokens=10, starts=1, layers=4, heads=1)
+    calibration = Calibration((1.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.5, 0.0, 0.0), (2.0, 0.0, 0.0), row=0.125)
+    assert calibration.time(item) == 1 + 1 + 4 + 2
+    assert calibration.time(replace(item, narrowed=1)) == 1 + 1 + 3 + 0.5 + 2
+
+
+def test_operations_are_those_of_the_matrix_products(tiny: Tiny, sample_files: Files) -> None:
+    """A layer of BERT, 32 wide and 64 in between: four square products, two of the feed-forward part."""
+    model = load_model(tiny("bert"))
+    reader = model.task.rows({}, model.processor)
+    rows = read_samples(sample_files("bert")["target"], reader, role="target")
+    flops = costing.count_flops(model, rows, model.processor, 16)
+    item = Item(0, sequences=1, tokens=20, starts=0, layers=1, heads=0)
+    expected = 20 * 2 * (4 * 32 * 32 + 2 * 32 * 64) + 2 * 2 * 20 * 20 * 32
+    assert flops.count(item) == pytest.approx(expected, rel=1e-6)
+
+
+# --- the command ----------------------------------------------------------------------------
+
+
+def arguments(tiny: Tiny, sample_files: Files, output: Path) -> list[object]:
+    files = sample_files("bert")
+    return [
+        "select", "--model", tiny("bert"), "--id", files["id"], "--target", files["target"], "--output",
+        output, "--dry-run",
+    ]  # fmt: skip
+
+
+def test_a_dry_run_prints_least_and_most_and_writes_nothing(
+    tiny: Tiny, sample_files: Files, tmp_path: Path
+) -> None:
+    result = call(*arguments(tiny, sample_files, tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    for word in ("layer forwards", "operations", "time, estimated", "peak memory", " .. ", "It fits"):
+        assert word in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_is_the_artifact_and_nothing_else(tiny: Tiny, sample_files: Files, tmp_path: Path) -> None:
+    result = call(*arguments(tiny, sample_files, tmp_path / "out"), "--json")
+    fields = json.loads(result.stdout)
+    assert fields["kind"] == "plan"
+    assert fields["layer_forwards"]["least"] < fields["layer_forwards"]["most"]
+    assert 0 < fields["seconds"]["least"] <= fields["seconds"]["most"]
+    assert 0 < fields["model_bytes"] < fields["peak_memory_bytes"]
+    (tmp_path / "plan.json").write_text(result.stdout, encoding="utf-8")
+    plan = artifacts.read(tmp_path / "plan.json", artifacts.Plan)
+    assert json.loads(artifacts.to_json(plan)) == fields
+    assert render_plan(plan)
+    assert call(*arguments(tiny, sample_files, tmp_path / "out"), "--quiet").stdout == ""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"criterion": "tael"},
+        {"search": "greddy"},
+        {"pick": "99"},
+        {"pick": "3", "max_drop_layers": 1},
+        {"protect_first": 4},
+        {"search": "beam", "criterion": "random"},
+        {"search": "racing", "full_scores": True},
+        {"criterion": "angular-distance", "max_drop_layers": 4},
+        {"id": None},
+        {"device": "nonesuch"},
+        {"max_length": 9999},
+        {"output": Path(__file__)},
+    ],
+    ids=str,
+)
+def test_bad_input_is_refused_as_select_refuses_it(config: Any, settings: dict[str, Any]) -> None:
+    bad = replace(config("bert"), **settings)
+    with pytest.raises(TapiocaError) as planned:
+        commands.plan(bad)
+    with pytest.raises(TapiocaError) as refused:
+        commands.select(bad)
+    assert str(planned.value) == str(refused.value)
+    assert type(planned.value) is type(refused.value)
+
+
+def test_a_search_too_large_is_refused_before_it_is_begun(tmp_path: Path, sample_files: Files) -> None:
+    model = save_model(tmp_path / "deep", "bert", num_hidden_layers=13)
+    files = sample_files("bert")
+    with pytest.raises(ConfigError, match="exhaustive would score"):
+        commands.plan(RunConfig(model=str(model), **files, search="exhaustive", output=tmp_path / "out"))
+
+
+def test_unlabelled_rows_are_planned_for_where_the_criterion_needs_no_labels(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    files = {
+        name: write_jsonl(tmp_path / f"{name}.jsonl", text_records(40, seed, labelled=False))
+        for seed, name in enumerate(("id", "target"))
+    }
+    config = RunConfig(model=str(tiny("bert")), **files, output=tmp_path / "out", pick="final")
+    with pytest.raises(SelectionError, match="needs labels"):
+        commands.plan(replace(config, max_drop_layers=1))
+    plan, cost = searched(replace(config, criterion="tapioca"))
+    assert_within(plan, cost)
+
+
+def test_a_dry_run_plans_one_search(tiny: Tiny, sample_files: Files, tmp_path: Path) -> None:
+    result = call(*arguments(tiny, sample_files, tmp_path / "out"), "--compare", "tale,random")
+    assert result.exit_code == 1
+    assert "--dry-run has no say in --compare" in result.stderr
+
+
+# --- words ----------------------------------------------------------------------------------
+
+
+def test_numbers_are_shown_in_their_largest_unit() -> None:
+    assert [scaled(n, TIMES) for n in (0.25, 90, 7200, 200_000)] == ["0.25 s", "1.5 min", "2 h", "2.31 days"]
+
+
+@pytest.mark.parametrize(
+    ("peak", "available", "device", "workers", "said"),
+    [
+        (2**30, 4 * 2**30, "cpu", 1, "room for 3 workers"),
+        (2**30, 4 * 2**30, "cpu", 4, "does not fit"),
+        (2**30, 4 * 2**30, "cuda", 8, "one worker a GPU"),
+        (8 * 2**30, 4 * 2**30, "cuda", 1, "--device auto"),
+        (2**30, 0, "cpu", 1, "not known"),
+    ],
+)
+def test_the_advice_follows_from_the_memory(
+    peak: int, available: int, device: str, workers: int, said: str
+) -> None:
+    assert said in costing.advise(peak, available, device, workers)
+
+
+# --- docs/scale.md --------------------------------------------------------------------------
+
+
+def test_the_tables_of_scale_are_what_its_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import scale
+
+    text = (BENCHMARKS.parent / "docs" / "scale.md").read_text(encoding="utf-8")
+    written = text.split(scale.BEGIN)[1].split(scale.END)[0].strip()
+    assert written == scale.tables()
+    sys.modules.pop("scale", None)
