@@ -114,10 +114,10 @@ class Size:
 
         Rows have no labels, so that nothing is proven on them: the last layer counts as a whole one.
         """
-        short, long = (samples(BATCH_SIZE, length, label=None) for length in (CONTEXT // 2, CONTEXT))
+        short, long = (samples(1, length, label=None) for length in (CONTEXT // 2, CONTEXT))
         both = Samples("target", (*short.rows, *long.rows), "", "")
         shared = Processor(self.name, "last-token", 8192, tokenizer=Tokenizer(), shares_context=True)
-        return count_flops(self._model(3), both, shared, BATCH_SIZE)
+        return count_flops(self._model(3), both, shared)
 
     @cache  # noqa: B019  (three sizes, and they live as long as the process)
     def searched(self, num_replicas: int, full: bool) -> tuple[Cost, Selection, Rehearsal]:

@@ -7,7 +7,8 @@
 Parts: `encoder` (12 trained layers, texts of natural lengths), `decoder` (24 trained layers, several
 answers to one context), `published` (the protocol of the TALE authors' code: one row at a time, full
 logits, no cache), `memory`, `profile`, `kill`. The models are trained by `search_models.py` on first use and
-kept in `.cache`. Contestants run in turn, on equal rows in equal batches; times are medians. Prints tables, writes JSON with environment and commit.
+kept in `.cache`. Contestants run in turn, on equal rows in equal batches; times are medians. Prints
+tables, writes JSON with environment and commit.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ def _contest(
     runs: dict[str, list[Found]] = {name: [] for name in contestants}
     mine = [name for name in contestants if name != "plain"]
     # Ours before and after every plain search, which takes long enough for the machine to change.
-    for name in (mine + ["plain"]) * repeats + mine:
+    for name in ([*mine, "plain"] * repeats) + mine:
         runs[name].append(contestants[name]())
         click.echo(f"  {name:8s} {runs[name][-1].seconds:8.1f} s  drops {runs[name][-1].layers}")
     plain = runs["plain"]

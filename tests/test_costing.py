@@ -202,7 +202,7 @@ def test_operations_are_those_of_the_matrix_products(tiny: Tiny, sample_files: F
     model = load_model(tiny("bert"))
     reader = model.task.rows({}, model.processor)
     rows = read_samples(sample_files("bert")["target"], reader, role="target")
-    flops = costing.count_flops(model, rows, model.processor, 16)
+    flops = costing.count_flops(model, rows, model.processor)
     item = Item(0, sequences=1, tokens=20, starts=0, layers=1, heads=0)
     expected = 20 * 2 * (4 * 32 * 32 + 2 * 32 * 64) + 2 * 2 * 20 * 20 * 32
     assert flops.count(item) == pytest.approx(expected, rel=1e-6)

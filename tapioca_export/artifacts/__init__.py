@@ -5,11 +5,11 @@ Knows nothing about models, runtimes or how any number came about.
 
 from .files import check_output, read, refuse_inside, sha256, staged, to_json, write, write_text
 from .journal import Journal, Ledger
+from .plans import Bounds, Plan
 from .records import (
     SCHEMA_VERSION,
     Accuracy,
     Benchmark,
-    Bounds,
     Candidate,
     Compared,
     Comparison,
@@ -23,7 +23,6 @@ from .records import (
     LayerProfile,
     Outcome,
     Pair,
-    Plan,
     Prediction,
     Profile,
     Ratio,

@@ -1,8 +1,8 @@
 """A few batches, run for real: what parts of a forward cost on this machine.
 
-Three batches of a search's own rows (the shortest, one in between, the longest) and half a batch go
-through the passes that a search makes: the prefix recorded, then candidates replayed. The longest
-one is run as a search runs it, so that the memory it takes is the search's own.
+The shortest and the longest batch of a search's own rows, a small one and, if there is time, one in
+between go through the passes that a search makes: the prefix recorded, then candidates replayed. So
+the memory that they take is the search's own.
 
 Shapes: S sequences, T tokens, H hidden size, L layers.
 """
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ..models import EndOfForward, LoadedModel, stand_ins
-from ..profiling.replaying import Replayer, Trace, passes
+from ..profiling.replaying import Replayer, passes
 from ..samples import Samples
 from ..tasks import Batch, Processor
 from .rehearsing import Item
@@ -27,8 +27,9 @@ from .rehearsing import Item
 Line = tuple[float, float, float]
 Clock = Callable[[], float]
 
-NUM_SECONDS = 4.0  # for all shapes together; each is run at least twice
-MOST_REPEATS = 15
+NUM_SECONDS = 4.0  # more than that only where three batches take longer
+LEAST_RUNS = 3
+MOST_REPEATS = 15  # of one shape
 
 
 @dataclass(frozen=True)
@@ -109,18 +110,17 @@ def calibrate(
         batch_size: Rows a forward.
         clock: Seconds; `time.process_time` on a machine with neighbours, at one thread.
     """
-    began, batches = clock(), _chosen(model, samples, processor, batch_size)
-    replayer, measured = Replayer(model, samples, processor), []
+    began, replayer = clock(), Replayer(model, samples, processor)
     proofs = clock() - began
-    for number, rows in enumerate(batches):
-        _timed(replayer, rows, clock)  # the first run of a shape finds its memory
-        left = NUM_SECONDS - (clock() - began)
-        end = clock() + left / (len(batches) - number)
-        runs = [_timed(replayer, rows, clock)]
-        while len(runs) < MOST_REPEATS and clock() < end:
-            runs.append(_timed(replayer, rows, clock))
-        parts = {name: median(getattr(run, name) for run in runs) for name in _PARTS}
-        measured.append(_Measured(runs[0].sequences, runs[0].tokens, **parts))
+    batches = _chosen(model, samples, processor, batch_size)
+    _timed(replayer, batches[0], clock)  # the first forward of a process is no measure
+    runs: list[list[_Measured]] = [[] for _ in batches]
+    for number in range(MOST_REPEATS * len(batches)):
+        if number >= LEAST_RUNS and clock() - began > NUM_SECONDS:
+            break
+        which = number % len(batches)
+        runs[which].append(_timed(replayer, batches[which], clock))
+    measured = [_middle(found) for found in runs if found]
     return Calibration(
         start=_fit(measured, "start"),
         layer=_fit(measured, "layer"),
@@ -135,23 +135,30 @@ def calibrate(
 _PARTS = ("start", "layer", "last", "head", "row")
 
 
-def count_flops(model: LoadedModel, samples: Samples, processor: Processor, batch_size: int) -> Flops:
-    """Count the operations of the shortest and of the longest batch of these rows."""
-    shortest, *_, longest = _chosen(model, samples, processor, batch_size)
-    replayer = Replayer(model, samples, processor)
-    counted = [_parts(replayer, rows, _operations) for rows in (shortest, longest)]
-    return Flops(*(_fit(counted, part, constant=False) for part in ("layer", "last", "head")))
+def _middle(runs: Sequence[_Measured]) -> _Measured:
+    """Return the median of each part over runs of one shape."""
+    parts = {name: median(getattr(run, name) for run in runs) for name in _PARTS}
+    return _Measured(runs[0].sequences, runs[0].tokens, **parts)
+
+
+_PARTS = ("start", "layer", "last", "head", "row")
 
 
 def _chosen(model: LoadedModel, samples: Samples, processor: Processor, batch_size: int) -> list[np.ndarray]:
-    """Return the shortest batch, one in between, half of the longest, and the longest, in this order."""
+    """Return the shortest batch, a small one, the longest, and one in between."""
     batches = model.task.length_sorted(samples, processor, batch_size)
     whole = [batch for batch in batches if len(batch) == len(batches[0])]
-    places = sorted({0, len(whole) // 2, len(whole) - 1})
-    chosen = [whole[place] for place in places]
-    half = batches[-1][-max(1, batch_size // 2) :]
-    last = batches[-1] if len(batches[-1]) < len(chosen[-1]) else None
-    return [*chosen[:-1], half, chosen[-1], *([] if last is None else [last])]
+    is_part = len(batches[-1]) < len(batches[0])  # the longest rows are few
+    small = batches[-1] if is_part else batches[-1][-max(1, batch_size // 2) :]
+    return [whole[0], small, whole[-1], *whole[len(whole) // 2 : -1][:1]]
+
+
+def count_flops(model: LoadedModel, samples: Samples, processor: Processor) -> Flops:
+    """Count the operations of the shortest and of the longest row."""
+    order = model.task.length_sorted(samples, processor, 1)
+    replayer = Replayer(model, samples, processor)
+    counted = [_parts(replayer, row, _operations) for row in (order[0], order[-1])]
+    return Flops(*(_fit(counted, part, constant=False) for part in ("layer", "last", "head")))
 
 
 def _timed(replayer: Replayer, rows: np.ndarray, clock: Clock) -> _Measured:
@@ -191,12 +198,9 @@ def _attention(
 def _parts(
     replayer: Replayer, rows: np.ndarray, measure: Callable[[Callable[[], object]], float]
 ) -> _Measured:
-    """Run the passes of a search: recorded below the last layer, then with the first layers dropped.
-
-    As in a search, what the pass before returned is held until the next one is done.
-    """
+    """Run the passes of a search: recorded below the last layer, then with the first or the last dropped."""
     model, num_layers = replayer.model, replayer.model.num_layers
-    layers = sorted({0, min(1, num_layers - 1), num_layers - 1})
+    layers = sorted({0, num_layers - 1})
     batches: list[Batch] = []
     encoded = measure(lambda: batches.append(model.task.batch(replayer.samples, rows, replayer.processor)))
     batch, shape = batches[0], (0, 0)
@@ -211,11 +215,8 @@ def _parts(
         except EndOfForward as end:
             shape = (int(end.stream.shape[0]), int(end.stream.shape[1]))
 
-    held: list[Trace] = []
-
     def step() -> object:
-        held[:] = [next(steps)[1]]
-        return held[0].answers
+        return next(steps)[1].answers
 
     with stand_ins(model) as places:
         start = measure(begin)
@@ -223,12 +224,9 @@ def _parts(
         recorded, *replayed = [measure(step) for _ in (None, *layers)]
     head = max(replayed[-1] - start, 0.0)
     layer = max(recorded - start, 0.0) / max(1, num_layers - 1)
-    # With the first or the second layer dropped, all layers above it are run, and the last of them narrowed.
-    lasts = [
-        taken - start - head - (num_layers - 2 - dropped) * layer
-        for dropped, taken in zip(layers, replayed[:-1], strict=False)
-    ]
-    last = max(sum(lasts) / len(lasts), 0.0) if lasts else layer
+    last = layer
+    if num_layers > 1:  # with the first layer dropped, all above it are run, and the last of them narrowed
+        last = max(replayed[0] - start - head - (num_layers - 2) * layer, 0.0)
     return _Measured(*shape, start, layer, last, head, encoded / len(rows))
 
 

@@ -25,8 +25,8 @@ from ..samples import Samples
 from .calibrating import Calibration, Clock, Flops, calibrate, count_flops
 from .rehearsing import CASES, Rehearsal
 
-# States of all boundaries held at a time: the recording, the candidate under way, the one before it.
-NUM_TRACES = 3
+# States of all boundaries held at a time: the recording, and the candidate under way.
+NUM_TRACES = 2
 # Of a device's memory, what a plan takes to be there for the process.
 USABLE = 0.9
 
@@ -80,7 +80,7 @@ def predict(
     ]
     least, most = (search(one, one.case == "most") for one in rehearsals)
     rows, processor = samples[settings.select_on], rehearsals[0].probe.processor
-    flops = count_flops(model, rows, processor, settings.batch_size)
+    flops = count_flops(model, rows, processor)
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
     calibration = calibrate(model, rows, processor, settings.batch_size, clock)

@@ -82,6 +82,7 @@ class Replayer:
             for _, trace in passes(self.model, places, batch, work.base, work.layers, read=read):
                 if trace.answers is not None:
                     scores.append(task.score(trace.answers, self.samples, work.rows))
+                del trace  # or this candidate's states are held while those of the next are made
             return Found(
                 np.stack([score.values for score in scores]),
                 np.stack([score.losses for score in scores]),

@@ -11,7 +11,7 @@ from ..errors import ConfigError, SelectionError
 from .criteria import CRITERIA
 from .progress import Progress
 from .rounds import Prober, SelectionSettings
-from .searches import SEARCHES, BudgetSpent, Path, Task
+from .searches import SEARCHES, BudgetSpent, Path, Walk
 
 # Criteria that end by themselves on rows without labels.
 SELF_ENDING = ("tapioca", "fixed")
@@ -47,14 +47,14 @@ def select_layers(
         baseline = probe.metric() if probe.is_labelled else Evaluation()
         probe.watch = progress.on_rows
         floor = _floor(probe, baseline, settings)
-        way = Task(probe, settings, floor, allowed, cap, progress.on_finished, progress.on_round)
+        walk = Walk(probe, settings, floor, allowed, cap, progress.on_finished, progress.on_round)
         try:
-            reason, is_cut = search(way), False
+            reason, is_cut = search(walk), False
         except BudgetSpent as spent:
             reason, is_cut = str(spent), True
         finally:
             probe.watch = lambda num_scores: None
-    steps, drop = _picked(way.paths, baseline, probe, settings)
+    steps, drop = _picked(walk.paths, baseline, probe, settings)
     labelled = probe.is_labelled
     return Selection(
         model=model,
@@ -76,15 +76,15 @@ def select_layers(
         select_on=probe.select_on,
         num_samples=num_samples,
         seed=settings.seed,
-        rejected=way.rejected,
+        rejected=walk.rejected,
         search=settings.search,
         confidence=settings.confidence if settings.search == "racing" else None,
         cut=is_cut,
-        prediction=_prediction(settings.criterion, steps, way.rejected, probe),
+        prediction=_prediction(settings.criterion, steps, walk.rejected, probe),
         cost=Cost(
             probe.ledger.num_evaluations,
             probe.ledger.layer_forwards,
-            _plain_layer_forwards(steps, way.rejected, probe, task, num_samples),
+            _plain_layer_forwards(steps, walk.rejected, probe, num_samples),
             time.perf_counter() - started,
             probe.ledger.layer_tokens,
         ),
@@ -189,12 +189,15 @@ def _floor(probe: Prober, baseline: Evaluation, settings: SelectionSettings) -> 
 
 
 def _plain_layer_forwards(
-    steps: Sequence[Step], rejected: Sequence[Candidate], probe: Prober, task: Any, num_rows: int
+    steps: Sequence[Step], rejected: Sequence[Candidate], probe: Prober, num_rows: int
 ) -> int:
-    """Return what full forwards of every candidate tried would have taken."""
-    rounds = [step.candidates for step in steps] + ([rejected] if rejected else [])
+    """Return what full forwards of everything that was scored by metric or loss would have taken."""
     layers = probe.num_layers * probe.is_labelled
-    layers += sum(len(tried) * (probe.num_layers - depth) for depth, tried in enumerate(rounds, start=1))
+    rounds = [step.candidates for step in steps] + ([rejected] if rejected else [])
+    for depth, tried in enumerate(rounds, start=1):
+        scored = sum(c.metric is not None or c.bound is not None for c in tried)
+        # Where a criterion scores no candidate, the one that is dropped is scored.
+        layers += max(scored, int(probe.is_labelled)) * (probe.num_layers - depth)
     return layers * num_rows * probe.num_answers
 
 

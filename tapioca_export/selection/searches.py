@@ -28,11 +28,12 @@ class BudgetSpent(Exception):  # noqa: N818  (no error: the search ends with wha
 
 
 @dataclass
-class Task:
+class Walk:
     """What a search has to go by, and what it has found so far.
 
     `paths[k]` is the path to the best set of k layers; `rejected` are the candidates of the round that
-    ended the search; `watch` is told of every candidate and raises `BudgetSpent`.
+    ended the search. `begin` is told of every round, `finish` of every candidate; either may raise
+    `BudgetSpent`.
     """
 
     probe: Prober
@@ -90,86 +91,86 @@ class Task:
         )
 
 
-Search = Callable[[Task], str]
+Search = Callable[[Walk], str]
 SEARCHES: Table[Search] = Table("search")
 
 
 @SEARCHES.add("greedy")
-def greedy(task: Task) -> str:
+def greedy(walk: Walk) -> str:
     """Drop the best candidate, round by round, each candidate scored until it is proven worse.
 
     Source: Naim et al. 2025, "TALE", arXiv:2510.22767; Song et al. 2024, "SLEB", arXiv:2402.09025.
     """
     while True:
-        path = task.paths[-1]
+        path = walk.paths[-1]
         dropped = tuple(step.layer for step in path)
-        if reason := task.end(len(path)):
+        if reason := walk.end(len(path)):
             return reason
-        layers = tuple(layer for layer in task.allowed if layer not in dropped)
-        task.begin(len(path) + 1, len(layers))
+        layers = tuple(layer for layer in walk.allowed if layer not in dropped)
+        walk.begin(len(path) + 1, len(layers))
         try:
-            candidates, stop = task.ask(dropped, layers)
+            candidates, stop = walk.ask(dropped, layers)
         except BudgetSpent:
-            _take_best_of_cut_round(task, dropped)
+            _take_best_of_cut_round(walk, dropped)
             raise
         if stop is not None:
-            task.rejected = candidates
+            walk.rejected = candidates
             return stop
-        step = task.step(dropped, candidates)
-        if task.is_below_floor(step):
-            task.rejected = candidates
-            return task.beyond_floor(step)
-        task.paths.append((*path, step))
+        step = walk.step(dropped, candidates)
+        if walk.is_below_floor(step):
+            walk.rejected = candidates
+            return walk.beyond_floor(step)
+        walk.paths.append((*path, step))
 
 
 @SEARCHES.add("racing")
-def racing(task: Task) -> str:
+def racing(walk: Walk) -> str:
     """Like greedy, but a candidate is stopped at --confidence instead of at certainty.
 
     Source: Maron and Moore 1994, "Hoeffding Races", NIPS 6 (the bounds here are normal).
     """
-    return greedy(task)
+    return greedy(walk)
 
 
 @SEARCHES.add("beam")
-def beam(task: Task) -> str:
+def beam(walk: Walk) -> str:
     """Keep the best --width sets of each size and go on from all of them.
 
     Source: Lowerre 1976, the HARPY system; a classic of search.
     """
-    _need_metric(task)
+    _need_metric(walk)
     kept: list[Path] = [()]
     while True:
         depth = len(kept[0])
-        if reason := task.end(depth):
+        if reason := walk.end(depth):
             return reason
-        task.begin(depth + 1, sum(len(task.allowed) - depth for _ in kept))
+        walk.begin(depth + 1, sum(len(walk.allowed) - depth for _ in kept))
         found: dict[frozenset[int], Path] = {}
         for path in kept:
             dropped = tuple(step.layer for step in path)
-            left = (layer for layer in task.allowed if layer not in dropped)
+            left = (layer for layer in walk.allowed if layer not in dropped)
             layers = tuple(layer for layer in left if frozenset({*dropped, layer}) not in found)
-            candidates = task.ask(dropped, layers)[0] if layers else ()
+            candidates = walk.ask(dropped, layers)[0] if layers else ()
             for candidate in candidates:
                 step = Step(candidate.layer, candidate.score, candidate.metric, candidate.loss, candidates)
                 found[frozenset({*dropped, candidate.layer})] = (*path, step)
         ranked = sorted(found.values(), key=_rank)
-        if task.is_below_floor(ranked[0][-1]):
-            task.rejected = ranked[0][-1].candidates
-            return task.beyond_floor(ranked[0][-1])
-        task.paths.append(ranked[0])
-        kept = [p for p in ranked[: task.settings.width] if not task.is_below_floor(p[-1])]
+        if walk.is_below_floor(ranked[0][-1]):
+            walk.rejected = ranked[0][-1].candidates
+            return walk.beyond_floor(ranked[0][-1])
+        walk.paths.append(ranked[0])
+        kept = [p for p in ranked[: walk.settings.width] if not walk.is_below_floor(p[-1])]
 
 
 @SEARCHES.add("exhaustive")
-def exhaustive(task: Task) -> str:
+def exhaustive(walk: Walk) -> str:
     """Score every set of up to --max-drop-layers layers: the oracle, for about 12 layers at most.
 
     Source: brute force; what every other search is held against.
     """
-    _need_metric(task)
-    most = min(len(task.allowed), task.probe.num_layers - 1, task.cap if task.cap is not None else 10**6)
-    num_sets = sum(math.comb(len(task.allowed), depth) for depth in range(1, most + 1))
+    _need_metric(walk)
+    most = min(len(walk.allowed), walk.probe.num_layers - 1, walk.cap if walk.cap is not None else 10**6)
+    num_sets = sum(math.comb(len(walk.allowed), depth) for depth in range(1, most + 1))
     if num_sets > MOST_SETS:
         raise ConfigError(
             f"--search exhaustive would score {num_sets:,} sets of layers; {MOST_SETS:,} are the most.",
@@ -177,17 +178,17 @@ def exhaustive(task: Task) -> str:
         )
     paths: dict[tuple[int, ...], Path] = {(): ()}
     for depth in range(1, most + 1):
-        task.begin(depth, math.comb(len(task.allowed), depth))
-        for dropped in combinations(task.allowed, depth - 1):
-            layers = tuple(layer for layer in task.allowed if not dropped or layer > dropped[-1])
-            candidates = task.ask(dropped, layers)[0] if layers else ()
+        walk.begin(depth, math.comb(len(walk.allowed), depth))
+        for dropped in combinations(walk.allowed, depth - 1):
+            layers = tuple(layer for layer in walk.allowed if not dropped or layer > dropped[-1])
+            candidates = walk.ask(dropped, layers)[0] if layers else ()
             for candidate in candidates:
                 step = Step(candidate.layer, candidate.score, candidate.metric, candidate.loss, candidates)
                 paths[(*dropped, candidate.layer)] = (*paths[dropped], step)
         best = min((path for path in paths.values() if len(path) == depth), key=_rank)
-        if task.is_below_floor(best[-1]):
-            return f"no set of {depth} layers stays above the floor of {task.floor:.6g}"
-        task.paths.append(best)
+        if walk.is_below_floor(best[-1]):
+            return f"no set of {depth} layers stays above the floor of {walk.floor:.6g}"
+        walk.paths.append(best)
     return f"all {num_sets:,} sets of up to {most} layers were scored"
 
 
@@ -214,23 +215,23 @@ def _rank(path: Path) -> tuple[float, tuple[int, ...]]:
     return (-path[-1].score, tuple(sorted(step.layer for step in path)))
 
 
-def _need_metric(task: Task) -> None:
-    if task.settings.criterion not in BY_METRIC:
+def _need_metric(walk: Walk) -> None:
+    if walk.settings.criterion not in BY_METRIC:
         raise ConfigError(
-            f"--search {task.settings.search} compares sets by what is measured of them; criterion "
-            f"{task.settings.criterion} ranks single layers.",
+            f"--search {walk.settings.search} compares sets by what is measured of them; criterion "
+            f"{walk.settings.criterion} ranks single layers.",
             f"Choose --criterion {' or '.join(BY_METRIC)}, or --search greedy.",
         )
 
 
-def _take_best_of_cut_round(task: Task, dropped: tuple[int, ...]) -> None:
+def _take_best_of_cut_round(walk: Walk, dropped: tuple[int, ...]) -> None:
     """Take the best candidate of a round that a budget cut, if one was scored in full and improves."""
-    whole = tuple(c for c in task.tried if c.outcome == "full" and c.metric is not None)
+    whole = tuple(c for c in walk.tried if c.outcome == "full" and c.metric is not None)
     if not whole:
         return
-    path = task.paths[-1]
-    step = task.step(dropped, whole)
-    before = path[-1].metric if path else task.probe.metric(()).metric
-    sign = 1 if task.probe.higher_is_better else -1
+    path = walk.paths[-1]
+    step = walk.step(dropped, whole)
+    before = path[-1].metric if path else walk.probe.metric(()).metric
+    sign = 1 if walk.probe.higher_is_better else -1
     if before is not None and step.metric is not None and sign * step.metric >= sign * before:
-        task.paths.append((*path, step))
+        walk.paths.append((*path, step))

@@ -1,0 +1,62 @@
+"""What a search would cost: the one artifact that is printed and never written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .records import SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The least and the most of something; equal where it is known exactly."""
+
+    least: int | float
+    most: int | float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search would cost (`select --dry-run`); printed, never written.
+
+    For `rounds` rounds: a floor that ends the search earlier makes it cheaper, as does a budget of
+    seconds. `evaluations`, `layer_forwards` and `layer_tokens` are as in `Cost`, and exact where
+    every candidate is scored on all rows (`full_scores`, exhaustive). Elsewhere the least is that of
+    a search whose first rows tell everything, the most that of scoring all rows, and for a race of
+    recording every prefix twice; tokens are then estimates, as a race pads other batches. With a
+    beam, sets are taken to be neighbours. `flops` follows from them: matrix products and attention,
+    a multiplication and an addition counted as two. `seconds` is an estimate, from batches run for
+    `calibration_seconds` on this machine, of the search alone, as in `Cost`; workers are taken not to
+    hinder each other.
+
+    `peak_memory_bytes` is that of the calibration, in which this process ran its longest batch of
+    `longest_batch` (sequences, tokens) as a search does: the whole process; on a GPU, what is
+    allocated there. Of it, `model_bytes` are weights and at most `trace_bytes` hidden states.
+    """
+
+    model: str
+    task: str
+    criterion: str
+    search: str
+    full_scores: bool
+    num_layers: int
+    num_samples: int
+    rounds: int
+    batch_size: int
+    longest_batch: tuple[int, int]
+    evaluations: Bounds
+    layer_forwards: Bounds
+    layer_tokens: Bounds
+    flops: Bounds
+    seconds: Bounds
+    peak_memory_bytes: int
+    model_bytes: int
+    trace_bytes: int
+    calibration_seconds: float
+    device: str
+    engine: str
+    num_workers: int
+    advice: str
+    kind: Literal["plan"] = "plan"
+    schema_version: int = SCHEMA_VERSION
