@@ -31,8 +31,9 @@ class Plan:
     hinder each other.
 
     `peak_memory_bytes` is that of the calibration, in which this process ran its longest batch of
-    `longest_batch` (sequences, tokens) as a search does: the whole process; on a GPU, what is
-    allocated there. Of it, `model_bytes` are weights and at most `trace_bytes` hidden states.
+    `longest_batch` (sequences, tokens) as a search does: the whole process, and what its heap comes
+    to lose; on a GPU, what is allocated there. Of it, `model_bytes` are weights and at most
+    `trace_bytes` hidden states.
     """
 
     model: str
