@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from tqdm import tqdm
 
 from . import steps
 from .artifacts import Accuracy, Compared, Comparison, Selection
+from .bars import progress_bar
 from .benchmarking import compare as compare_scores
 from .config import RunConfig
 from .errors import ConfigError
@@ -116,7 +116,7 @@ def _accuracies(
     """Compare the model without each set of layers with the original, on "id" or "target" report rows."""
     with steps.probing(replace(config, select_on=name), model, roles, side="report") as probe:
         original = _scores(probe, ())
-        bar = tqdm(sets, desc=f"Scoring {name} report rows", unit="set", disable=None, leave=False)
+        bar = progress_bar(sets, desc=f"Scoring {name} report rows", unit="set", leave=False)
         return {drop: compare_scores(model.task, original, _scores(probe, drop)) for drop in bar}
 
 

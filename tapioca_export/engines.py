@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .errors import ConfigError, TapiocaError, first_line
+from .errors import ConfigError, EngineError, TapiocaError, first_line
 from .registry import Table
 
 logger = logging.getLogger(__name__)
@@ -34,10 +34,6 @@ RAY_ENVIRONMENT = {
 }
 # In spite of its name it works on Linux too: the servers of a local cluster listen on loopback only.
 RAY_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-
-
-class EngineError(TapiocaError):
-    """The workers are lost, and starting new ones does not help."""
 
 
 @dataclass(frozen=True)

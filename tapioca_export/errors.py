@@ -8,6 +8,7 @@
     ├── SelectionError                nothing left to drop, non-finite scores
     ├── ExportError
     │   └── ParityError               the exported file does not compute what PyTorch computes
+    ├── EngineError                   workers are lost, and new ones too
     ├── BenchmarkError                the runtime refuses the file or the provider
     └── OutputError                   the output folder cannot be written or is not empty
 
@@ -77,6 +78,10 @@ class ExportError(TapiocaError):
 
 class ParityError(ExportError):
     """The exported file does not compute what PyTorch computes."""
+
+
+class EngineError(TapiocaError):
+    """The workers are lost, and starting new ones does not help."""
 
 
 class BenchmarkError(TapiocaError):

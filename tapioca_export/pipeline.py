@@ -71,7 +71,7 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
             batches = [batch for _, batch in parity_batches(model, rows)]
             steps.save_checkpoint(checkpoint, model, selection, batches)
         with clock("export pruned"):
-            pruned = load_model(checkpoint, task.name, steps.load_options(config))
+            pruned = load_model(checkpoint, task.name, replace(steps.load_options(config), device="cpu"))
             # Files name the checkpoint where it will be, not where it is being built.
             pruned = replace(pruned, source=str(config.output / "pruned" / "checkpoint"))
             places = {name: folder / "pruned" / name for name in formats}

@@ -41,6 +41,12 @@ from .samples import load_roles as read_roles
 from .selection import CRITERIA, SEARCHES, SelectionSettings, select_layers
 from .tasks import TASKS, Processor, Task
 
+# Settings that decide what a search measures; a budget and a pick do not.
+SEARCH_SETTINGS = (
+    "criterion", "search", "epsilon", "max_drop_layers", "protect_first", "protect_last", "tie_break",
+    "full_scores", "confidence", "width", "shortlist", "seed",
+)  # fmt: skip
+
 
 def check(config: RunConfig, *, searches: bool = False) -> None:
     """Refuse at once what can be refused: an hour's search must not end on a misspelt word.
@@ -60,6 +66,9 @@ def check(config: RunConfig, *, searches: bool = False) -> None:
         CRITERIA[config.criterion]
         SEARCHES[config.search]
         ENGINES[config.engine]
+        if config.engine == "local" and (config.num_workers != 1 or config.ray_address):
+            option = "--ray-address" if config.ray_address else f"--num-workers {config.num_workers}"
+            raise ConfigError(f"{option} has no meaning for --engine local.", "Add --engine ray.")
         selection_settings(config, held=())
         refuse_pruned(config)
     for name in config.format:
@@ -395,6 +404,7 @@ def fingerprint(config: RunConfig, roles: Mapping[str, Samples]) -> dict[str, An
         "device": config.device,
         "max_length": config.max_length,
         "eval_batch_size": config.eval_batch_size,
+        "search": {name: getattr(config, name) for name in SEARCH_SETTINGS},
         "versions": provenance.versions(),
     }
 

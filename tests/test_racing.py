@@ -214,8 +214,12 @@ class Constant:
     def __init__(self, num_layers: int, metric: Callable[[frozenset[int]], float]) -> None:
         self.num_layers, self.num_rows, self.num_answers = num_layers, 10, 1
         self.select_on, self.is_labelled, self.higher_is_better = "target", True, True
-        self.ledger, self.asked = Ledger(), set()
+        self.ledger, self.asked, self.noted = Ledger(), set(), 0
         self._metric = metric
+        self.ledger.note = self.note
+
+    def note(self, line: Mapping[str, Any]) -> None:
+        self.noted += 1
 
     def metric(self, dropped: Collection[int] = ()) -> Evaluation:
         self.asked.add(frozenset(dropped))
@@ -277,6 +281,34 @@ def test_a_budget_of_evaluations_ends_the_search_with_the_best_so_far(search: st
     assert selection.cut
     assert "cut by --budget-evaluations 6" in selection.stop_reason
     assert selection.drop == (0,)
+
+
+def test_a_budget_that_is_just_enough_cuts_nothing() -> None:
+    selection, _ = over_sets("greedy", budget_evaluations=5, max_drop_layers=1)
+    assert not selection.cut
+    assert "the most that was asked for" in selection.stop_reason
+
+
+@pytest.mark.parametrize("search", ["beam", "exhaustive"])
+def test_a_cut_search_over_sets_keeps_the_best_set_that_was_scored(search: str) -> None:
+    def metric(dropped: frozenset[int]) -> float:
+        return 0.9 if dropped == {0, 1} else 0.5 - 0.01 * len(dropped)
+
+    selection, _ = over_sets(search, metric, budget_evaluations=9)
+    assert (selection.cut, selection.drop) == (True, (0, 1))
+
+
+def test_label_free_criteria_keep_to_a_budget_and_to_the_journal() -> None:
+    selection, probe = over_sets("greedy", criterion="random", budget_evaluations=6)
+    assert selection.cut
+    assert len(selection.steps) == 1
+    assert probe.noted == 6
+
+
+def test_whoever_was_stopped_early_is_not_taken_for_a_better_looking_estimate() -> None:
+    winner = Candidate(3, 0.80, 0.80, outcome="estimated", rows=200)
+    stopped = Candidate(1, 0.85, 0.85, outcome="estimated", rows=40, against=3)
+    assert best_of((stopped, winner), "index") == winner
 
 
 def test_a_budget_of_time_ends_the_search_before_it_begins() -> None:

@@ -17,6 +17,7 @@ from ..errors import LoadError, OutputError, ParityError
 T = TypeVar("T")
 # Ends the name of a folder that is being filled; nobody else has such folders.
 PARTIAL = ".tapioca-partial"
+JOURNALS = "search*.jsonl"
 
 
 def _adapter(cls: Any) -> Any:
@@ -105,6 +106,7 @@ def staged(output: Path, *, overwrite: bool, keep: str | None = None) -> Iterato
     try:
         aside.mkdir(parents=True, exist_ok=True)
         with _locked(aside, output):
+            _refuse_to_lose(aside, keep, overwrite)
             _clear(aside, keep)
             aside.mkdir(exist_ok=True)
     except OSError as error:
@@ -145,6 +147,8 @@ def _locked(aside: Path, output: Path) -> Iterator[None]:
             is_ours = os.fstat(folder).st_ino == os.stat(aside).st_ino
         except (BlockingIOError, FileNotFoundError):
             is_ours = False
+        except OSError as error:  # a file system without locks, say
+            raise OutputError(f"Cannot lock {aside}: {error.strerror}.", "Name another --output.") from error
         if not is_ours:
             raise OutputError(
                 f"Another process is writing {output}.", "Wait for it to end, or name another --output."
@@ -154,10 +158,29 @@ def _locked(aside: Path, output: Path) -> Iterator[None]:
         os.close(folder)
 
 
+def _refuse_to_lose(folder: Path, keep: str | None, overwrite: bool) -> None:
+    """Refuse to clear away the journal of an interrupted search of another command.
+
+    Raises:
+        OutputError: If there is one, and it may not be replaced.
+    """
+    others = _journals(folder, JOURNALS) - _journals(folder, keep)
+    if others and not overwrite:
+        raise OutputError(
+            f"{folder} holds an interrupted search of another command ({min(others).name}).",
+            "Finish it with the same command, name another --output, or discard it with --overwrite.",
+        )
+
+
+def _journals(folder: Path, pattern: str | None) -> set[Path]:
+    """Return the files that match and hold more than a header."""
+    matching = [path for path in folder.glob(pattern) if path.is_file()] if pattern else []
+    return {path for path in matching if path.read_bytes().count(b"\n") >= 2}
+
+
 def _clear(folder: Path, keep: str | None) -> None:
-    """Remove a folder, or all in it but the files to keep: journals with more than their header."""
-    matching = [path for path in folder.glob(keep) if path.is_file()] if keep else []
-    journals = {path for path in matching if path.read_bytes().count(b"\n") >= 2}
+    """Remove a folder, or all in it but the journals to keep."""
+    journals = _journals(folder, keep)
     if not journals:
         shutil.rmtree(folder, ignore_errors=True)
         return

@@ -53,7 +53,10 @@ class Ledger:
             key = frozenset(dropped)
             if key not in self._rows:
                 self._rows[key] = np.full(num_rows, np.nan), np.full(num_rows, np.nan)
-            self._rows[key][0][rows], self._rows[key][1][rows] = values, losses
+            # What is known stays: other padding would change its last digits, and what rests on them.
+            fresh = np.isnan(self._rows[key][0][rows])
+            self._rows[key][0][rows[fresh]] = np.asarray(values)[fresh]
+            self._rows[key][1][rows[fresh]] = np.asarray(losses)[fresh]
         self.add_cost(found["layer_forwards"], found["layer_tokens"])
 
     def add_deviations(self, found: Mapping[str, Any]) -> None:

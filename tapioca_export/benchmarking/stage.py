@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..artifacts import Accuracy, Benchmark, Latency, Pair
+from ..bars import progress_bar
 from ..errors import BenchmarkError
 from ..samples import Samples
 from ..tasks import Processor, Scores, Task
@@ -90,12 +91,10 @@ def score_exported(
     Raises:
         BenchmarkError: If the runtime refuses the provider, the file or a batch.
     """
-    from tqdm import tqdm
-
     session = RUNTIMES[RUNTIME](folder, settings.providers[0], settings.threads)
     num_rows = max(1, SCORING_BATCH_SIZE // task.num_answers(samples))
     values, losses = np.empty(len(samples)), np.empty(len(samples))
-    with tqdm(total=len(samples), desc=f"Scoring {samples.role}", disable=None) as progress:
+    with progress_bar(total=len(samples), desc=f"Scoring {samples.role}") as progress:
         for batch in task.batches(samples, processor, num_rows):
             logits = session(batch.inputs)
             num_sequences = len(next(iter(batch.inputs.values())))

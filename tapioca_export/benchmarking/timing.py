@@ -16,6 +16,7 @@ from time import perf_counter
 import numpy as np
 
 from ..artifacts import Interval, Latency, Ratio, Timing
+from ..bars import progress_bar
 from ..errors import ConfigError
 from ..samples import Samples
 from ..tasks import Inputs, Processor, Task
@@ -169,15 +170,13 @@ def measure_latency(
     Raises:
         BenchmarkError: If the runtime refuses the provider, a file or a batch.
     """
-    from tqdm import tqdm
-
     provider = resolve_provider(provider)
     folders = {"original": original, "original again": original, "pruned": pruned}
     sessions = {
         name: RUNTIMES[RUNTIME](folder.path, provider, settings.threads) for name, folder in folders.items()
     }
     rows = []
-    for workload in tqdm(workloads, desc=f"Timing on {provider}", disable=None):
+    for workload in progress_bar(workloads, desc=f"Timing on {provider}"):
         seconds = time_rounds(sessions, workload, settings)
         speedup = seconds["original"] / seconds["pruned"]
         interval = bootstrap_interval(speedup, np.median, settings.seed)

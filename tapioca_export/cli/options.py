@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 
 import click
 
+from ..bars import DISABLED
 from ..config import RunConfig
 from ..errors import ConfigError, LoadError, UnknownNameError
 
@@ -108,9 +109,9 @@ def printing(command: Any) -> Any:
 
 
 def _silence(ctx: click.Context, parameter: click.Parameter, quiet: bool) -> bool:
-    """Keep progress bars away: tqdm reads the variable when it is imported, which it is not yet."""
+    """Keep progress bars away, in worker processes too."""
     if quiet:
-        os.environ["TQDM_DISABLE"] = "1"
+        os.environ[DISABLED] = "1"
     return quiet
 
 

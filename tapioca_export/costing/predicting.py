@@ -25,8 +25,6 @@ from ..samples import Samples
 from .calibrating import Calibration, Clock, Flops, calibrate, count_flops
 from .rehearsing import CASES, Rehearsal
 
-# States of all boundaries held at a time: the recording, and the candidate under way.
-NUM_TRACES = 2
 # On a CPU, recorded states pin gaps in the heap that a layer's larger ones do not fit into: 0 to 0.7 of the
 # states more, from run to run of one and the same search (benchmarks/cost.py, glibc). This is the middle.
 GAPS = 0.35
@@ -152,10 +150,10 @@ def model_bytes(model: LoadedModel) -> int:
 
 
 def trace_bytes(model: LoadedModel, sequences: int, tokens: int) -> int:
-    """Return the most bytes of hidden states that are held for one batch (an upper bound)."""
+    """Return the most bytes of hidden states that are held of one batch: those of all boundaries."""
     hidden = model.network.config.get_text_config().hidden_size
     size = int(next(model.network.parameters()).element_size())
-    return NUM_TRACES * (model.num_layers + 1) * sequences * tokens * int(hidden) * size
+    return (model.num_layers + 1) * sequences * tokens * int(hidden) * size
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..models import LoadedModel
+from ..models import LoadedModel, skipping
 from ..samples import Samples
-from ..tasks import Processor
+from ..tasks import Batch, Processor
 
 NUM_ROWS = 8
 TOLERANCE = 1e-4  # absolute and relative, on logits and log-probabilities in float32
@@ -60,7 +60,10 @@ def _narrow(module: nn.Module, read: torch.Tensor, hooks: ExitStack) -> None:
 
 
 def can_narrow(model: LoadedModel, samples: Samples, processor: Processor) -> bool:
-    """Tell whether answers stay the same when the last layer is narrowed, on rows of all lengths."""
+    """Tell whether answers stay the same when the last layer is narrowed, on rows of all lengths.
+
+    Any layer may come to be the last, so one of every kind is tried in that place.
+    """
     task = model.task
     order = np.concatenate(task.length_sorted(samples, processor, len(samples)))
     rows = np.unique(order[np.linspace(0, len(order) - 1, NUM_ROWS).astype(int)])
@@ -68,14 +71,27 @@ def can_narrow(model: LoadedModel, samples: Samples, processor: Processor) -> bo
     read = task.read_tokens(batch, processor)
     if read is None:
         return False
-    try:
-        with narrowed(model.stack[-1], read):
-            found = model.answers(batch)
-    # What a module makes of fewer tokens than its layer has is its own affair.
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
-        return False
-    expected = model.answers(batch)
-    scored = (task.score(outputs, samples, rows) for outputs in (found, expected))
+    kinds = {_kind(layer): index for index, layer in enumerate(model.stack)}
+    return all(_stays_the_same(model, batch, samples, read, index) for index in kinds.values())
+
+
+def _kind(layer: nn.Module) -> tuple[object, ...]:
+    """Return what tells layers apart that may treat tokens differently."""
+    return (type(layer), *((name, type(child)) for name, child in layer.named_children()))
+
+
+def _stays_the_same(model: LoadedModel, batch: Batch, samples: Samples, read: np.ndarray, last: int) -> bool:
+    """Compare values and losses with the layer `last` the last one, narrowed and not."""
+    layer = model.stack[last]
+    with skipping(model, range(last + 1, model.num_layers)):
+        try:
+            with narrowed(layer, read):
+                found = model.answers(batch)
+        # What a module makes of fewer tokens than its layer has is its own affair.
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+            return False
+        expected = model.answers(batch)
+    scored = [model.task.score(outputs, samples, batch.indices) for outputs in (found, expected)]
     pairs = zip(*((scores.values, scores.losses) for scores in scored), strict=True)
     return all(np.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE) for one, other in pairs)
 

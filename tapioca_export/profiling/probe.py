@@ -126,6 +126,8 @@ class Probe:
     ) -> list[Work]:
         """Return what is not known yet: batches of similar length, dealt out to all workers."""
         samples = self.samples[self.select_on]
+        known = [self.ledger.rows(dropped, self.num_rows)[0][rows] for dropped in keys.values()]
+        rows = rows[np.isnan(known).any(axis=0)]
         batches = self.model.task.length_sorted(samples, self.processor, self.batch_size, rows)
         # With fewer batches than workers, candidates are dealt out as well; each then records its prefix.
         parts = -(-self._engine.num_workers // max(1, len(batches)))

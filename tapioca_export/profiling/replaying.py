@@ -126,12 +126,13 @@ def passes(
 
     The first pass ends below the highest of `layers`, and then has no answers, unless `whole`. Where
     the tokens `read` are given, (S, T), the last layer of a pass with answers is narrowed to them.
+    States are kept of a pass that is replayed, and of all passes if `whole`.
     """
 
     def run(skipped: Sequence[int], below: Mapping[int, object], ends: int | None = None) -> Trace:
         last = places[last_layer(model.num_layers, skipped)].layer
         with narrowed(last, read if ends is None else None):  # what is replayed has to be whole
-            return _forward(model, places, batch, skipped, below, ends)
+            return _forward(model, places, batch, skipped, below, ends, keeps=whole or ends is not None)
 
     recorded = run(base, {}, max(layers) if layers and not whole else None)
     yield None, recorded
@@ -146,6 +147,8 @@ def _forward(
     skipped: Sequence[int],
     answers: Mapping[int, object],
     ends: int | None = None,
+    *,
+    keeps: bool,
 ) -> Trace:
     """Run the network's own forward, with some layers skipped and some answering from a recording."""
     outputs: list[object] = []
@@ -158,7 +161,7 @@ def _forward(
         outputs.append(output)
 
     for index, place in enumerate(places):
-        place.answer, place.see = answers.get(index), see
+        place.answer, place.see = answers.get(index), see if keeps else None
         place.skips, place.ends = index in skipped, index == ends
     try:
         return Trace(model.answers(batch), outputs, boundaries)

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
+from ..bars import progress_bar
 from ..errors import UnsupportedModelError
 from ..models import LoadedModel, to_tensors
 from ..samples import Samples
@@ -57,7 +57,7 @@ def sensitivities(model: LoadedModel, samples: Samples, batch_size: int) -> tupl
     batches = task.batches(samples, model.processor, batch_size)
     total = -(-len(samples) // batch_size)
     with _gradients_of_the_stack(model):
-        for batch in tqdm(batches, total=total, disable=None, leave=False, unit="batch"):
+        for batch in progress_bar(batches, total=total, leave=False, unit="batch"):
             inputs = {**batch.inputs, "labels": task.training_labels(batch, samples)}
             output = model.network(**to_tensors(inputs, model.device), **model.forward_options)
             # The loss is a mean over the batch: with its share of the rows, the sum is the mean of all.

@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
-from tqdm import tqdm
-
 from ..artifacts import Candidate
+from ..bars import progress_bar
 from .rounds import Prober, SelectionSettings
 from .searches import BudgetSpent
 
 
 class Progress:
-    """Counts rows of candidates over all rounds that there can be; time left is an upper bound.
+    """Counts rows of candidates over all rounds that there can be.
 
-    A candidate that is given up counts as done, and so does the time it would have taken.
+    A candidate that is given up counts as done. The time left is that of all rounds, which a floor or
+    a criterion may end early.
 
     Args:
         settings: For the budgets.
@@ -32,11 +32,11 @@ class Progress:
         self.started = time.monotonic()
         self.num_finished = 0
         self.num_pending = 0  # rows scored of candidates that are not finished
-        self.round = 0
+        self.round = self.num_left = 0
         self.best: float | None = None
         total = sum(max(0, probe.num_layers - n) for n in range(rounds)) * probe.num_rows
-        self.bar = tqdm(
-            total=total, disable=None, leave=False, unit="row", unit_scale=True, desc="Scoring the original"
+        self.bar = progress_bar(
+            total=total, leave=False, unit="row", unit_scale=True, desc="Scoring the original"
         )
 
     def __enter__(self) -> Progress:
@@ -50,9 +50,16 @@ class Progress:
         self.bar.close()
 
     def on_round(self, number: int, num_candidates: int) -> None:
-        """Begin a round."""
-        self.round, self.num_pending = number, 0
-        self._check()
+        """Begin a round.
+
+        Raises:
+            BudgetSpent: If the budget has no room for a candidate more.
+        """
+        self.round, self.num_left, self.num_pending = number, num_candidates, 0
+        # Beam and exhaustive search try more candidates than there are layers.
+        self.bar.total = max(self.bar.total, (self.num_finished + num_candidates) * self.probe.num_rows)
+        self._check_time()
+        self._check_candidates()
         self._describe()
 
     def on_rows(self, num_scores: int) -> None:
@@ -63,13 +70,13 @@ class Progress:
         """
         self.num_pending += num_scores
         self._move()
-        self._check()
+        self._check_time()
 
     def on_finished(self, dropped: tuple[int, ...], candidate: Candidate) -> None:
         """Count and record a candidate.
 
         Raises:
-            BudgetSpent: If it was the last that the budget had room for.
+            BudgetSpent: If there are more in the round than the budget has room for.
         """
         line = {
             "kind": "candidate",
@@ -93,19 +100,23 @@ class Progress:
         if candidate.metric is not None and (self.best is None or sign * candidate.metric > sign * self.best):
             self.best = candidate.metric
         self._describe(candidate.layer)
-        budget = self.settings.budget_evaluations
-        if budget is not None and self.num_finished >= budget:
-            raise BudgetSpent(f"cut by --budget-evaluations {budget}, in round {self.round}")
+        self.num_left -= 1
+        if self.num_left > 0:
+            self._check_candidates()
 
     def _move(self) -> None:
         self.bar.n = min(self.num_finished * self.probe.num_rows + self.num_pending, self.bar.total)
         self.bar.refresh()
 
-    def _check(self) -> None:
+    def _check_time(self) -> None:
         budget = self.settings.budget_seconds
         if budget is not None and time.monotonic() - self.started >= budget:
-            where = f"in round {self.round}" if self.round else "before the first round"
-            raise BudgetSpent(f"cut by --budget-seconds {budget:g}, {where}")
+            raise BudgetSpent(f"cut by --budget-seconds {budget:g}, in round {self.round}")
+
+    def _check_candidates(self) -> None:
+        budget = self.settings.budget_evaluations
+        if budget is not None and self.num_finished >= budget:
+            raise BudgetSpent(f"cut by --budget-evaluations {budget}, in round {self.round}")
 
     def _describe(self, layer: int | None = None) -> None:
         best = "" if self.best is None else f", best {self.metric} {self.best:.4g}"

@@ -235,10 +235,12 @@ def statistical_race(round_: Round, by_loss: bool = False) -> tuple[Candidate, .
         for layer in rivals:
             bound = forecast.totals[layer] - forecast.error(settings.confidence)
             if bound > forecast.totals[leader] - forecast.standard_error(leader) or forecast.is_exact:
-                field.finish(_estimated(field, forecast, layer, bound))
+                field.finish(_estimated(field, forecast, layer, bound, leader))
         alive = [layer for layer in alive if layer not in field.finished]
-        if alive == [leader]:
-            field.finish(_estimated(field, forecast, leader, forecast.totals[leader]))
+        # Even alone, a winner is scored until its own metric is known to a standard error.
+        error = forecast.error(settings.confidence) / math.sqrt(2)
+        if alive == [leader] and error <= forecast.standard_error(leader):
+            field.finish(_estimated(field, forecast, leader, forecast.totals[leader] - error))
             return tuple(field.finished[layer] for layer in sorted(field.finished))
         num_doubted, num_sampled = (math.ceil(number * GROWTH) for number in (num_doubted, num_sampled))
 
@@ -315,7 +317,9 @@ class Forecast:
         return math.sqrt(self.field.num_rows) * float(seen.std())
 
 
-def _estimated(field: Field, forecast: Forecast, layer: int, bound: float) -> Candidate:
+def _estimated(
+    field: Field, forecast: Forecast, layer: int, bound: float, leader: int | None = None
+) -> Candidate:
     """Return a candidate with its estimate, or in full where every row was scored."""
     if forecast.is_exact:
         return field.whole(layer)
@@ -332,5 +336,6 @@ def _estimated(field: Field, forecast: Forecast, layer: int, bound: float) -> Ca
         total / field.num_rows if field.by_loss else loss,
         "estimated",
         rows=forecast.num_seen,
-        bound=bound / field.num_rows if field.by_loss else field.at(bound),
+        bound=max(0.0, bound) / field.num_rows if field.by_loss else field.at(max(0.0, bound)),
+        against=leader,
     )

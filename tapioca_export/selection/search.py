@@ -84,7 +84,7 @@ def select_layers(
         cost=Cost(
             probe.ledger.num_evaluations,
             probe.ledger.layer_forwards,
-            _plain_layer_forwards(steps, walk.rejected, probe, num_samples),
+            (probe.num_layers * probe.is_labelled + walk.plain_layers) * num_samples * probe.num_answers,
             time.perf_counter() - started,
             probe.ledger.layer_tokens,
         ),
@@ -186,19 +186,6 @@ def _floor(probe: Prober, baseline: Evaluation, settings: SelectionSettings) -> 
         return None
     sign = 1 if probe.higher_is_better else -1
     return baseline.metric - sign * settings.epsilon
-
-
-def _plain_layer_forwards(
-    steps: Sequence[Step], rejected: Sequence[Candidate], probe: Prober, num_rows: int
-) -> int:
-    """Return what full forwards of everything that was scored by metric or loss would have taken."""
-    layers = probe.num_layers * probe.is_labelled
-    rounds = [step.candidates for step in steps] + ([rejected] if rejected else [])
-    for depth, tried in enumerate(rounds, start=1):
-        scored = sum(c.metric is not None or c.bound is not None for c in tried)
-        # Where a criterion scores no candidate, the one that is dropped is scored.
-        layers += max(scored, int(probe.is_labelled)) * (probe.num_layers - depth)
-    return layers * num_rows * probe.num_answers
 
 
 def _prediction(

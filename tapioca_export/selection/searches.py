@@ -7,7 +7,7 @@ the path to the best set it found there. Knows nothing about how a candidate is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -33,7 +33,7 @@ class Walk:
 
     `paths[k]` is the path to the best set of k layers; `rejected` are the candidates of the round that
     ended the search. `begin` is told of every round, `finish` of every candidate; either may raise
-    `BudgetSpent`.
+    `BudgetSpent`. `plain_layers` counts layers that full forwards of every candidate would have run.
     """
 
     probe: Prober
@@ -46,6 +46,7 @@ class Walk:
     paths: list[Path] = field(default_factory=lambda: [()])
     rejected: tuple[Candidate, ...] = ()
     tried: list[Candidate] = field(default_factory=list)
+    plain_layers: int = 0
 
     def ask(
         self, dropped: tuple[int, ...], layers: tuple[int, ...]
@@ -58,7 +59,21 @@ class Walk:
             self.finish(dropped, candidate)
 
         scored = CRITERIA[self.settings.criterion](Round(self.probe, dropped, layers, self.settings, finish))
+        told = {candidate.layer for candidate in self.tried}
+        for candidate in scored.candidates:
+            if candidate.layer not in told:  # ranked by one measurement, not scored one by one
+                finish(candidate)
+        num_scored = sum(c.metric is not None or c.bound is not None for c in scored.candidates)
+        # Where a criterion scores no candidate, the one that is dropped is scored.
+        num_plain = max(num_scored, int(self.probe.is_labelled))
+        self.plain_layers += num_plain * (self.probe.num_layers - len(dropped) - 1)
         return scored.candidates, scored.stop
+
+    def take_best(self, found: Iterable[Path]) -> None:
+        """Take the best of the sets that were scored before a budget cut their size short."""
+        ranked = sorted(found, key=_rank)
+        if ranked and not self.is_below_floor(ranked[0][-1]):
+            self.paths.append(ranked[0])
 
     def step(self, dropped: tuple[int, ...], candidates: tuple[Candidate, ...]) -> Step:
         """Return the step to the best of the candidates, its metric measured where there are labels."""
@@ -150,10 +165,11 @@ def beam(walk: Walk) -> str:
             dropped = tuple(step.layer for step in path)
             left = (layer for layer in walk.allowed if layer not in dropped)
             layers = tuple(layer for layer in left if frozenset({*dropped, layer}) not in found)
-            candidates = walk.ask(dropped, layers)[0] if layers else ()
-            for candidate in candidates:
-                step = Step(candidate.layer, candidate.score, candidate.metric, candidate.loss, candidates)
-                found[frozenset({*dropped, candidate.layer})] = (*path, step)
+            try:
+                _go_on(walk, path, layers, found)
+            except BudgetSpent:
+                walk.take_best(found.values())
+                raise
         ranked = sorted(found.values(), key=_rank)
         if walk.is_below_floor(ranked[0][-1]):
             walk.rejected = ranked[0][-1].candidates
@@ -166,6 +182,8 @@ def beam(walk: Walk) -> str:
 def exhaustive(walk: Walk) -> str:
     """Score every set of up to --max-drop-layers layers: the oracle, for about 12 layers at most.
 
+    Like every search it ends at the floor: at the first size of which no set stays above it.
+
     Source: brute force; what every other search is held against.
     """
     _need_metric(walk)
@@ -176,20 +194,40 @@ def exhaustive(walk: Walk) -> str:
             f"--search exhaustive would score {num_sets:,} sets of layers; {MOST_SETS:,} are the most.",
             "Lower --max-drop-layers, protect layers, or use --search beam.",
         )
-    paths: dict[tuple[int, ...], Path] = {(): ()}
+    paths: dict[frozenset[int], Path] = {frozenset(): ()}
     for depth in range(1, most + 1):
         walk.begin(depth, math.comb(len(walk.allowed), depth))
         for dropped in combinations(walk.allowed, depth - 1):
             layers = tuple(layer for layer in walk.allowed if not dropped or layer > dropped[-1])
-            candidates = walk.ask(dropped, layers)[0] if layers else ()
-            for candidate in candidates:
-                step = Step(candidate.layer, candidate.score, candidate.metric, candidate.loss, candidates)
-                paths[(*dropped, candidate.layer)] = (*paths[dropped], step)
+            try:
+                _go_on(walk, paths[frozenset(dropped)], layers, paths)
+            except BudgetSpent:
+                walk.take_best(path for path in paths.values() if len(path) == depth)
+                raise
         best = min((path for path in paths.values() if len(path) == depth), key=_rank)
         if walk.is_below_floor(best[-1]):
             return f"no set of {depth} layers stays above the floor of {walk.floor:.6g}"
         walk.paths.append(best)
     return f"all {num_sets:,} sets of up to {most} layers were scored"
+
+
+def _go_on(walk: Walk, path: Path, layers: tuple[int, ...], found: dict[frozenset[int], Path]) -> None:
+    """Score every set that has one of the layers more, and add the paths to them by set.
+
+    Raises:
+        BudgetSpent: If the budget has no room for all of them; those that were scored are added.
+    """
+    dropped = tuple(step.layer for step in path)
+    candidates: tuple[Candidate, ...] = ()
+    try:
+        candidates = walk.ask(dropped, layers)[0] if layers else ()
+    except BudgetSpent:
+        candidates = tuple(walk.tried)
+        raise
+    finally:
+        for c in candidates:
+            step = Step(c.layer, c.score, c.metric, c.loss, candidates)
+            found[frozenset({*dropped, c.layer})] = (*path, step)
 
 
 def best_of(candidates: Sequence[Candidate], tie_break: str) -> Candidate:
@@ -204,8 +242,9 @@ def best_of(candidates: Sequence[Candidate], tie_break: str) -> Candidate:
 
     def rank(candidate: Candidate) -> tuple[bool, float, float, int]:
         loss = candidate.loss if tie_break == "loss" and candidate.loss is not None else 0.0
-        # An abandoned candidate has lost, though its bound may tie with the winner's score.
-        return (candidate.outcome == "abandoned", -candidate.score, loss, candidate.layer)
+        # Who was given up against another has lost, though a bound may tie with the winner's score, and
+        # an estimate from fewer rows look better than the winner's.
+        return (candidate.against is not None, -candidate.score, loss, candidate.layer)
 
     return min(candidates, key=rank)
 
