@@ -422,6 +422,31 @@ def _score(model: LoadedModel, rows: Samples, drop: Sequence[int]) -> Scores:
     return Scores(values, losses)
 
 
+def markdown(record: dict[str, Any]) -> str:
+    """Return README's table of what was measured."""
+    contests = [
+        ("12-layer classifier, 500 target rows", record["encoder"]["target"], 4),
+        ("12-layer classifier, 500 ID rows", record["encoder"]["id"], 4),
+        ("24-layer decoder, 4 answers to a context, 300 rows", record["decoder"], 2),
+    ]
+    lines = [
+        "| on | plain greedy | exact | racing at 99 % | hybrid |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, part, dropped in contests:
+        found = part["contestants"]
+        cells = [
+            f"**{found[way]['speedup']:.1f}x**, {found[way]['tokens_ratio']:.1f}x, "
+            f"{found[way]['points_from_tale']:+.1f}"
+            for way in OURS
+        ]
+        cells[0] = cells[0].rpartition(",")[0]
+        lines.append(
+            f"| {name}, {dropped} dropped | {found['plain']['seconds']:.0f} s | {' | '.join(cells)} |"
+        )
+    return "\n".join(lines)
+
+
 PARTS = {part.__name__: part for part in (encoder, decoder, published, memory, profile, kill)}
 
 
@@ -429,9 +454,15 @@ PARTS = {part.__name__: part for part in (encoder, decoder, published, memory, p
 @click.argument("parts", nargs=-1, type=click.Choice(list(PARTS)))
 @click.option("--repeats", default=1, help="Times that each contestant runs.")
 @click.option("--output", type=click.Path(path_type=Path), default=HERE / "search.json")
+@click.option("--table", is_flag=True, help="Print README's table of the JSON, and measure nothing.")
 @click.option("--memory-child", nargs=2, hidden=True)
-def main(parts: tuple[str, ...], repeats: int, output: Path, memory_child: tuple[str, str] | None) -> None:
+def main(
+    parts: tuple[str, ...], repeats: int, output: Path, table: bool, memory_child: tuple[str, str] | None
+) -> None:
     """Measure the parts, print their tables, write the JSON; other parts of the file stay."""
+    if table:
+        click.echo(markdown(json.loads(output.read_text(encoding="utf-8"))))
+        return
     if memory_child:
         _memory_child(*memory_child)
         return

@@ -269,7 +269,14 @@ def plan(config: RunConfig, model: LoadedModel, roles: Mapping[str, Samples]) ->
     num_workers = 1 if config.engine == "local" else config.num_workers
     threads = max(1, torch.get_num_threads() // num_workers)
     settings = PlanSettings(
-        config.select_on, config.eval_batch_size, config.engine, num_workers, config.full_scores, is_race
+        select_on=config.select_on,
+        batch_size=config.eval_batch_size,
+        engine=config.engine,
+        num_workers=num_workers,
+        full_scores=config.full_scores,
+        races=is_race,
+        is_statistical=config.search == "racing",
+        seed=config.seed,
     )
 
     def search(probe: Any, full: bool) -> Selection:

@@ -16,7 +16,8 @@ from tapioca_export.cli import main
 from tapioca_export.selection import CRITERIA
 from tapioca_export.selection.criteria import Candidate, Round, Scored
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^\.venv/bin/tapioca-export (.*?)(?:\s+#.*)?$", README, re.M)
 
 
@@ -78,3 +79,19 @@ def test_makefile_has_readmes_two_commands() -> None:
     for target in ("demo", "test"):
         assert f"make {target} " in README
         assert f"\n{target}: " in makefile
+
+
+def test_readmes_results_are_those_of_the_benchmarks_json() -> None:
+    """The table's numbers are read off the JSON here, not by the code that prints it."""
+    found = json.loads((ROOT / "benchmarks" / "search.json").read_text(encoding="utf-8"))
+    table = README.split("<!-- begin: python benchmarks/search.py --table -->")[1].split("<!-- end -->")[0]
+    rows = [line for line in table.splitlines() if "layer" in line]
+    parts = [found["encoder"]["target"], found["encoder"]["id"], found["decoder"]]
+    assert len(rows) == len(parts)
+    for row, part in zip(rows, parts, strict=True):
+        numbers = part["contestants"]
+        assert f"| {numbers['plain']['seconds']:.0f} s |" in row
+        for name in ("exact", "racing", "hybrid"):
+            assert f"**{numbers[name]['speedup']:.1f}x**, {numbers[name]['tokens_ratio']:.1f}x" in row
+        assert numbers["exact"]["same_trajectory"]
+        assert numbers["exact"]["same_metrics"]

@@ -39,7 +39,8 @@ Search = Callable[[Any, bool], Selection]
 class PlanSettings:
     """How rows will be scored.
 
-    `races` tells that candidates are scored apart from each other; `full_scores` is recorded only.
+    `races` tells that candidates are scored apart from each other, `is_statistical` that estimates end
+    a race; `full_scores` is recorded only.
     """
 
     select_on: str = "target"
@@ -48,6 +49,8 @@ class PlanSettings:
     num_workers: int = 1
     full_scores: bool = False
     races: bool = False
+    is_statistical: bool = False
+    seed: int = 0
 
 
 def predict(
@@ -75,10 +78,13 @@ def predict(
             batch_size=settings.batch_size,
             num_workers=settings.num_workers,
             case=case,
+            winner_errs=case == "least" and settings.is_statistical,
             recordings=2 if case == "most" and settings.races else 1,
         )
         for case in CASES
     ]
+    for one in rehearsals:
+        one.seed = settings.seed
     least, most = (search(one, one.case == "most") for one in rehearsals)
     rows, processor = samples[settings.select_on], rehearsals[0].probe.processor
     flops = count_flops(model, rows, processor)

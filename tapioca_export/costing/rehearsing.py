@@ -112,6 +112,8 @@ class Rehearsal:
         batch_size: Rows a forward.
         num_workers: Batches at a time.
         case: How the search fares: "least" or "most" work.
+        winner_errs: In the case "least" the winner is wrong on every other row: a statistical race ends
+            once that metric, and not one without any error, is known well enough.
         recordings: Times that the prefix of a batch with candidates is counted: a race that scores
             its leader apart from the others records it for both.
     """
@@ -125,12 +127,15 @@ class Rehearsal:
         batch_size: int = 32,
         num_workers: int = 1,
         case: Case = "most",
+        winner_errs: bool = False,
         recordings: int = 1,
     ) -> None:
         self.model = model
         self.samples = samples
         self.case = case
+        self.winner_errs = winner_errs
         self.recordings = recordings
+        self.seed = 0  # of the search: a statistical race draws rows by it
         self.ledger = Ledger()
         self.groups: list[list[Item]] = []  # items of one group are worked on at the same time
         self._engine = _PaperEngine(self, num_workers)
@@ -293,9 +298,14 @@ class _PaperEngine(Engine):
             winner = self._winners.setdefault(work.base, min(work.layers))
             penalties = np.asarray([float(layer != winner) for layer in layers])
         penalties = np.repeat(penalties[:, None], len(work.rows), axis=1)
+        if self.rehearsal.winner_errs:
+            penalties = np.maximum(penalties, work.rows % 2)
         sign = 1 if probe.higher_is_better else -1
-        # Losses say the same, and that one row is harder than all others: no race starts wide.
-        losses = TRIFLE / probe.num_rows + 10 * penalties + (work.rows == 0)
+        # Losses say the same, that one row is harder than all others (no race starts wide), and that the
+        # others are hard in the order in which a race draws them: the hardest are those drawn first.
+        places = np.argsort(np.random.default_rng(self.rehearsal.seed).permutation(probe.num_rows))[work.rows]
+        hardness = (places == 0) + TRIFLE * (probe.num_rows - places) / probe.num_rows**2
+        losses = hardness + 10 * penalties
         return probe.best_value - sign * penalties, losses
 
 

@@ -237,10 +237,10 @@ def statistical_race(round_: Round, by_loss: bool = False) -> tuple[Candidate, .
             if bound > forecast.totals[leader] - forecast.standard_error(leader) or forecast.is_exact:
                 field.finish(_estimated(field, forecast, layer, bound, leader))
         alive = [layer for layer in alive if layer not in field.finished]
-        # Even alone, a winner is scored until its own metric is known to a standard error.
-        error = forecast.error(settings.confidence) / math.sqrt(2)
-        if alive == [leader] and error <= forecast.standard_error(leader):
-            field.finish(_estimated(field, forecast, leader, forecast.totals[leader] - error))
+        # Even alone, a winner is scored until its own total is known to a standard error.
+        if alive == [leader] and forecast.deviation <= forecast.standard_error(leader):
+            bound = forecast.totals[leader] - forecast.error(settings.confidence) / math.sqrt(2)
+            field.finish(_estimated(field, forecast, leader, bound))
             return tuple(field.finished[layer] for layer in sorted(field.finished))
         num_doubted, num_sampled = (math.ceil(number * GROWTH) for number in (num_doubted, num_sampled))
 
@@ -301,12 +301,16 @@ class Forecast:
         """Tell whether every row was scored."""
         return self.num_unseen == 0
 
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of a total, for the rows that were not scored."""
+        return math.sqrt(self.num_unseen**2 * self.mean_variance + self.num_unseen * self.variance)
+
     def error(self, confidence: float) -> float:
         """Return the error of a difference of two totals that is not exceeded at the confidence."""
         from scipy.stats import norm
 
-        variance = self.num_unseen**2 * self.mean_variance + self.num_unseen * self.variance
-        return float(norm.ppf(confidence)) * math.sqrt(2 * variance)
+        return float(norm.ppf(confidence)) * math.sqrt(2) * self.deviation
 
     def standard_error(self, layer: int) -> float:
         """Return the standard error of a candidate's total, as a sample of its domain."""
