@@ -228,8 +228,8 @@ def published(repeats: int) -> dict[str, Any]:
     one = SelectionSettings(max_drop_layers=1, epsilon=1.0, pick="final")
     parts = {}
     for name, task, file, limit, value in (
-        ("one-token answers", "multiple-choice", "one-token-target", 60, _one_token),
-        ("generated answers of 64 tokens", "text-generation", "generation-target", 6, _generated),
+        ("one-token answers", "multiple-choice", "one-token-target", 100, _one_token),
+        ("generated answers of 64 tokens", "text-generation", "generation-target", 3, _generated),
     ):
         model = load_model(folder, task)
         samples = _read(model, files[file], files[file], limit)

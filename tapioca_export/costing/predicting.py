@@ -78,13 +78,13 @@ def predict(
             batch_size=settings.batch_size,
             num_workers=settings.num_workers,
             case=case,
-            winner_errs=case == "least" and settings.is_statistical,
             recordings=2 if case == "most" and settings.races else 1,
         )
         for case in CASES
     ]
     for one in rehearsals:
         one.seed = settings.seed
+        one.ends_at_once = settings.is_statistical and one.case == "least"
     least, most = (search(one, one.case == "most") for one in rehearsals)
     rows, processor = samples[settings.select_on], rehearsals[0].probe.processor
     flops = count_flops(model, rows, processor)

@@ -112,8 +112,6 @@ class Rehearsal:
         batch_size: Rows a forward.
         num_workers: Batches at a time.
         case: How the search fares: "least" or "most" work.
-        winner_errs: In the case "least" the winner is wrong on every other row: a statistical race ends
-            once that metric, and not one without any error, is known well enough.
         recordings: Times that the prefix of a batch with candidates is counted: a race that scores
             its leader apart from the others records it for both.
     """
@@ -127,13 +125,13 @@ class Rehearsal:
         batch_size: int = 32,
         num_workers: int = 1,
         case: Case = "most",
-        winner_errs: bool = False,
         recordings: int = 1,
     ) -> None:
         self.model = model
         self.samples = samples
         self.case = case
-        self.winner_errs = winner_errs
+        # All candidates are alike, and wrong on every other row: a statistical race ends at its first look.
+        self.ends_at_once = False
         self.recordings = recordings
         self.seed = 0  # of the search: a statistical race draws rows by it
         self.ledger = Ledger()
@@ -298,8 +296,8 @@ class _PaperEngine(Engine):
             winner = self._winners.setdefault(work.base, min(work.layers))
             penalties = np.asarray([float(layer != winner) for layer in layers])
         penalties = np.repeat(penalties[:, None], len(work.rows), axis=1)
-        if self.rehearsal.winner_errs:
-            penalties = np.maximum(penalties, work.rows % 2)
+        if self.rehearsal.ends_at_once:
+            penalties = np.tile(work.rows % 2, (len(layers), 1)).astype(float)
         sign = 1 if probe.higher_is_better else -1
         # Losses say the same, that one row is harder than all others (no race starts wide), and that the
         # others are hard in the order in which a race draws them: the hardest are those drawn first.
