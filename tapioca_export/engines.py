@@ -268,10 +268,7 @@ def _connect(ray: Any, settings: EngineSettings) -> None:
     try:
         if address is None:
             num_cpus = max(settings.num_workers, os.cpu_count() or 1)  # room for every worker
-            here = "127.0.0.1"  # Ray would listen where others can reach it
-            ray.init(
-                address="local", num_cpus=num_cpus, include_dashboard=False, _node_ip_address=here, **quiet
-            )
+            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
         else:
             if address != "auto":
                 host, _, port = address.removeprefix("ray://").rpartition(":")

@@ -3,7 +3,8 @@
 What is exact and what is not: layer forwards and their tokens are counted by the search itself, on
 paper, so they are exact wherever the numbers that it finds cannot change what it does next (scoring
 every candidate on all rows, for the number of rounds assumed). Elsewhere the least is what the search
-asks for when its first rows tell everything. The most is that of scoring every candidate on all
+asks for when its first rows tell everything (of a statistical race an estimate: how many of the rows
+that it draws are those that it doubts is left to chance). The most is that of scoring every candidate on all
 rows; for a race also of recording every prefix twice, as the leader is scored apart: a bound for
 races that score a row at most so. Operations follow from the counts. Seconds are an estimate from a
 few batches run here. Memory is that of those batches, the longest among them.
