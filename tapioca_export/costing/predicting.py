@@ -3,8 +3,8 @@
 What is exact and what is not: layer forwards and their tokens are counted by the search itself, on
 paper, so they are exact wherever the numbers that it finds cannot change what it does next (scoring
 every candidate on all rows, for the number of rounds assumed). Elsewhere the least is what the search
-asks for when its first rows tell everything (of a statistical race an estimate: how many of the rows
-that it draws are those that it doubts is left to chance). The most is that of scoring every candidate on all
+asks for when its first rows tell everything; of a statistical race, whose rows are drawn by chance, it
+is the original alone. The most is that of scoring every candidate on all
 rows; for a race also of recording every prefix twice, as the leader is scored apart: a bound for
 races that score a row at most so. Operations follow from the counts. Seconds are an estimate from a
 few batches run here. Memory is that of those batches, the longest among them.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from ..artifacts import Bounds, Plan, Selection
 from ..models import LoadedModel
 from ..samples import Samples
 from .calibrating import Calibration, Clock, Flops, calibrate, count_flops
-from .rehearsing import CASES, Rehearsal
+from .rehearsing import CASES, Case, Rehearsal
 
 # On a CPU, recorded states pin gaps in the heap that a layer's larger ones do not fit into: 0 to 0.7 of the
 # states more, from run to run of one and the same search (benchmarks/cost.py, glibc). This is the middle.
@@ -71,8 +71,9 @@ def predict(
         clock: Of the calibration.
     """
     settings = settings or PlanSettings()
-    rehearsals = [
-        Rehearsal(
+
+    def rehearse(case: Case) -> Rehearsal:
+        return Rehearsal(
             model,
             samples,
             select_on=settings.select_on,
@@ -81,11 +82,10 @@ def predict(
             case=case,
             recordings=2 if case == "most" and settings.races else 1,
         )
-        for case in CASES
-    ]
+
+    rehearsals = [rehearse(case) for case in CASES]
     for one in rehearsals:
         one.seed = settings.seed
-        one.ends_at_once = settings.is_statistical and one.case == "least"
     least, most = (search(one, one.case == "most") for one in rehearsals)
     rows, processor = samples[settings.select_on], rehearsals[0].probe.processor
     flops = count_flops(model, rows, processor)
@@ -98,6 +98,16 @@ def predict(
     peak = peak_memory_bytes(model.device) + _known_bytes(rehearsals[1])
     peak += int(GAPS * trace) if model.device.type == "cpu" else 0
     costs = [found.cost for found in (least, most) if found.cost is not None]
+    if settings.is_statistical:  # which rows it draws is chance: sure is the original alone
+        rehearsals[0] = rehearse("least")
+        rehearsals[0].metric()
+        ledger = rehearsals[0].ledger
+        costs[0] = replace(
+            costs[0],
+            evaluations=ledger.num_evaluations,
+            layer_forwards=ledger.layer_forwards,
+            layer_tokens=ledger.layer_tokens,
+        )
     return Plan(
         model=model.source,
         task=model.task.name,

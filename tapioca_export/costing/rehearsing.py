@@ -130,8 +130,6 @@ class Rehearsal:
         self.model = model
         self.samples = samples
         self.case = case
-        # All candidates are alike, and wrong on every other row: a statistical race ends at its first look.
-        self.ends_at_once = False
         self.recordings = recordings
         self.seed = 0  # of the search: a statistical race draws rows by it
         self.ledger = Ledger()
@@ -296,8 +294,6 @@ class _PaperEngine(Engine):
             winner = self._winners.setdefault(work.base, min(work.layers))
             penalties = np.asarray([float(layer != winner) for layer in layers])
         penalties = np.repeat(penalties[:, None], len(work.rows), axis=1)
-        if self.rehearsal.ends_at_once:
-            penalties = np.tile(work.rows % 2, (len(layers), 1)).astype(float)
         sign = 1 if probe.higher_is_better else -1
         # Losses say the same, that one row is harder than all others (no race starts wide), and that the
         # others are hard in the order in which a race draws them: the hardest are those drawn first.
