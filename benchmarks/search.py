@@ -1,10 +1,12 @@
 """What choosing layers costs: plain greedy, ours exact, ours racing, ours hybrid, in one run.
 
-    python benchmarks/search.py                     # everything, about an hour on two cores
+    python benchmarks/search.py --data FOLDER       # everything, about an hour on two cores
     python benchmarks/search.py encoder decoder     # some of its parts
     python benchmarks/search.py --repeats 3 encoder
 
-Parts: `encoder` (12 trained layers, texts of natural lengths), `decoder` (24 trained layers, several
+Parts: `pair` (12 trained layers on a pair of real data, in a folder of your own: `train.jsonl`,
+`id_test.jsonl`, `ood_select.jsonl`, `ood_test.jsonl`, rows with `text` and `label`), `encoder` (the same
+on the messages of `tests/corpus.py`, longer and harder), `decoder` (24 trained layers, several
 answers to one context), `published` (the protocol of the TALE authors' code: one row at a time, full
 logits, no cache), `memory`, `profile`, `kill`. The models are trained by `search_models.py` on first use and
 kept in `.cache`. Contestants run in turn, on equal rows in equal batches; times are medians. Prints
@@ -37,6 +39,7 @@ from tapioca_export.artifacts import Selection
 from tapioca_export.benchmarking import compare
 from tapioca_export.models import LoadedModel, load_model, skipping
 from tapioca_export.profiling import Probe
+from tapioca_export.profiling.probe import BATCH_COST
 from tapioca_export.provenance import environment
 from tapioca_export.samples import Samples, read_samples
 from tapioca_export.selection import SelectionSettings, select_layers
@@ -75,7 +78,8 @@ def plain_greedy(model: LoadedModel, samples: Samples, max_drop: int) -> Found:
     network gives the logits of all positions.
     """
     task = model.task
-    batches = list(task.batches(samples, model.processor, BATCH_SIZE))
+    order = task.length_sorted(samples, model.processor, BATCH_SIZE, batch_cost=BATCH_COST)
+    batches = [task.batch(samples, indices, model.processor) for indices in order]
     started, forwards, tokens = time.perf_counter(), 0, 0
 
     def metric(dropped: Sequence[int]) -> float:
@@ -127,7 +131,16 @@ def _found(selection: Selection, seconds: float) -> Found:
 
 def encoder(repeats: int) -> dict[str, Any]:
     """Race on the 12-layer classifier, on 500 rows of the target and on 500 that it knows better."""
-    folder, files = search_models.encoder(CACHE)
+    return _classifier(*search_models.encoder(CACHE), repeats)
+
+
+def pair(repeats: int, data: Path) -> dict[str, Any]:
+    """Race on the 12-layer classifier that is trained on a pair of real data."""
+    found = _classifier(*search_models.pair_encoder(CACHE, data), repeats)
+    return {"data": data.name, **found}
+
+
+def _classifier(folder: Path, files: dict[str, Path], repeats: int) -> dict[str, Any]:
     model = load_model(folder, "text-classification")
     parts = {}
     for name in ("target", "id"):
@@ -425,8 +438,11 @@ def _score(model: LoadedModel, rows: Samples, drop: Sequence[int]) -> Scores:
 def markdown(record: dict[str, Any]) -> str:
     """Return README's table of what was measured."""
     contests = [
-        ("12-layer classifier, 500 target rows", record["encoder"]["target"], 4),
-        ("12-layer classifier, 500 ID rows", record["encoder"]["id"], 4),
+        (f"12-layer classifier, {what}, 500 {name} rows", record[part][role], 4)
+        for part, what in (("pair", "intents"), ("encoder", "messages"))
+        for role, name in (("target", "target"), ("id", "ID"))
+    ]
+    contests += [
         ("24-layer decoder, 4 answers to a context, 300 rows", record["decoder"], 2),
     ]
     lines = [
@@ -447,17 +463,25 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-PARTS = {part.__name__: part for part in (encoder, decoder, published, memory, profile, kill)}
+PARTS: dict[str, Callable[..., dict[str, Any]]] = {
+    part.__name__: part for part in (pair, encoder, decoder, published, memory, profile, kill)
+}
 
 
 @click.command(help=__doc__)
 @click.argument("parts", nargs=-1, type=click.Choice(list(PARTS)))
 @click.option("--repeats", default=1, help="Times that each contestant runs.")
+@click.option("--data", type=click.Path(path_type=Path, exists=True), help="Folder of the part `pair`.")
 @click.option("--output", type=click.Path(path_type=Path), default=HERE / "search.json")
 @click.option("--table", is_flag=True, help="Print README's table of the JSON, and measure nothing.")
 @click.option("--memory-child", nargs=2, hidden=True)
 def main(
-    parts: tuple[str, ...], repeats: int, output: Path, table: bool, memory_child: tuple[str, str] | None
+    parts: tuple[str, ...],
+    repeats: int,
+    data: Path | None,
+    output: Path,
+    table: bool,
+    memory_child: tuple[str, str] | None,
 ) -> None:
     """Measure the parts, print their tables, write the JSON; other parts of the file stay."""
     if table:
@@ -473,7 +497,9 @@ def main(
     record = json.loads(output.read_text()) if output.exists() else {}
     for name in parts or PARTS:
         click.echo(f"{name}:")
-        measured = PARTS[name](repeats)
+        if name == "pair" and data is None:
+            raise click.UsageError("part `pair` needs --data FOLDER")
+        measured = pair(repeats, data) if name == "pair" and data else PARTS[name](repeats)
         record[name] = {"commit": commit, "environment": environment(), **measured}
         output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

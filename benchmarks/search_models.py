@@ -61,6 +61,7 @@ VALUES = tuple(f"v{number}" for number in range(96))
 VOCABULARY = {
     token: index for index, token in enumerate((*SPECIAL_TOKENS, ";", "of", "value", "first", *KEYS, *VALUES))
 }
+_PAIR_FILES = ("train", "id_test", "ood_select", "ood_test")
 ANSWER_LENGTH = 64
 """Tokens of every answer to be generated."""
 NUM_CHOICES = 4
@@ -168,6 +169,24 @@ def encoder(cache: Path) -> tuple[Path, dict[str, Path]]:
     recipe = EncoderRecipe()
     folder = cache / f"encoder-{_hash(recipe, _ENCODER_CODE, Path(corpus.__file__).read_text())}"
     return _cached(folder, lambda aside: _make_encoder(aside, recipe))
+
+
+def pair_encoder(cache: Path, pair: Path) -> tuple[Path, dict[str, Path]]:
+    """Return a 12-layer text classifier that is trained on a pair of real data, and the pair's rows.
+
+    Args:
+        cache: Folder for models, created when missing.
+        pair: Folder with `train.jsonl`, `id_test.jsonl`, `ood_select.jsonl` and `ood_test.jsonl`, rows
+            with `text` and `label`.
+
+    Returns:
+        As `encoder`: `id` and `id-report` are the halves of `id_test`, `target` is `ood_select` and
+        `target-report` is `ood_test`.
+    """
+    recipe = EncoderRecipe()
+    texts = [(pair / f"{name}.jsonl").read_text(encoding="utf-8") for name in _PAIR_FILES]
+    folder = cache / f"pair-{_hash(recipe, (_make_pair_encoder, *_ENCODER_CODE), *texts)}"
+    return _cached(folder, lambda aside: _make_pair_encoder(aside, pair, recipe))
 
 
 def decoder(cache: Path) -> tuple[Path, dict[str, Path]]:
@@ -321,12 +340,18 @@ def _make_encoder(folder: Path, recipe: EncoderRecipe) -> None:
     }
     _write_rows(folder, {"training": training, **files}, lambda row: corpus.normalized(row["text"]))
     (folder / "rows" / "training.jsonl").unlink()
-    model, tokenizer = _train_encoder(training, recipe)
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    _train_encoder(folder / "model", training, corpus.LABELS, recipe)
 
 
-def _train_encoder(rows: list[Row], recipe: EncoderRecipe) -> tuple[Any, Any]:
+def _make_pair_encoder(folder: Path, pair: Path, recipe: EncoderRecipe) -> None:
+    training, id_rows, select, report = (read_rows(pair / f"{name}.jsonl") for name in _PAIR_FILES)
+    half = len(id_rows) // 2
+    files = {"id": id_rows[:half], "id-report": id_rows[half:], "target": select, "target-report": report}
+    _write_rows(folder, files, lambda row: corpus.normalized(row["text"]))
+    _train_encoder(folder / "model", training, sorted({row["label"] for row in training}), recipe)
+
+
+def _train_encoder(folder: Path, rows: list[Row], labels: Sequence[str], recipe: EncoderRecipe) -> None:
     pretrained = finetuning.pretrained_folder()
     if pretrained is None:
         raise ModuleNotFoundError(f"install {finetuning.PRETRAINED_PACKAGE} to train the encoder")
@@ -334,9 +359,9 @@ def _train_encoder(rows: list[Row], recipe: EncoderRecipe) -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(pretrained)
     model = AutoModelForSequenceClassification.from_pretrained(
         pretrained,
-        num_labels=len(corpus.LABELS),
-        id2label=dict(enumerate(corpus.LABELS)),
-        label2id={label: index for index, label in enumerate(corpus.LABELS)},
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        label2id={label: index for index, label in enumerate(labels)},
     )
     _stack_encoder(model, recipe.copies, recipe.branch_scale)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, fused=True)
@@ -352,13 +377,14 @@ def _train_encoder(rows: list[Row], recipe: EncoderRecipe) -> tuple[Any, Any]:
             encoded = tokenizer(
                 texts, padding=True, truncation=True, max_length=recipe.longest, return_tensors="pt"
             )
-            labels = torch.tensor([corpus.LABELS.index(row["label"]) for row in batch])
-            model(**encoded, labels=labels).loss.backward()
+            classes = torch.tensor([labels.index(row["label"]) for row in batch])
+            model(**encoded, labels=classes).loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
-    return model.eval(), tokenizer
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _stack_encoder(model: Any, copies: int, branch_scale: float) -> None:

@@ -86,7 +86,8 @@ def test_readmes_results_are_those_of_the_benchmarks_json() -> None:
     found = json.loads((ROOT / "benchmarks" / "search.json").read_text(encoding="utf-8"))
     table = README.split("<!-- begin: python benchmarks/search.py --table -->")[1].split("<!-- end -->")[0]
     rows = [line for line in table.splitlines() if "layer" in line]
-    parts = [found["encoder"]["target"], found["encoder"]["id"], found["decoder"]]
+    parts = [found[part][role] for part in ("pair", "encoder") for role in ("target", "id")]
+    parts.append(found["decoder"])
     assert len(rows) == len(parts)
     for row, part in zip(rows, parts, strict=True):
         numbers = part["contestants"]

@@ -220,7 +220,7 @@ def test_every_criterion_scores_each_layer_left_and_repeats_itself(criterion: st
 
     one, other = run(), run()
     assert one.steps == other.steps
-    sizes = [3, 3, 3] if criterion == "tapioca+tale" else [6, 5, 4]  # it tries a shortlist of three
+    sizes = [5, 5, 4] if criterion == "tapioca+tale" else [6, 5, 4]  # it tries a shortlist of five
     assert [len(step.candidates) for step in one.steps] == sizes
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ from tapioca_export.tasks import (
     Task,
     TextClassification,
 )
+from tapioca_export.tasks.base import cheapest_starts
 
 TEXTS, PROMPTS = TextClassification(), PolynomialRegression()
 NAMES = {0: "negative", 1: "neutral", 2: "positive"}
@@ -234,6 +236,37 @@ def test_batches_hold_every_row_once(batch_size: int) -> None:
         for row, index in zip(batch.inputs["input_ids"], batch.indices, strict=True):
             alone = TEXTS.encode([samples.rows[index]], TEXT)["input_ids"][0]
             assert row[: len(alone)].tolist() == alone.tolist()
+
+
+def test_rows_are_sorted_by_tokens_not_by_letters() -> None:
+    short_words, long_words = "w1 " * 9, "w1" + "x" * 40
+    samples = texts(short_words, long_words, "w1 " * 100, "w1")
+    assert TEXTS.lengths(samples.rows, TEXT) == [11, 3, 64, 3]
+    assert [batch.tolist() for batch in TEXTS.length_sorted(samples, TEXT, 2)] == [[1, 3], [0, 2]]
+
+
+@pytest.mark.parametrize("batch_cost", [0, 1, 5, 40])
+def test_batches_are_divided_where_that_costs_least(batch_cost: int) -> None:
+    generator = np.random.default_rng(batch_cost)
+    for num_rows in range(1, 9):
+        lengths = np.sort(generator.integers(1, 20, num_rows))
+
+        def cost(starts: Sequence[int], lengths: np.ndarray = lengths) -> float:
+            parts = np.split(lengths, starts[1:])
+            too_large = any(len(part) > 3 for part in parts)
+            return math.inf if too_large else sum(len(p) * p[-1] + batch_cost for p in parts)
+
+        others = [[0, *cuts] for n in range(num_rows) for cuts in combinations(range(1, num_rows), n)]
+        assert cost(cheapest_starts(lengths, 3, batch_cost)) == min(map(cost, others))
+
+
+def test_a_division_into_batches_holds_every_row_once() -> None:
+    samples = samples_of(TEXTS, list(text_records(30, 0)), TEXT)
+    batches = TEXTS.length_sorted(samples, TEXT, 7, np.arange(3, 30), batch_cost=2)
+    assert sorted(np.concatenate(batches)) == list(range(3, 30))
+    assert len(batches) > 4
+    assert max(map(len, batches)) <= 7
+    assert TEXTS.length_sorted(samples, TEXT, 7, np.arange(0), batch_cost=2) == []
 
 
 @pytest.mark.parametrize(("task", "processor"), [(TEXTS, TEXT), (PROMPTS, PROMPT)])

@@ -157,7 +157,7 @@ def time_all(rehearsal: Rehearsal, calibration: Calibration) -> float:
 def longest_batch(rehearsal: Rehearsal) -> tuple[int, int]:
     """Return S and T of the batch of most tokens."""
     probe, rows = rehearsal.probe, rehearsal.shapes.samples
-    batches = rehearsal.model.task.length_sorted(rows, probe.processor, probe.batch_size)
+    batches = probe.batches(rows)
     return max(map(rehearsal.shapes.of, batches), key=lambda shape: shape[0] * shape[1])
 
 

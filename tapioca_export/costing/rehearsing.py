@@ -252,9 +252,9 @@ class Rehearsal:
     def _pass(
         self, name: str, base: tuple[int, ...], layers: Sequence[int], num_rows: int | None = None
     ) -> None:
-        rows, task = self.samples[name], self.model.task
+        rows = self.samples[name]
         chosen = np.argsort(rows.hashes, kind="stable")[:num_rows] if num_rows else np.arange(len(rows))
-        for part in task.length_sorted(rows, self.probe.processor, self.probe.batch_size, np.sort(chosen)):
+        for part in self.probe.batches(rows, np.sort(chosen)):
             shape = self._profiled[name].of(part)
             item = self.work(shape, Work(base, tuple(layers), part), whole=True)
             self.groups.append([item])

@@ -28,11 +28,8 @@ ROUNDING = 1e-9
 SMALLEST_WAVE = 16
 # Rows other than the hardest that all candidates are scored on first.
 NUM_OTHERS = 8
-# Candidates, and rows, of the heat that finds the leader among close ones.
-HEAT_SIZE = 3
-HEAT_ROWS = 48
-# With fewer changes than these to expect, no heat is needed.
-FEW_CHANGES = 4
+# Candidates of the heat that finds the leader among close ones.
+HEAT_SIZE = 5
 # By how much the rows of a statistical race grow from one look to the next.
 GROWTH = 1.3
 
@@ -119,9 +116,8 @@ def exact_race(round_: Round, by_loss: bool = False) -> tuple[Candidate, ...]:
         others abandoned, each with the bound by which it had lost.
     """
     field = Field(round_, by_loss)
-    hardest, others = _opening(field)
-    field.score(round_.layers, np.concatenate([hardest, others]))
-    leader = _heat(field, hardest, others)
+    field.score(round_.layers, _opening(field))
+    leader = _heat(field)
     field.score([leader], field.unseen(leader))
     field.finish(field.whole(leader))
     # What the leader finds hard as well decides soonest.
@@ -146,7 +142,7 @@ def exact_race(round_: Round, by_loss: bool = False) -> tuple[Candidate, ...]:
     return tuple(field.finished[layer] for layer in sorted(field.finished))
 
 
-def _opening(field: Field) -> tuple[np.ndarray, np.ndarray]:
+def _opening(field: Field) -> np.ndarray:
     """Return the rows that all candidates are scored on: the hardest, and every so-manieth of the others.
 
     As many of the hardest as the current model has whole mistakes: fewer cannot decide between
@@ -159,36 +155,53 @@ def _opening(field: Field) -> tuple[np.ndarray, np.ndarray]:
     num_hardest = min(field.num_rows, max(SMALLEST_WAVE, mistakes))
     others = order[num_hardest:]
     step = max(1, len(others) // NUM_OTHERS)
-    return order[:num_hardest], others[step // 2 :: step][:NUM_OTHERS]
+    return np.concatenate([order[:num_hardest], others[step // 2 :: step][:NUM_OTHERS]])
 
 
-def _heat(field: Field, hardest: np.ndarray, others: np.ndarray) -> int:
+def _heat(field: Field) -> int:
     """Return the candidate to score in full first, after the likeliest few were scored on more rows.
 
-    A leader that does not win costs the rows of a whole pass. Totals are estimated from the rows seen,
-    the sampled ones weighing as those they stand for. Ties go as the tie rule has it: who leads by
-    the rule need not be caught up with.
+    A leader that does not win costs the rows of a whole pass, and holds the others to a worse total.
+    Ties go to the lower index.
     """
-    by_loss = field.round.settings.tie_break == "loss"
 
-    def rank(layer: int) -> tuple[float, float, int]:
-        numbers = [field.penalties[layer], field.losses[layer]]
-        totals = [float(n[hardest].sum()) for n in numbers]
-        if len(others):
-            totals = [
-                total + float(n[others].mean()) * (field.num_rows - len(hardest))
-                for total, n in zip(totals, numbers, strict=True)
-            ]
-        return totals[0], totals[1] if by_loss else 0.0, layer
+    def rank(layer: int) -> tuple[float, int]:
+        return _expected(field, layer), layer
 
     heat = sorted(field.round.layers, key=rank)[:HEAT_SIZE]
-    leader = heat[0]
-    unseen = field.unseen(leader)
-    largest = float(field.current_penalties().max(initial=0.0)) or 1.0
-    if _doubt(field)[unseen].sum() / largest < FEW_CHANGES:
-        return leader  # hardly a row is left on which models differ: who is behind stays behind
-    field.score(heat, unseen[:HEAT_ROWS])
-    return min(heat, key=lambda layer: (field.partial(layer), layer))
+    field.score(heat, field.unseen(heat[0])[:SMALLEST_WAVE])
+    return min(heat, key=rank)
+
+
+def _expected(field: Field, layer: int) -> float:
+    """Return a guess at a candidate's total penalty, from the rows that it was scored on.
+
+    Dropping a layer shifts and stretches the current model's numbers, by about as much on one row as
+    on another: a straight line through those seen gives those that were not. Right and wrong answers
+    are the margin's side of a threshold, a line's scatter away.
+    """
+    from scipy.stats import norm
+
+    current, own = field.current_penalties(), field.penalties[layer]
+    share_wrong = current.mean()
+    if field.is_right_or_wrong:
+        current, own = _margins(field.round.current()[1]), _margins(field.losses[layer])
+    seen = np.isfinite(field.values[layer])
+    line = np.stack([np.ones(field.num_rows), current], axis=1)
+    # The change is what is fitted: where rows say little, the line of least norm is no change.
+    change = np.linalg.lstsq(line[seen], (own - current)[seen], rcond=None)[0]
+    guesses = current + line @ change
+    if field.is_right_or_wrong:
+        threshold = np.quantile(current, share_wrong)  # below it are as many rows as the model gets wrong
+        scatter = math.sqrt((float(np.square(own - guesses)[seen].sum()) + 1) / seen.sum())
+        guesses = norm.cdf((threshold - guesses) / scatter)
+    return field.partial(layer) + float(guesses[~seen].sum())
+
+
+def _margins(losses: np.ndarray) -> np.ndarray:
+    """Return the log-odds of the right answer whose negative log-likelihood is the loss."""
+    right = np.clip(np.exp(-losses), 1e-6, 1 - 1e-6)
+    return np.asarray(np.log(right / (1 - right)))
 
 
 def _has_lost(field: Field, layer: int, leader: int) -> bool:

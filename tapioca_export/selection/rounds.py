@@ -102,7 +102,7 @@ class SelectionSettings:
     full_scores: bool = False
     confidence: float = 0.99
     width: int = 3
-    shortlist: int = 3
+    shortlist: int = 5
     budget_seconds: float | None = None
     budget_evaluations: int | None = None
 

@@ -144,8 +144,8 @@ class Task(ABC):
         """Encode rows as one batch, padded to its longest row."""
 
     @abstractmethod
-    def length(self, row: Row, processor: Processor) -> int:
-        """Return the row's length in characters (or prompt values): it orders rows as tokens do."""
+    def lengths(self, rows: Sequence[Row], processor: Processor) -> list[int]:
+        """Return how many tokens (or prompt values) each row has, as the model will read it."""
 
     @abstractmethod
     def examples(self, processor: Processor) -> list[Inputs]:
@@ -256,16 +256,50 @@ class Task(ABC):
             yield self.batch(samples, indices, processor)
 
     def length_sorted(
-        self, samples: Samples, processor: Processor, batch_size: int, rows: np.ndarray | None = None
+        self,
+        samples: Samples,
+        processor: Processor,
+        batch_size: int,
+        rows: np.ndarray | None = None,
+        batch_cost: int | None = None,
     ) -> list[np.ndarray]:
-        """Return the indices of each batch, shortest rows first."""
+        """Return the indices of each batch, shortest rows first.
+
+        Where one more batch costs no more than `batch_cost` tokens, batches that would pad more are
+        divided; by default all are full.
+        """
         chosen = np.arange(len(samples)) if rows is None else rows
-        lengths = [self.length(samples.rows[i], processor) for i in chosen]
-        order = chosen[np.argsort(lengths, kind="stable")]
-        return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        lengths = np.asarray(self.lengths([samples.rows[i] for i in chosen], processor), dtype=np.int64)
+        order = np.argsort(lengths, kind="stable")
+        if batch_cost is None:
+            starts = list(range(0, len(order), batch_size))
+        else:
+            starts = cheapest_starts(lengths[order], batch_size, batch_cost)
+        return [chosen[part] for part in np.split(order, starts[1:])] if len(order) else []
 
 
 TASKS: Table[Task] = Table("task")
+
+
+def cheapest_starts(lengths: np.ndarray, batch_size: int, batch_cost: int) -> list[int]:
+    """Return where batches begin so that padded tokens, and `batch_cost` a batch, come to the least.
+
+    Args:
+        lengths: Tokens of each row (N,), in ascending order.
+        batch_size: Most rows of a batch.
+        batch_cost: What a batch costs besides its tokens, in tokens.
+    """
+    costs, starts = np.zeros(len(lengths) + 1), np.zeros(len(lengths) + 1, dtype=np.int64)
+    for end in range(1, len(lengths) + 1):
+        first = max(0, end - batch_size)
+        sizes = np.arange(end - first, 0, -1)
+        totals = costs[first:end] + sizes * lengths[end - 1] + batch_cost
+        starts[end] = first + int(totals.argmin())
+        costs[end] = totals[starts[end] - first]
+    found = [int(starts[-1])]
+    while found[-1] > 0:
+        found.append(int(starts[found[-1]]))
+    return found[::-1]
 
 
 def all_rows(samples: Samples, rows: np.ndarray | None) -> np.ndarray:

@@ -102,11 +102,11 @@ class CausalTask(Task):
         key = "\0".join((context, *answers))
         return Row({"context": ids, "answers": encoded}, label, key, where, self.text_column)
 
-    def length(self, row: Row, processor: Processor) -> int:
-        """Return the tokens of the row's longest sequence."""
-        answers = row.features["answers"]
+    def lengths(self, rows: Sequence[Row], processor: Processor) -> list[int]:
+        """Return the tokens of each row's longest sequence."""
         more = sum if processor.shares_context else max
-        return len(row.features["context"]) + (more(map(len, answers)) if answers else 0)
+        answers = [list(map(len, row.features["answers"])) or [0] for row in rows]
+        return [len(row.features["context"]) + more(sizes) for row, sizes in zip(rows, answers, strict=True)]
 
     def encode(self, rows: Sequence[Row], processor: Processor, padding_side: str | None = None) -> Inputs:
         """Encode each row's context with its longest answer as one sequence."""

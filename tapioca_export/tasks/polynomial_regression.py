@@ -102,9 +102,9 @@ class PolynomialRegression(Task):
             raise LoadError(f"{rows[0].where}: all prompts must have equally many points.")
         return {"values": np.stack([row.features["values"] for row in rows])}
 
-    def length(self, row: Row, processor: Processor) -> int:
-        """Return the number of prompt values."""
-        return len(row.features["values"])
+    def lengths(self, rows: Sequence[Row], processor: Processor) -> list[int]:
+        """Return the number of prompt values of each row."""
+        return [len(row.features["values"]) for row in rows]
 
     def examples(self, processor: Processor) -> list[Inputs]:
         """Return random prompts of four points, then of as many as fit."""

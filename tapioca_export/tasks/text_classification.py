@@ -97,21 +97,7 @@ class TextClassification(Task):
         Raises:
             LoadError: If only some rows have a second text, or a text has no tokens.
         """
-        if len({tuple(row.features) for row in rows}) > 1:
-            raise LoadError(
-                f"{rows[0].where} and {rows[-1].where}: one has a text_pair, the other has none.",
-                "Give all rows a text_pair, or none.",
-            )
-        has_pairs = "text_pair" in rows[0].features
-        encoded = processor.tokenizer(
-            [row.features["text"] for row in rows],
-            [row.features["text_pair"] for row in rows] if has_pairs else None,
-            truncation=True,
-            max_length=processor.max_length,
-            padding=True,
-            padding_side=padding_side,
-            return_tensors="np",
-        )
+        encoded = _tokenized(rows, processor, padding=True, padding_side=padding_side, return_tensors="np")
         inputs = {name: np.asarray(value, dtype=np.int64) for name, value in encoded.items()}
         num_tokens = self.token_mask(inputs).sum(axis=1)
         if not num_tokens.all():
@@ -121,9 +107,9 @@ class TextClassification(Task):
             )
         return inputs
 
-    def length(self, row: Row, processor: Processor) -> int:
-        """Return the number of characters: it orders rows as tokens would, at no cost."""
-        return sum(len(text) for text in row.features.values())
+    def lengths(self, rows: Sequence[Row], processor: Processor) -> list[int]:
+        """Return the number of tokens of each row."""
+        return list(map(len, _tokenized(rows, processor)["input_ids"])) if rows else []
 
     def examples(self, processor: Processor) -> list[Inputs]:
         """Return random words of the tokenizer's vocabulary: short, then long texts."""
@@ -174,6 +160,27 @@ TASKS.add(TextClassification.name)(TextClassification())
 
 
 # --- rows -----------------------------------------------------------------------------------
+
+
+def _tokenized(rows: Sequence[Row], processor: Processor, **padding: Any) -> Any:
+    """Tokenize and truncate.
+
+    Raises:
+        LoadError: If only some rows have a second text.
+    """
+    if len({tuple(row.features) for row in rows}) > 1:
+        raise LoadError(
+            f"{rows[0].where} and {rows[-1].where}: one has a text_pair, the other has none.",
+            "Give all rows a text_pair, or none.",
+        )
+    has_pairs = "text_pair" in rows[0].features
+    return processor.tokenizer(
+        [row.features["text"] for row in rows],
+        [row.features["text_pair"] for row in rows] if has_pairs else None,
+        truncation=True,
+        max_length=processor.max_length,
+        **padding,
+    )
 
 
 def _content(text: str) -> str:
