@@ -126,13 +126,19 @@ def test_what_a_race_says_of_each_candidate_is_true(make: Callable[[int], TableP
                 assert sign * candidate.bound <= sign * rival.metric + 1e-9
 
 
-def test_an_exact_race_costs_less_than_a_full_comparison() -> None:
-    shares = []
+@pytest.mark.parametrize(("make", "most"), [(classifier, 0.31), (regression, 0.36)])
+def test_an_exact_race_costs_far_less_than_a_full_comparison(
+    make: Callable[[int], TableProbe], most: float
+) -> None:
+    shares, is_led_by_winner = [], []
     for seed in range(50):
-        probe = classifier(seed, num_rows=600)
-        exact_race(round_of(probe))
+        probe, told = make(seed), []
+        layers = tuple(range(NUM_LAYERS))
+        exact_race(Round(probe, (), layers, SelectionSettings(), told.append))
         shares.append(probe.num_scored / probe.values.size)
-    assert np.mean(shares) < 0.6
+        is_led_by_winner.append(told[0].layer == full_winner(probe))
+    assert np.mean(shares) < most
+    assert np.mean(is_led_by_winner) > 0.75  # one in eight by chance
 
 
 def test_every_candidate_is_told_once_and_as_it_finishes() -> None:

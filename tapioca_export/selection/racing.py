@@ -177,25 +177,23 @@ def _expected(field: Field, layer: int) -> float:
     """Return a guess at a candidate's total penalty, from the rows that it was scored on.
 
     Dropping a layer shifts and stretches the current model's numbers, by about as much on one row as
-    on another: a straight line through those seen gives those that were not. Right and wrong answers
-    are the margin's side of a threshold, a line's scatter away.
+    on another: a straight line through the margins of the rows seen gives the others, and right and
+    wrong answers are its side of a threshold, a line's scatter away. Other penalties grow in proportion.
     """
     from scipy.stats import norm
 
-    current, own = field.current_penalties(), field.penalties[layer]
-    share_wrong = current.mean()
-    if field.is_right_or_wrong:
-        current, own = _margins(field.round.current()[1]), _margins(field.losses[layer])
-    seen = np.isfinite(field.values[layer])
-    line = np.stack([np.ones(field.num_rows), current], axis=1)
+    current, seen = field.current_penalties(), np.isfinite(field.values[layer])
+    if not field.is_right_or_wrong:
+        return field.partial(layer) * float(current.sum() / (current[seen].sum() or 1.0))
+    margins, own = _margins(field.round.current()[1]), _margins(field.losses[layer])
+    line = np.stack([np.ones(field.num_rows), margins], axis=1)
     # The change is what is fitted: where rows say little, the line of least norm is no change.
-    change = np.linalg.lstsq(line[seen], (own - current)[seen], rcond=None)[0]
-    guesses = current + line @ change
-    if field.is_right_or_wrong:
-        threshold = np.quantile(current, share_wrong)  # below it are as many rows as the model gets wrong
-        scatter = math.sqrt((float(np.square(own - guesses)[seen].sum()) + 1) / seen.sum())
-        guesses = norm.cdf((threshold - guesses) / scatter)
-    return field.partial(layer) + float(guesses[~seen].sum())
+    change = np.linalg.lstsq(line[seen], (own - margins)[seen], rcond=None)[0]
+    guesses = margins + line @ change
+    scatter = math.sqrt((float(np.square(own - guesses)[seen].sum()) + 1) / seen.sum())
+    threshold = np.quantile(margins, current.mean())  # below it are as many rows as the model gets wrong
+    wrong = norm.cdf((threshold - guesses) / scatter)
+    return field.partial(layer) + float(wrong[~seen].sum())
 
 
 def _margins(losses: np.ndarray) -> np.ndarray:
