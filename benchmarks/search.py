@@ -8,9 +8,11 @@ Parts: `pair` (12 trained layers on a pair of real data, in a folder of your own
 `id_test.jsonl`, `ood_select.jsonl`, `ood_test.jsonl`, rows with `text` and `label`), `encoder` (the same
 on the messages of `tests/corpus.py`, longer and harder), `decoder` (24 trained layers, several
 answers to one context), `published` (the protocol of the TALE authors' code: one row at a time, full
-logits, no cache), `memory`, `profile`, `kill`. The models are trained by `search_models.py` on first use and
-kept in `.cache`. Contestants run in turn, on equal rows in equal batches; times are medians. Prints
-tables, writes JSON with environment and commit.
+logits, no cache), `batches` (what starting one costs), `memory`, `profile`, `kill`.
+
+The models are trained by `search_models.py` on first use and kept in `.cache`. Contestants run in
+turn, on equal rows in equal batches; times are medians. Prints tables, writes JSON with environment
+and commit.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ import torch
 
 from tapioca_export.artifacts import Selection
 from tapioca_export.benchmarking import compare
+from tapioca_export.memory import peak_resident_bytes
 from tapioca_export.models import LoadedModel, load_model, skipping
 from tapioca_export.profiling import Probe
 from tapioca_export.profiling.probe import BATCH_COST
@@ -54,6 +57,14 @@ OURS = {
     "racing": replace(SETTINGS, search="racing", confidence=0.99),
     "hybrid": replace(SETTINGS, search="racing", confidence=0.99, criterion="tapioca+tale"),
 }
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user asked for: times that each contestant runs, and the folder of the part `pair`."""
+
+    repeats: int
+    data: Path | None
 
 
 @dataclass(frozen=True)
@@ -128,18 +139,21 @@ def _found(selection: Selection, seconds: float) -> Found:
 # --- parts ----------------------------------------------------------------------------------
 
 
-def encoder(repeats: int) -> dict[str, Any]:
+def encoder(asked: Asked) -> dict[str, Any]:
     """Race on the 12-layer classifier, on 500 rows of the target and on 500 that it knows better."""
-    return _classifier(*search_models.encoder(CACHE), repeats)
+    return _classifier(*search_models.encoder(CACHE), asked.repeats)
 
 
-def pair(repeats: int, data: Path) -> dict[str, Any]:
+def pair(asked: Asked) -> dict[str, Any]:
     """Race on the 12-layer classifier that is trained on a pair of real data."""
-    found = _classifier(*search_models.pair_encoder(CACHE, data), repeats)
-    return {"data": data.name, **found}
+    if asked.data is None:
+        raise click.UsageError("Part pair needs --data FOLDER; name the other parts to run without it.")
+    found = _classifier(*search_models.pair_encoder(CACHE, asked.data), asked.repeats)
+    return {"data": asked.data.name, **found}
 
 
 def _classifier(folder: Path, files: dict[str, Path], repeats: int) -> dict[str, Any]:
+    """Race on target rows and on ID rows."""
     model = load_model(folder, "text-classification")
     parts = {}
     for name in ("target", "id"):
@@ -151,13 +165,13 @@ def _classifier(folder: Path, files: dict[str, Path], repeats: int) -> dict[str,
     return parts
 
 
-def decoder(repeats: int) -> dict[str, Any]:
+def decoder(asked: Asked) -> dict[str, Any]:
     """Race on the 24-layer decoder, several answers to one context."""
     folder, files = search_models.decoder(CACHE)
     model = load_model(folder, "multiple-choice")
     samples = _read(model, files["choices-id"], files["choices-target"])
     report = _read(model, None, files["choices-target-report"])
-    return _contest(model, samples, report["target"], repeats, max_drop=2)
+    return _contest(model, samples, report["target"], asked.repeats, max_drop=2)
 
 
 def _contest(
@@ -234,7 +248,7 @@ def _floor(num_layers: int, num_rows: int, plain: dict[str, Any]) -> dict[str, f
     return {"layer_forwards": total, "plain_layer_forwards": full, "ratio": full / total}
 
 
-def published(repeats: int) -> dict[str, Any]:
+def published(asked: Asked) -> dict[str, Any]:
     """Compare with the published protocol on the same rows, one layer dropped."""
     folder, files = search_models.decoder(CACHE)
     one = SelectionSettings(max_drop_layers=1, epsilon=1.0, pick="final")
@@ -248,7 +262,7 @@ def published(repeats: int) -> dict[str, Any]:
         started = time.perf_counter()
         found = _published_round(model, samples["target"], value)
         theirs = time.perf_counter() - started
-        mine = [ours(model, samples, one) for _ in range(max(2, repeats))]
+        mine = [ours(model, samples, one) for _ in range(max(2, asked.repeats))]
         seconds = statistics.median(run.seconds for run in mine)
         winner = max(found, key=lambda layer: (found[layer], -layer))
         parts[name] = {
@@ -298,7 +312,7 @@ def _generated(model: LoadedModel, row: Any) -> float:
     return float(tuple(ids[-len(answer) :]) == tuple(answer))
 
 
-def memory(repeats: int) -> dict[str, Any]:
+def memory(asked: Asked) -> dict[str, Any]:
     """Measure the peak memory of a search at 500 and at 5,000 rows, each in a process of its own."""
     folder, _ = search_models.encoder(CACHE)
     parts = {}
@@ -340,36 +354,73 @@ def _memory_child(folder: str, path: str) -> None:
     hidden = model.network.config.hidden_size
     allowed = 2 * shape[0] * shape[1] * (model.num_layers + 1) * hidden * 4
     print(
-        json.dumps({"search_bytes": _peak_bytes() - before, "allowed_bytes": allowed, "model_bytes": before})
+        json.dumps(
+            {"search_bytes": peak_resident_bytes() - before, "allowed_bytes": allowed, "model_bytes": before}
+        )
     )
 
 
+def batches(asked: Asked) -> dict[str, Any]:
+    """Measure how many tokens' time it takes to start one more batch, and what dividing batches saves."""
+    folder, files = search_models.encoder(CACHE)
+    model = load_model(folder, "text-classification")
+    words, shapes = np.arange(1000, 2000), [(1, 8), (4, 8), (8, 8), (16, 8), (32, 8), (16, 16), (32, 32)]
+    seconds = []
+    for rows, tokens in shapes:
+        inputs = {
+            "input_ids": np.resize(words, (rows, tokens)),
+            "attention_mask": np.ones((rows, tokens), dtype=np.int64),
+        }
+        seconds.append(min(_seconds(lambda inputs=inputs: model.logits(inputs)) for _ in range(7)))
+    a_token, a_batch = np.polyfit([rows * tokens for rows, tokens in shapes], seconds, 1)
+    samples = _read(model, files["id"], files["target"])["target"]
+    few = np.random.default_rng(0).permutation(len(samples))[:64]  # as in a race: no longer alike in length
+    ratios = []
+    for _ in range(max(5, asked.repeats)):
+        divided, full = (
+            _seconds(lambda cost=cost: _pass(model, samples, few, cost)) for cost in (BATCH_COST, None)
+        )
+        ratios.append(divided / full)
+    click.echo(
+        f"  a batch takes {a_batch / a_token:.0f} tokens longer; divided batches take "
+        f"{statistics.median(ratios):.2f} of the time of full ones ({min(ratios):.2f} to {max(ratios):.2f})"
+    )
+    return {
+        "batch_cost": a_batch / a_token,
+        "divided_to_full": statistics.median(ratios),
+        "all_ratios": ratios,
+    }
+
+
+def _pass(model: LoadedModel, samples: Samples, rows: np.ndarray, batch_cost: int | None) -> None:
+    """Run the network over rows, in batches divided or full."""
+    task, processor = model.task, model.processor
+    for indices in task.length_sorted(samples, processor, BATCH_SIZE, rows, batch_cost):
+        model.logits(task.batch(samples, indices, processor).inputs)
+
+
+def _seconds(step: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    step()
+    return time.perf_counter() - started
+
+
 def _forget_peak() -> int:
-    """Begin a new peak, as loading has one of its own; returns the bytes that are resident now."""
+    """Begin a new peak, as loading has one of its own (Linux); returns the bytes that are resident now."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return _peak_bytes()
+    return peak_resident_bytes()
 
 
-def _peak_bytes() -> int:
-    """Return the most bytes that were resident since the peak was forgotten (Linux)."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
-
-
-def profile(repeats: int) -> dict[str, Any]:
+def profile(asked: Asked) -> dict[str, Any]:
     """Compare profiling with a plain forward over the same rows, in turn."""
     folder, files = search_models.encoder(CACHE)
     model = load_model(folder, "text-classification")
     rows = _read(model, files["id"], files["target"])["target"]
     ratios = []
-    for _ in range(max(5, repeats)):
-        started = time.perf_counter()
-        for batch in model.task.batches(rows, model.processor, BATCH_SIZE):
-            model.logits(batch.inputs)
-        plain = time.perf_counter() - started
-        started = time.perf_counter()
-        Probe(model, {"id": rows, "target": rows}, batch_size=BATCH_SIZE).profile("target")
-        ratios.append((time.perf_counter() - started) / plain)
+    for _ in range(max(5, asked.repeats)):
+        plain = _seconds(lambda: _pass(model, rows, np.arange(len(rows)), BATCH_COST))
+        probe = Probe(model, {"id": rows, "target": rows}, batch_size=BATCH_SIZE)
+        ratios.append(_seconds(lambda probe=probe: probe.profile("target")) / plain)
     click.echo(
         f"  profiling takes {statistics.median(ratios):.3f} of a plain forward "
         f"({min(ratios):.3f} to {max(ratios):.3f})"
@@ -377,7 +428,7 @@ def profile(repeats: int) -> dict[str, Any]:
     return {"ratio": statistics.median(ratios), "all_ratios": ratios}
 
 
-def kill(repeats: int) -> dict[str, Any]:
+def kill(asked: Asked) -> dict[str, Any]:
     """Kill the command at 20 random instants of its search, start it again, compare what it chose."""
     folder, files = search_models.encoder(CACHE)
     generator = random.Random(0)
@@ -449,9 +500,7 @@ def markdown(record: dict[str, Any]) -> str:
         for part, what in (("pair", "intents"), ("encoder", "messages"))
         for role, name in (("target", "target"), ("id", "ID"))
     ]
-    contests += [
-        ("24-layer decoder, 4 answers to a context, 300 rows", record["decoder"], 2),
-    ]
+    contests.append(("24-layer decoder, 4 answers to a context, 300 rows", record["decoder"], 2))
     lines = [
         "| on | plain greedy | exact | racing at 99 % | hybrid |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -470,9 +519,7 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-PARTS: dict[str, Callable[..., dict[str, Any]]] = {
-    part.__name__: part for part in (pair, encoder, decoder, published, memory, profile, kill)
-}
+PARTS = {part.__name__: part for part in (pair, encoder, decoder, published, batches, memory, profile, kill)}
 
 
 @click.command(help=__doc__)
@@ -504,9 +551,7 @@ def main(
     record = json.loads(output.read_text()) if output.exists() else {}
     for name in parts or PARTS:
         click.echo(f"{name}:")
-        if name == "pair" and data is None:
-            raise click.UsageError("part `pair` needs --data FOLDER")
-        measured = pair(repeats, data) if name == "pair" and data else PARTS[name](repeats)
+        measured = PARTS[name](Asked(repeats, data))
         record[name] = {"commit": commit, "environment": environment(), **measured}
         output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

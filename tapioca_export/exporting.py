@@ -155,10 +155,11 @@ def _prove(model: LoadedModel, samples: Samples, run: Run, tolerance: float) -> 
     for side, batch in parity_batches(model, samples):
         expected = reference_logits(model, batch)
         try:
-            actual = model.task.compared(run(batch), batch)
+            logits = run(batch)
         # ONNX Runtime's errors share no base class but this one; TorchScript raises RuntimeError.
         except Exception as error:
             raise ParityError(f"the file does not run on your rows: {first_line(error)}") from error
+        actual = model.task.compared(logits, batch)
         shape = next(iter(batch.values())).shape[:2]
         difference = np.inf
         if actual.shape == expected.shape and np.isfinite(actual).all():

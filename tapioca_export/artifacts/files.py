@@ -120,7 +120,7 @@ def staged(output: Path, *, overwrite: bool, keep: str | None = None) -> Iterato
             else:
                 _replace(aside, output)
             raise
-        except BaseException:
+        except BaseException:  # whatever ended the work, Ctrl-C too: nothing half-written stays
             _clear(aside, keep)
             raise
         check_output(output, overwrite=overwrite)  # hours later, something else may be there

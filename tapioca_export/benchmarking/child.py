@@ -15,6 +15,7 @@ from time import perf_counter
 import numpy as np
 
 from ..errors import BenchmarkError
+from ..memory import peak_resident_bytes
 from .runtimes import RUNTIMES, resolve_provider
 from .timing import RUNTIME
 
@@ -30,30 +31,12 @@ def main(arguments: list[str]) -> dict[str, object]:
         session = RUNTIMES[RUNTIME](Path(folder), provider, int(num_threads))
         load_seconds = perf_counter() - start
         session(inputs)
-        return {"peak_bytes": peak_resident_bytes(), "load_seconds": load_seconds}
+        peak_bytes = peak_resident_bytes()
+        if not peak_bytes:
+            raise BenchmarkError(f"Peak memory cannot be read on {sys.platform}.")
+        return {"peak_bytes": peak_bytes, "load_seconds": load_seconds}
     except BenchmarkError as error:
         return {"error": error.message, "hint": error.hint}
-
-
-def peak_resident_bytes() -> int:
-    """Return the most memory this process has had resident so far.
-
-    Raises:
-        BenchmarkError: If the platform does not tell.
-    """
-    # Linux: ru_maxrss survives fork and exec, so that a child would show its parent's peak;
-    # VmHWM belongs to the new program alone.
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    try:
-        import resource
-    except ImportError as error:
-        raise BenchmarkError(f"Peak memory cannot be read on {sys.platform}.") from error
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others KiB
 
 
 if __name__ == "__main__":

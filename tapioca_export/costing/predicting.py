@@ -12,7 +12,6 @@ few batches run here. Memory is that of those batches, the longest among them.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 
 from ..artifacts import Bounds, Plan, Selection
+from ..memory import peak_resident_bytes
 from ..models import LoadedModel
 from ..samples import Samples
 from .calibrating import Calibration, Clock, Flops, calibrate, count_flops
@@ -157,8 +157,7 @@ def time_all(rehearsal: Rehearsal, calibration: Calibration) -> float:
 def longest_batch(rehearsal: Rehearsal) -> tuple[int, int]:
     """Return S and T of the batch of most tokens."""
     probe, rows = rehearsal.probe, rehearsal.shapes.samples
-    batches = probe.batches(rows)
-    return max(map(rehearsal.shapes.of, batches), key=lambda shape: shape[0] * shape[1])
+    return max(map(rehearsal.shapes.of, probe.length_sorted(rows)), key=lambda shape: shape[0] * shape[1])
 
 
 def model_bytes(model: LoadedModel) -> int:
@@ -177,12 +176,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Return the most memory of this process so far: resident; on a GPU, allocated there."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    try:
-        import resource
-    except ImportError:  # Windows has none
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_resident_bytes()
 
 
 def memory_bytes(device: torch.device) -> int:

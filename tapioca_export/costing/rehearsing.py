@@ -254,7 +254,7 @@ class Rehearsal:
     ) -> None:
         rows = self.samples[name]
         chosen = np.argsort(rows.hashes, kind="stable")[:num_rows] if num_rows else np.arange(len(rows))
-        for part in self.probe.batches(rows, np.sort(chosen)):
+        for part in self.probe.length_sorted(rows, np.sort(chosen)):
             shape = self._profiled[name].of(part)
             item = self.work(shape, Work(base, tuple(layers), part), whole=True)
             self.groups.append([item])

@@ -34,7 +34,7 @@ from .weighing import angular_distance, magnitudes, sensitivities
 
 # Block influence hardly differs between samples of one kind; few rows will do to rank layers.
 NUM_INFLUENCE_SAMPLES = 32
-# Tokens in whose time a CPU starts one more batch (MiniLM on two cores: 34). A GPU would rather be filled.
+# Tokens in whose time a CPU starts one more batch (benchmarks/search.py batches); GPUs are better filled.
 BATCH_COST = 32
 
 
@@ -130,7 +130,7 @@ class Probe:
         samples = self.samples[self.select_on]
         known = [self.ledger.rows(dropped, self.num_rows)[0][rows] for dropped in keys.values()]
         rows = rows[np.isnan(known).any(axis=0)]
-        batches = self.batches(samples, rows)
+        batches = self.length_sorted(samples, rows)
         # With fewer batches than workers, candidates are dealt out as well; each then records its prefix.
         parts = -(-self._engine.num_workers // max(1, len(batches)))
         work = []
@@ -145,8 +145,8 @@ class Probe:
                 work.append(Work(base, tuple(layers[part::parts]), indices))
         return work
 
-    def batches(self, samples: Samples, rows: np.ndarray | None = None) -> list[np.ndarray]:
-        """Return the indices of each batch of rows (default: all), of similar length."""
+    def length_sorted(self, samples: Samples, rows: np.ndarray | None = None) -> list[np.ndarray]:
+        """Return the indices of each batch of rows (default: all), divided as it pays on this device."""
         cost = BATCH_COST if self.model.device.type == "cpu" else None
         return self.model.task.length_sorted(samples, self.processor, self.batch_size, rows, cost)
 
@@ -305,7 +305,7 @@ class Probe:
         task = self.model.task
         self._layer_forwards = self._layer_tokens = 0
         with stand_ins(self.model) as places:
-            for indices in self.batches(samples):
+            for indices in self.length_sorted(samples):
                 batch = task.profile_batch(samples, indices, self.processor)
                 for key, trace in passes(self.model, places, batch, base, layers, whole=True):
                     yield batch, key, trace

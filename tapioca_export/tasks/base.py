@@ -269,13 +269,15 @@ class Task(ABC):
         divided; by default all are full.
         """
         chosen = np.arange(len(samples)) if rows is None else rows
+        if len(chosen) == 0:
+            return []
         lengths = np.asarray(self.lengths([samples.rows[i] for i in chosen], processor), dtype=np.int64)
         order = np.argsort(lengths, kind="stable")
         if batch_cost is None:
             starts = list(range(0, len(order), batch_size))
         else:
             starts = cheapest_starts(lengths[order], batch_size, batch_cost)
-        return [chosen[part] for part in np.split(order, starts[1:])] if len(order) else []
+        return [chosen[part] for part in np.split(order, starts[1:])]
 
 
 TASKS: Table[Task] = Table("task")

@@ -109,7 +109,7 @@ class TextClassification(Task):
 
     def lengths(self, rows: Sequence[Row], processor: Processor) -> list[int]:
         """Return the number of tokens of each row."""
-        return list(map(len, _tokenized(rows, processor)["input_ids"])) if rows else []
+        return list(map(len, _tokenized(rows, processor)["input_ids"]))
 
     def examples(self, processor: Processor) -> list[Inputs]:
         """Return random words of the tokenizer's vocabulary: short, then long texts."""
