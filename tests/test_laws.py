@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,6 +93,20 @@ def test_the_network_is_left_as_it_was_found(model: LoadedModel, rows: Samples) 
     Probe(model, {"id": rows, "target": rows}).metrics((), [1, 2])
     assert all(one is other for one, other in zip(model.stack, layers, strict=True))
     assert np.array_equal(model.logits(batch), plain)
+
+
+def test_on_a_cpu_batches_are_divided_where_padding_costs_more(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    texts = [f"{'w1 ' * size} w{number + 2}" for number, size in enumerate([1, 2, 40, 1, 41, 2])]
+    path.write_text("\n".join(json.dumps({"text": text, "label": i % 2}) for i, text in enumerate(texts)))
+    model = load_model(tiny("bert"))
+    rows = load_rows(model, path)
+    probe = Probe(model, {"id": rows, "target": rows}, batch_size=6)
+    assert [sorted(batch) for batch in probe.length_sorted(rows)] == [[0, 1, 3, 5], [2, 4]]
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    assert [sorted(batch) for batch in probe.length_sorted(rows)] == [[0, 1, 2, 3, 4, 5]]
 
 
 @pytest.mark.parametrize("dropped", [(), (2,)])

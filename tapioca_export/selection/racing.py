@@ -178,13 +178,14 @@ def _expected(field: Field, layer: int) -> float:
 
     Dropping a layer shifts and stretches the current model's numbers, by about as much on one row as
     on another: a straight line through the margins of the rows seen gives the others, and right and
-    wrong answers are its side of a threshold, a line's scatter away. Other penalties grow in proportion.
+    wrong answers are its side of a threshold, a line's scatter away. Other penalties are compared as they
+    are: candidates are compared on the same rows.
     """
     from scipy.stats import norm
 
-    current, seen = field.current_penalties(), np.isfinite(field.values[layer])
     if not field.is_right_or_wrong:
-        return field.partial(layer) * float(current.sum() / (current[seen].sum() or 1.0))
+        return field.partial(layer)
+    current, seen = field.current_penalties(), np.isfinite(field.values[layer])
     margins, own = _margins(field.round.current()[1]), _margins(field.losses[layer])
     line = np.stack([np.ones(field.num_rows), margins], axis=1)
     # The change is what is fitted: where rows say little, the line of least norm is no change.
