@@ -61,7 +61,7 @@ VALUES = tuple(f"v{number}" for number in range(96))
 VOCABULARY = {
     token: index for index, token in enumerate((*SPECIAL_TOKENS, ";", "of", "value", "first", *KEYS, *VALUES))
 }
-_PAIR_FILES = ("train", "id_test", "ood_select", "ood_test")
+PAIR_FILES = ("train", "id_test", "ood_select", "ood_test")
 ANSWER_LENGTH = 64
 """Tokens of every answer to be generated."""
 NUM_CHOICES = 4
@@ -184,7 +184,7 @@ def pair_encoder(cache: Path, pair: Path) -> tuple[Path, dict[str, Path]]:
         `target-report` is `ood_test`.
     """
     recipe = EncoderRecipe()
-    texts = [(pair / f"{name}.jsonl").read_text(encoding="utf-8") for name in _PAIR_FILES]
+    texts = [(pair / f"{name}.jsonl").read_text(encoding="utf-8") for name in PAIR_FILES]
     folder = cache / f"pair-{_hash(recipe, (_make_pair_encoder, *_ENCODER_CODE), *texts)}"
     return _cached(folder, lambda aside: _make_pair_encoder(aside, pair, recipe))
 
@@ -344,7 +344,7 @@ def _make_encoder(folder: Path, recipe: EncoderRecipe) -> None:
 
 
 def _make_pair_encoder(folder: Path, pair: Path, recipe: EncoderRecipe) -> None:
-    training, id_rows, select, report = (read_rows(pair / f"{name}.jsonl") for name in _PAIR_FILES)
+    training, id_rows, select, report = (read_rows(pair / f"{name}.jsonl") for name in PAIR_FILES)
     half = len(id_rows) // 2
     files = {"id": id_rows[:half], "id-report": id_rows[half:], "target": select, "target-report": report}
     _write_rows(folder, files, lambda row: corpus.normalized(row["text"]))

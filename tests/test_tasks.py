@@ -242,6 +242,7 @@ def test_rows_are_sorted_by_tokens_not_by_letters() -> None:
     short_words, long_words = "w1 " * 9, "w1" + "x" * 40
     samples = texts(short_words, long_words, "w1 " * 100, "w1")
     assert TEXTS.lengths(samples.rows, TEXT) == [11, 3, 64, 3]
+    assert TEXTS.lengths(samples.rows * 400, TEXT) == [11, 3, 64, 3] * 400  # more than are held at once
     assert [batch.tolist() for batch in TEXTS.length_sorted(samples, TEXT, 2)] == [[1, 3], [0, 2]]
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..memory import give_back_free_memory
 from ..models import EndOfForward, LoadedModel, LoadOptions, StandIn, load_model, stand_ins, stream_of
 from ..samples import Samples
 from ..tasks import Batch, Processor
@@ -83,12 +84,14 @@ class Replayer:
                 if trace.answers is not None:
                     scores.append(task.score(trace.answers, self.samples, work.rows))
                 del trace  # or this candidate's states are held while those of the next are made
-            return Found(
+            found = Found(
                 np.stack([score.values for score in scores]),
                 np.stack([score.losses for score in scores]),
                 sum(place.num_forwards for place in places),
                 sum(place.num_tokens for place in places),
             )
+        give_back_free_memory()
+        return found
 
 
 @dataclass(frozen=True)

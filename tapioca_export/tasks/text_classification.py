@@ -29,6 +29,8 @@ from .base import (
 )
 from .tokenizing import load_tokenizer, num_positions, require_text
 
+ROWS_AT_ONCE = 1000
+
 
 class TextClassification(Task):
     """One label a text, or a pair of texts; the metric is accuracy, the loss cross-entropy."""
@@ -109,7 +111,9 @@ class TextClassification(Task):
 
     def lengths(self, rows: Sequence[Row], processor: Processor) -> list[int]:
         """Return the number of tokens of each row."""
-        return list(map(len, _tokenized(rows, processor)["input_ids"]))
+        # A tokenizer says a lot about each row; only so many are held at once.
+        parts = (rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE))
+        return [len(ids) for part in parts for ids in _tokenized(part, processor)["input_ids"]]
 
     def examples(self, processor: Processor) -> list[Inputs]:
         """Return random words of the tokenizer's vocabulary: short, then long texts."""
