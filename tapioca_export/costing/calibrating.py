@@ -17,6 +17,7 @@ from statistics import median
 import numpy as np
 import torch
 
+from ..memory import give_back_free_memory
 from ..models import EndOfForward, LoadedModel, stand_ins
 from ..profiling.replaying import Replayer, passes
 from ..samples import Samples
@@ -98,7 +99,7 @@ def calibrate(
     model: LoadedModel,
     samples: Samples,
     processor: Processor,
-    batch_size: int,
+    batches: Sequence[np.ndarray],
     clock: Clock = time.perf_counter,
 ) -> Calibration:
     """Time a few batches of these rows.
@@ -107,12 +108,12 @@ def calibrate(
         model: The network; its stack is its own again at the end.
         samples: The rows that a search would score.
         processor: What encodes them.
-        batch_size: Rows a forward.
+        batches: Indices of each batch that a search of all rows would score.
         clock: Seconds; `time.process_time` on a machine with neighbours, at one thread.
     """
     began, replayer = clock(), Replayer(model, samples, processor)
     proofs = clock() - began
-    batches = _chosen(model, samples, processor, batch_size)
+    batches = _chosen(model, samples, processor, batches)
     _timed(replayer, batches[0], clock)  # the first forward of a process is no measure
     runs: list[list[_Measured]] = [[] for _ in batches]
     for number in range(MOST_REPEATS * len(batches)):
@@ -141,16 +142,14 @@ def _middle(runs: Sequence[_Measured]) -> _Measured:
     return _Measured(runs[0].sequences, runs[0].tokens, **parts)
 
 
-_PARTS = ("start", "layer", "last", "head", "row")
-
-
-def _chosen(model: LoadedModel, samples: Samples, processor: Processor, batch_size: int) -> list[np.ndarray]:
-    """Return the shortest batch, a small one, the longest, and one in between."""
-    batches = model.task.length_sorted(samples, processor, batch_size)
-    whole = [batch for batch in batches if len(batch) == len(batches[0])]
-    is_part = len(batches[-1]) < len(batches[0])  # the longest rows are few
-    small = batches[-1] if is_part else batches[-1][-max(1, batch_size // 2) :]
-    return [whole[0], small, whole[-1], *whole[len(whole) // 2 : -1][:1]]
+def _chosen(
+    model: LoadedModel, samples: Samples, processor: Processor, batches: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """Return the batch of fewest tokens, a small one of long rows, the batch of most, and one in between."""
+    lengths = np.asarray(model.task.lengths(samples.rows, processor))
+    order = sorted(batches, key=lambda batch: len(batch) * int(lengths[batch].max()))
+    largest = order[-1]
+    return [order[0], largest[-max(1, len(largest) // 2) :], largest, *order[len(order) // 2 : -1][:1]]
 
 
 def count_flops(model: LoadedModel, samples: Samples, processor: Processor) -> Flops:
@@ -174,7 +173,9 @@ def _timed(replayer: Replayer, rows: np.ndarray, clock: Clock) -> _Measured:
         _wait(model.device)
         return clock() - began
 
-    return _parts(replayer, rows, seconds)
+    found = _parts(replayer, rows, seconds)
+    give_back_free_memory()  # as a search does after a batch: what is predicted is its peak
+    return found
 
 
 def _operations(step: Callable[[], object]) -> float:

@@ -91,7 +91,7 @@ def predict(
     flops = count_flops(model, rows, processor)
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
-    calibration = calibrate(model, rows, processor, settings.batch_size, clock)
+    calibration = calibrate(model, rows, processor, rehearsals[0].probe.length_sorted(rows), clock)
     sequences, tokens = longest_batch(rehearsals[0])
     weights = model_bytes(model)
     trace = trace_bytes(model, sequences, tokens)

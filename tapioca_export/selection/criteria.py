@@ -85,8 +85,7 @@ def tapioca_tale(round_: Round) -> Scored:
     residual stream least, by the mean of their block influences on ID and on target rows. The metric
     then decides as in tale, at the cost of the layers proposed.
 
-    Source: this project's definition. Influence, because of the label-free scores that we measured it
-    predicted the gain best; the norm and distance deviations predicted badly (docs of tapioca).
+    Source: this project's definition, with the Block Influence of Men et al. 2024, arXiv:2403.03853.
     """
     need_labels(round_, "tapioca+tale")
     influences = np.add(round_.probe.influences("id"), round_.probe.influences("target"))
