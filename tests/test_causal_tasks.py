@@ -28,7 +28,7 @@ from tapioca_export.profiling import Probe
 from tapioca_export.profiling.sharing import shares_context
 from tapioca_export.samples import MIN_ROWS, Row, Samples, load_roles
 from tapioca_export.steps import load_roles as load_run_roles
-from tapioca_export.tasks import TASKS, Batch, MultipleChoice, Processor, ProcessorOptions
+from tapioca_export.tasks import TASKS, Batch, Division, MultipleChoice, Processor, ProcessorOptions
 from tapioca_export.tasks.causal import BLIND
 
 CHOICES, ANSWERS = "multiple-choice", "text-generation"
@@ -374,6 +374,20 @@ def test_tokens_are_a_context_with_its_first_special_token_and_answers_without()
     ids = model.processor.tokenizer.convert_tokens_to_ids
     assert row.features["context"] == tuple(ids(["[CLS]", "w1", "w2"]))
     assert row.features["answers"] == (tuple(ids(["w3"])), tuple(ids(["w4", "w5"])))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_tokens_of_a_batch_are_those_of_all_its_answers(shared: bool) -> None:
+    model = make_model("llama")
+    samples = samples_of(model, choice_records(24))
+    processor = replace(model.processor, shares_context=shared)
+    most = 4 * max(model.task.lengths(samples.rows, processor))
+    batches = model.task.length_sorted(samples, processor, 24, division=Division(0, most))
+    shapes = [model.task.batch(samples, rows, processor).inputs["input_ids"].shape for rows in batches]
+    assert max(map(len, batches)) > 1
+    assert all(
+        shape[0] * shape[1] <= most for shape, rows in zip(shapes, batches, strict=True) if len(rows) > 1
+    )
 
 
 @pytest.mark.parametrize("task", [CHOICES, ANSWERS])

@@ -105,6 +105,9 @@ def test_on_a_cpu_batches_are_divided_where_padding_costs_more(
     rows = load_rows(model, path)
     probe = Probe(model, {"id": rows, "target": rows}, batch_size=6)
     assert [sorted(batch) for batch in probe.length_sorted(rows)] == [[0, 1, 3, 5], [2, 4]]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr("tapioca_export.profiling.probe.THREAD_TOKENS", 60)
+    assert [sorted(batch) for batch in probe.length_sorted(rows)] == [[0, 1, 3, 5], [2], [4]]
     monkeypatch.setattr(type(model), "device", torch.device("cuda"))
     assert [sorted(batch) for batch in probe.length_sorted(rows)] == [[0, 1, 2, 3, 4, 5]]
 

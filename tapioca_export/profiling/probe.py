@@ -26,7 +26,7 @@ from ..artifacts import Curves, Deviation, Evaluation, LayerProfile, Ledger
 from ..engines import Engine, open_engine
 from ..models import LoadedModel, StandIn, stand_ins
 from ..samples import Samples
-from ..tasks import Batch
+from ..tasks import Batch, Division
 from .accumulating import NUM_REPLICATES, Accumulator, log_ratios, mean_deviation
 from .replaying import Found, Replayer, Trace, Work, passes
 from .sharing import shares_context
@@ -34,8 +34,10 @@ from .weighing import angular_distance, magnitudes, sensitivities
 
 # Block influence hardly differs between samples of one kind; few rows will do to rank layers.
 NUM_INFLUENCE_SAMPLES = 32
-# Tokens in whose time a CPU starts one more batch (benchmarks/search.py batches); GPUs are better filled.
+# On a CPU, the tokens in whose time one more batch is started, and those beyond which a thread gets no
+# faster, but the caches fill up (benchmarks/search.py batches). GPUs are better filled.
 BATCH_COST = 32
+THREAD_TOKENS = 512
 
 
 class Probe:
@@ -147,8 +149,8 @@ class Probe:
 
     def length_sorted(self, samples: Samples, rows: np.ndarray | None = None) -> list[np.ndarray]:
         """Return the indices of each batch of rows (default: all), divided as it pays on this device."""
-        cost = BATCH_COST if self.model.device.type == "cpu" else None
-        return self.model.task.length_sorted(samples, self.processor, self.batch_size, rows, cost)
+        division = division_on(self.model.device)
+        return self.model.task.length_sorted(samples, self.processor, self.batch_size, rows, division)
 
     def _record(self, work: Work, found: Found) -> None:
         sets = [sorted({*work.base, layer}) for layer in work.layers] or [sorted(work.base)]
@@ -326,6 +328,11 @@ class Probe:
             for before, after in pairwise(boundaries)
         ]
         return states, np.asarray([float(c) for c in cosines]), int(mask.sum())
+
+
+def division_on(device: torch.device) -> Division | None:
+    """Return how batches are divided on a device; None: they are full."""
+    return Division(BATCH_COST, THREAD_TOKENS * torch.get_num_threads()) if device.type == "cpu" else None
 
 
 def _cost(places: Sequence[StandIn]) -> tuple[int, int]:

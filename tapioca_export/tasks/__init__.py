@@ -12,6 +12,7 @@ from __future__ import annotations
 from .base import (
     TASKS,
     Batch,
+    Division,
     Inputs,
     Position,
     Processor,
@@ -27,6 +28,7 @@ from .text_classification import TextClassification
 __all__ = [
     "TASKS",
     "Batch",
+    "Division",
     "Inputs",
     "MultipleChoice",
     "PolynomialRegression",

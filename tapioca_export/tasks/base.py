@@ -61,6 +61,17 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Division:
+    """How to divide rows into batches: one more batch takes the time of `batch_cost` tokens more.
+
+    No batch has more than `batch_tokens` tokens, padding included, unless a single row has.
+    """
+
+    batch_cost: int
+    batch_tokens: int
+
+
+@dataclass(frozen=True)
 class Scores:
     """Results a sample, in the samples' order: the metric is the mean of `values`.
 
@@ -261,41 +272,39 @@ class Task(ABC):
         processor: Processor,
         batch_size: int,
         rows: np.ndarray | None = None,
-        batch_cost: int | None = None,
+        division: Division | None = None,
     ) -> list[np.ndarray]:
-        """Return the indices of each batch, shortest rows first.
-
-        Where one more batch costs no more than `batch_cost` tokens, batches that would pad more are
-        divided; by default all are full.
-        """
+        """Return the indices of each batch, shortest rows first; without a `division`, all are full."""
         chosen = np.arange(len(samples)) if rows is None else rows
         if len(chosen) == 0:
             return []
         lengths = np.asarray(self.lengths([samples.rows[i] for i in chosen], processor), dtype=np.int64)
         order = np.argsort(lengths, kind="stable")
-        if batch_cost is None:
+        if division is None:
             starts = list(range(0, len(order), batch_size))
         else:
-            starts = cheapest_starts(lengths[order], batch_size, batch_cost)
+            width = 1 if processor.shares_context else self.num_answers(samples)
+            starts = cheapest_starts(width * lengths[order], batch_size, division)
         return [chosen[part] for part in np.split(order, starts[1:])]
 
 
 TASKS: Table[Task] = Table("task")
 
 
-def cheapest_starts(lengths: np.ndarray, batch_size: int, batch_cost: int) -> list[int]:
-    """Return where batches begin so that padded tokens, and `batch_cost` a batch, come to the least.
+def cheapest_starts(lengths: np.ndarray, batch_size: int, division: Division) -> list[int]:
+    """Return where batches begin so that they take the least time.
 
     Args:
         lengths: Tokens of each row (N,), in ascending order.
         batch_size: Most rows of a batch.
-        batch_cost: What a batch costs besides its tokens, in tokens.
+        division: What a batch costs besides its tokens, and how many tokens it may have.
     """
     costs, starts = np.zeros(len(lengths) + 1), np.zeros(len(lengths) + 1, dtype=np.int64)
     for end in range(1, len(lengths) + 1):
-        first = max(0, end - batch_size)
-        sizes = np.arange(end - first, 0, -1)
-        totals = costs[first:end] + sizes * lengths[end - 1] + batch_cost
+        longest = lengths[end - 1]
+        most = max(1, min(batch_size, division.batch_tokens // longest))
+        first = max(0, end - most)
+        totals = costs[first:end] + np.arange(end - first, 0, -1) * longest + division.batch_cost
         starts[end] = first + int(totals.argmin())
         costs[end] = totals[starts[end] - first]
     found = [int(starts[-1])]
