@@ -66,10 +66,11 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
         with clock("export original"):
             places = {name: folder / "original" / name for name in formats}
             originals = steps.export_all(config, model, rows, places, ())
-        with clock("prune"):  # from here on the full model is gone
+        with clock("prune"):
             checkpoint = folder / "pruned" / "checkpoint"
             batches = [batch for _, batch in parity_batches(model, rows)]
             steps.save_checkpoint(checkpoint, model, selection, batches)
+        del model  # two models need not be in memory
         with clock("export pruned"):
             pruned = load_model(checkpoint, task.name, replace(steps.load_options(config), device="cpu"))
             # Files name the checkpoint where it will be, not where it is being built.

@@ -6,7 +6,6 @@ goes where, and nothing of any stage's inside.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -77,11 +76,6 @@ def check(config: RunConfig, *, searches: bool = False) -> None:
         resolve_provider(name)
     benchmark_settings(config)
     if config.device == SPREAD:
-        if importlib.util.find_spec("accelerate") is None:
-            raise ConfigError(
-                "--device auto spreads the layers with accelerate, which is not installed.",
-                "Install it: pip install 'tapioca-export[big]'.",
-            )
         return
     try:
         torch.empty(0, device=config.device)
@@ -312,7 +306,7 @@ def measure(model: LoadedModel, probe: Probe, drop: Sequence[int]) -> Profile:
 
 
 def save_checkpoint(folder: Path, model: LoadedModel, selection: Selection, batches: Sequence[Any]) -> None:
-    """Drop the selected layers for good; write the checkpoint with its selection and model card.
+    """Write a checkpoint without the selected layers, with its selection and model card.
 
     Raises:
         UnsupportedModelError: If the checkpoint does not reload as the model that was measured.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import accelerate
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -17,7 +18,6 @@ from tapioca_export.models.surgery import refuse_dependent_layers
 from tapioca_export.profiling import Probe
 from tapioca_export.samples import Samples, read_samples
 
-accelerate = pytest.importorskip("accelerate")
 Tiny = Callable[[str], Path]
 Files = Callable[[str], dict[str, Path]]
 FAMILIES = ("bert", "llama")

@@ -22,8 +22,7 @@ from tapioca_export import RunConfig
 from tapioca_export.artifacts import Benchmark, Run, Selection, read
 from tapioca_export.cli import main
 from tapioca_export.errors import ConfigError, LoadError
-from tapioca_export.models import LoadedModel, load_model, skipping
-from tapioca_export.models.surgery import find_stack
+from tapioca_export.models import LoadedModel, find_stack, load_model, skipping
 from tapioca_export.profiling import Probe
 from tapioca_export.profiling.sharing import shares_context
 from tapioca_export.samples import MIN_ROWS, Row, Samples, load_roles

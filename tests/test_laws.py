@@ -34,7 +34,7 @@ def some_batches(model: LoadedModel, samples: Samples) -> list[Inputs]:
 def drop_by_hand(model: LoadedModel, layers: tuple[int, ...]) -> LoadedModel:
     """Return a deep copy without the layers: nothing but a shorter list and new indices."""
     other = copy.deepcopy(model)
-    parent, _, name = other.path.rpartition(".")
+    parent, _, name = other.place.path.rpartition(".")
     kept = [layer for i, layer in enumerate(other.stack) if i not in layers]
     for index, layer in enumerate(kept):
         for module in layer.modules():
@@ -177,7 +177,7 @@ def test_the_split_roles_of_one_file_never_share_a_row(model: LoadedModel, sampl
 
 
 def test_dropping_mends_config_and_indices(model: LoadedModel) -> None:
-    drop_layers(model, [0, 2] if model.network.config.model_type != "modernbert" else [1, 2])
+    model = drop_layers(model, [0, 2] if model.network.config.model_type != "modernbert" else [1, 2])
     config = model.network.config
     assert config.num_hidden_layers == len(model.stack) == NUM_LAYERS - 2
     if getattr(config, "layer_types", None) is not None:

@@ -9,19 +9,21 @@ from .loaded import SPREAD, LoadedModel, LoadOptions, to_tensors
 from .loading import infer_task, load_config, load_model, load_processor
 from .proof import reference_logits, save_pruned
 from .skipping import EndOfForward, StandIn, skipping, stand_ins, stream_of, with_stream
-from .surgery import LAYER_STACKS, check_layers, drop_layers, droppable_layers, find_stack
+from .stacks import Stack, find_stack, find_stacks
+from .surgery import check_layers, drop_layers, droppable_layers
 
 __all__ = [
-    "LAYER_STACKS",
     "SPREAD",
     "EndOfForward",
     "LoadOptions",
     "LoadedModel",
+    "Stack",
     "StandIn",
     "check_layers",
     "drop_layers",
     "droppable_layers",
     "find_stack",
+    "find_stacks",
     "infer_task",
     "load_config",
     "load_model",

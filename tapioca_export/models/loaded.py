@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..tasks import Batch, Inputs, Processor, Readings, Task
+from .stacks import Stack
 
 # The device that stands for all there are: accelerate spreads the layers over GPUs, memory and disk.
 SPREAD = "auto"
@@ -34,21 +35,20 @@ class LoadOptions:
 class LoadedModel:
     """A network in evaluation mode, with what encodes its inputs.
 
-    `path` is the dotted path of the layer stack; the network's state is never changed for good
-    except by `drop_layers`.
+    `place` says where its layers are. The network's state is never changed for good.
     """
 
     network: Any
     task: Task
     processor: Processor
     source: str
-    path: str
+    place: Stack
     trust_remote_code: bool = False
 
     @property
     def stack(self) -> nn.ModuleList:
         """The layers."""
-        stack = self.network.get_submodule(self.path)
+        stack = self.network.get_submodule(self.place.path)
         assert isinstance(stack, nn.ModuleList)
         return stack
 

@@ -13,7 +13,8 @@ from .. import polynomial  # registers the embedded example with transformers
 from ..errors import ConfigError, LoadError, first_line
 from ..tasks import TASKS, Processor, ProcessorOptions, Task
 from .loaded import SPREAD, LoadedModel, LoadOptions
-from .surgery import find_stack, refuse_dependent_layers
+from .stacks import find_stack
+from .surgery import refuse_dependent_layers
 
 
 def load_model(source: str | Path, task: str = "auto", options: LoadOptions | None = None) -> LoadedModel:

@@ -21,13 +21,13 @@ from .surgery import check_layers, drop_layers
 
 
 def save_pruned(model: LoadedModel, layers: Sequence[int], folder: Path, batches: Sequence[Inputs]) -> None:
-    """Drop layers, save the checkpoint, and prove that it is the model that was measured.
+    """Save a checkpoint without layers, and prove that it is the model that was measured.
 
     The proof: a fresh process loads the folder with the stock auto class and its logits on
     `batches` must equal, bit for bit, those of the model in memory with the layers skipped.
 
     Args:
-        model: The loaded model; afterwards it is on the CPU, and its layers are gone.
+        model: The loaded model; afterwards it is on the CPU.
         layers: Indices to drop; may be empty.
         folder: An existing folder to write to.
         batches: Encoded samples to compare on.
@@ -39,10 +39,10 @@ def save_pruned(model: LoadedModel, layers: Sequence[int], folder: Path, batches
     model.network.to("cpu")  # where the fresh process computes, bit for bit
     with skipping(model, check_layers(layers, model.num_layers)):
         expected = [reference_logits(model, batch) for batch in batches]
-    drop_layers(model, layers)
-    model.network.save_pretrained(folder)
-    model.processor.save(folder)
-    actual = reload_logits(folder, model, batches)
+    pruned = drop_layers(model, layers)
+    pruned.network.save_pretrained(folder)
+    pruned.processor.save(folder)
+    actual = reload_logits(folder, pruned, batches)
     for number, (one, other) in enumerate(zip(expected, actual, strict=True)):
         if not np.array_equal(one, other):
             difference = float(np.abs(one - other).max())

@@ -72,13 +72,13 @@ class StandIn(nn.Module):
 
 def stream_of(output: Any) -> torch.Tensor:
     """Return the residual stream (B, T, H) in a layer's output."""
-    stream: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    stream: torch.Tensor = output[0] if isinstance(output, (tuple, list)) else output
     return stream
 
 
 def with_stream(output: Any, stream: torch.Tensor) -> Any:
     """Return a layer's output with its residual stream replaced."""
-    return (stream, *output[1:]) if isinstance(output, tuple) else stream
+    return type(output)((stream, *output[1:])) if isinstance(output, (tuple, list)) else stream
 
 
 @contextmanager

@@ -1,61 +1,38 @@
-"""Layers: find the stack, tell which can go, drop them, make the config agree.
+"""Layers: tell which can go, and drop them.
 
-No class a family: the stack is the one `ModuleList` as long as the config says the model is deep.
+A pruned network is what its class builds from the mended config, with the weights that are kept: what
+a layer knows of its own place (its cache slot, its attention pattern) is then what a reload gives it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from torch import nn
 
 from ..errors import ConfigError, UnsupportedModelError
 from .loaded import LoadedModel
+from .stacks import build_empty, config_at, mended_config
 
-# Where the stack is not the one ModuleList of the config's depth: model type -> dotted path.
-LAYER_STACKS: dict[str, str] = {}
-# Config lists with one entry a layer. Named, not guessed: other lists may have the same length.
-PER_LAYER_FIELDS = ("layer_types", "mlp_layer_types", "no_rope_layers")
-# Config numbers that count layers from the bottom.
-COUNT_FROM_BOTTOM_FIELDS = ("max_window_layers",)
-# Attributes by which a block knows its own place (cache slot, attention pattern).
-INDEX_ATTRIBUTES = ("layer_idx", "layer_id", "layer_number")
-# Config switches under which a layer's computation depends on its original place.
-PLACE_DEPENDENT_SWITCHES = {
-    "scale_attn_by_inverse_layer_idx": "attention is scaled by the layer's index, which dropping changes"
+# Config switches under which layers are no blocks of their own.
+DEPENDENT_SWITCHES = {
+    "scale_attn_by_inverse_layer_idx": "attention is scaled by the layer's index, which dropping changes",
+    "num_kv_shared_layers": "the last layers use keys and values of layers below",
 }
-
-
-def find_stack(network: Any) -> str:
-    """Return the dotted path of the one list of layers.
-
-    Raises:
-        UnsupportedModelError: If no list has the config's depth, or several have.
-    """
-    config = network.config
-    if config.model_type in LAYER_STACKS:
-        return LAYER_STACKS[config.model_type]
-    if config.is_encoder_decoder:
-        raise UnsupportedModelError(
-            f"{config.model_type} has an encoder and a decoder; models with one layer stack are supported."
-        )
-    depth = getattr(config, "num_hidden_layers", None)
-    found = [
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == depth
-    ]
-    # A list inside a layer (experts, say) may be as long as the stack.
-    outermost = [n for n in found if not any(n.startswith(other + ".") for other in found)]
-    if len(outermost) != 1:
-        what = f"{len(outermost)} lists ({', '.join(outermost)})" if outermost else "no list"
-        reason = " Its layers share one set of weights." if config.model_type == "albert" else ""
-        raise UnsupportedModelError(
-            f"{config.model_type} has {what} of {depth} layers, so there is no unique layer stack.{reason}"
-        )
-    return str(outermost[0])
+# The same of whole model types; the proof of a checkpoint finds others, later.
+DEPENDENT_TYPES = {
+    "beam": "each layer adds up what all layers below it added to the stream",
+    "diffllama": "the difference that attention takes starts from a number of the layer's place",
+    "flaubert": "the parts of a layer stand in lists of their own",
+    "pegasus_x": "every second layer of the encoder shifts its blocks",
+    "squeezebert": "layers hand on dictionaries, not a residual stream",
+    "xlm": "the parts of a layer stand in lists of their own",
+}
+# Weights that only the lowest layer has, and all use: they move to the layer that is lowest then.
+OF_THE_LOWEST = ("relative_attention_bias.weight",)
+# What a network was given besides its config and weights: how it generates, how its weights were converted.
+CARRIED = ("generation_config", "_weight_conversions")
 
 
 def refuse_dependent_layers(model: LoadedModel) -> None:
@@ -64,9 +41,11 @@ def refuse_dependent_layers(model: LoadedModel) -> None:
     Raises:
         UnsupportedModelError: With the reason.
     """
-    config = model.network.config
-    for switch, reason in PLACE_DEPENDENT_SWITCHES.items():
-        if getattr(config, switch, False):
+    config = config_at(model.network.config, model.place.config)
+    if reason := DEPENDENT_TYPES.get(config.model_type):
+        raise UnsupportedModelError(f"{config.model_type} cannot lose layers: {reason}.")
+    for switch, reason in DEPENDENT_SWITCHES.items():
+        if vars(config).get(switch):
             raise UnsupportedModelError(f"{config.model_type} with {switch}: {reason}.")
     owner: dict[int, int] = {}
     for index, layer in enumerate(model.stack):
@@ -85,20 +64,18 @@ def droppable_layers(model: LoadedModel) -> tuple[int, ...]:
     A layer is held fast when the model type builds the layer at its place differently from the
     others (ModernBERT's first layer has no attention norm), so that none can move up.
     """
-    expected = _parameter_shapes(model.stack)
-    droppable = []
-    for layer in range(model.num_layers):
-        keep = [i for i in range(model.num_layers) if i != layer]
-        config = mended_config(model.network.config, keep)
-        with torch.device("meta"):
-            smaller = type(model.network)(config)
-        if keep and _parameter_shapes(smaller.get_submodule(model.path)) == [expected[i] for i in keep]:
-            droppable.append(layer)
-    return tuple(droppable)
+    layers = range(model.num_layers)
+    return tuple(layer for layer in layers if model.num_layers > 1 and _fits(model, [layer]))
 
 
-def _parameter_shapes(stack: Iterable[nn.Module]) -> list[dict[str, tuple[int, ...]]]:
-    return [{k: tuple(v.shape) for k, v in layer.state_dict().items()} for layer in stack]
+def _fits(model: LoadedModel, drop: Sequence[int]) -> bool:
+    keep = [i for i in range(model.num_layers) if i not in drop]
+    try:
+        smaller = build_empty(type(model.network), mended_config(model.network.config, model.place, keep))
+    except Exception:  # classes refuse configs with errors of any kind
+        return False
+    built = {name: value.shape for name, value in smaller.state_dict().items()}
+    return built == {name: value.shape for name, value in _kept(model, keep).items()}
 
 
 def check_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
@@ -121,45 +98,42 @@ def check_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
     return tuple(sorted(layers))
 
 
-def drop_layers(model: LoadedModel, layers: Sequence[int]) -> None:
-    """Remove layers for good: the list, the layers' own indices, the config.
+def drop_layers(model: LoadedModel, layers: Sequence[int]) -> LoadedModel:
+    """Return the model without layers; it shares its weights with the model given, which stays whole.
 
     Raises:
         ConfigError: If the layers do not exist or are all there are.
+        UnsupportedModelError: If the model's class cannot be built without them.
     """
     drop = check_layers(layers, model.num_layers)
     keep = [i for i in range(model.num_layers) if i not in drop]
-    stack = model.stack
-    kept = nn.ModuleList(stack[i] for i in keep).train(stack.training)
-    for new, old in enumerate(keep):
-        for module in stack[old].modules():
-            for attribute in INDEX_ATTRIBUTES:
-                if getattr(module, attribute, None) == old and not isinstance(
-                    getattr(module, attribute), bool
-                ):
-                    setattr(module, attribute, new)
-    mend_config(model.network.config, keep)
-    parent, _, name = model.path.rpartition(".")
-    setattr(model.network.get_submodule(parent), name, kept)
+    network = model.network
+    smaller = build_empty(type(network), mended_config(network.config, model.place, keep))
+    try:
+        smaller.load_state_dict(_kept(model, keep), assign=True)
+    except RuntimeError as error:
+        raise UnsupportedModelError(
+            f"{network.config.model_type} cannot do without layers {', '.join(map(str, drop))}: {error}"
+        ) from error
+    smaller.tie_weights()
+    for name in CARRIED:
+        if name in vars(network):
+            setattr(smaller, name, getattr(network, name))
+    for buffer in smaller.buffers():  # those that the network computes from its config are not there yet
+        buffer.data = buffer.data.to(model.device)
+    return replace(model, network=smaller.train(network.training))
 
 
-def mended_config(config: Any, keep: Sequence[int]) -> Any:
-    """Return a copy of the config that describes the model with only the layers `keep`."""
-    copy = type(config).from_dict(config.to_dict())
-    copy._attn_implementation = config._attn_implementation
-    mend_config(copy, keep)
-    return copy
-
-
-def mend_config(config: Any, keep: Sequence[int]) -> None:
-    """Make the config describe the model with only the layers `keep`, in place."""
-    num_layers = config.num_hidden_layers
-    for name in PER_LAYER_FIELDS:
-        value = getattr(config, name, None)
-        if isinstance(value, (list, tuple)) and len(value) == num_layers:
-            setattr(config, name, [value[i] for i in keep])
-    for name in COUNT_FROM_BOTTOM_FIELDS:
-        value = getattr(config, name, None)
-        if isinstance(value, int):
-            setattr(config, name, sum(layer < value for layer in keep))
-    config.num_hidden_layers = len(keep)  # transformers maps this to the family's own name
+def _kept(model: LoadedModel, keep: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Return the weights of the network with only the layers `keep`, under their new names."""
+    weights = dict(model.network.state_dict())
+    for path in (model.place.path, *model.place.beside):
+        layers: dict[int, dict[str, torch.Tensor]] = {}
+        for name in [name for name in weights if name.startswith(f"{path}.")]:
+            index, _, rest = name.removeprefix(f"{path}.").partition(".")
+            layers.setdefault(int(index), {})[rest] = weights.pop(name)
+        lowest = {n: w for n, w in layers.get(0, {}).items() if n.endswith(OF_THE_LOWEST)}
+        for new, old in enumerate(keep):
+            found = {**(lowest if new == 0 else {}), **layers.get(old, {})}
+            weights.update({f"{path}.{new}.{name}": weight for name, weight in found.items()})
+    return weights

@@ -1,0 +1,241 @@
+"""Layer stacks: where a network keeps its residual blocks, and which config says how many there are.
+
+No class a family: a stack is whatever list becomes one longer when the config says one layer more.
+What a config says of single layers is declared here, in one table; the proofs tell what is missing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..errors import UnsupportedModelError
+
+# Config numbers that count layers.
+DEPTH_FIELDS = (
+    "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers",
+    "num_decoder_layers", "num_encoder_layers", "depth",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One list of residual blocks.
+
+    Args:
+        name: "" where the network has one stack only, else such as "encoder", "decoder", "text".
+        path: Dotted path of the blocks.
+        beside: Dotted paths of other lists with one entry a block.
+        config: Dotted path of the config that counts the blocks, "" for the network's own.
+        field: Its number there.
+    """
+
+    name: str
+    path: str
+    beside: tuple[str, ...] = ()
+    config: str = ""
+    field: str = "num_hidden_layers"
+
+
+def find_stacks(network: Any) -> tuple[Stack, ...]:
+    """Return every stack of a network, found by building it with one layer more, without weights."""
+    before, stacks = _lists(network), []
+    for path, config in _configs(network.config):
+        for field in DEPTH_FIELDS:
+            depth = vars(config).get(field)
+            if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
+                continue
+            longer = mended_config(network.config, Stack("", "", (), path, field), [0, *range(depth)])
+            try:
+                after = _lists(build_empty(type(network), longer))
+            except (
+                ValueError,
+                TypeError,
+                KeyError,
+                IndexError,
+                AttributeError,
+                RuntimeError,
+                AssertionError,
+            ):
+                continue  # no number of layers, or one that must agree with another
+            grown = [name for name in before if len(after.get(name, ())) == len(before[name]) + 1]
+            # What is inside a block is the block's own.
+            grown = [name for name in grown if not any(name.startswith(f"{other}.") for other in grown)]
+            if grown:
+                largest = max(grown, key=lambda name: sum(p.numel() for p in before[name].parameters()))
+                beside = tuple(name for name in grown if name != largest)
+                stacks.append(Stack(_name(path, largest), largest, beside, path, field))
+    if len(stacks) == 1:
+        return (Stack("", *_without_name(stacks[0])),)
+    return tuple(stacks)
+
+
+def find_stack(network: Any) -> Stack:
+    """Return the only stack of a network.
+
+    Raises:
+        UnsupportedModelError: If there is none, or there are several.
+    """
+    found, model_type = find_stacks(network), network.config.model_type
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(f"{stack.name} ({stack.path})" for stack in found)
+        raise UnsupportedModelError(
+            f"{model_type} has several layer stacks: {names}; models with one stack are supported."
+        )
+    reason = " Its layers share one set of weights." if model_type == "albert" else ""
+    raise UnsupportedModelError(
+        f"{model_type} has no list of layers that its config counts, so there is no layer stack.{reason}"
+    )
+
+
+def build_empty(model_class: Any, config: Any) -> Any:
+    """Build a network that has shapes and no weights; what it computes from its config alone is there."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        return model_class(config)
+
+
+def _lists(network: nn.Module) -> dict[str, nn.ModuleList]:
+    return {name: part for name, part in network.named_modules() if isinstance(part, nn.ModuleList)}
+
+
+def _configs(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield a config and those inside it, with their dotted paths."""
+    yield path, config
+    for name in getattr(config, "sub_configs", {}) or {}:
+        if (inner := getattr(config, name, None)) is not None:
+            yield from _configs(inner, f"{path}.{name}" if path else name)
+
+
+def config_at(config: Any, path: str) -> Any:
+    """Return the config at a dotted path."""
+    for name in path.split(".") if path else ():
+        config = getattr(config, name)
+    return config
+
+
+def _name(config: str, path: str) -> str:
+    """Name a stack after its config, or after where it is."""
+    if config:
+        return config.rpartition(".")[2].removesuffix("_config")
+    return next((part for part in path.split(".") if part in ("encoder", "decoder")), path)
+
+
+def _without_name(stack: Stack) -> tuple[Any, ...]:
+    return stack.path, stack.beside, stack.config, stack.field
+
+
+# --- configs --------------------------------------------------------------------------------
+
+# How a value of a config that says something of single layers says it of those that are kept.
+Mend = Callable[[Any, Sequence[int], int], Any]
+
+
+def _sliced(value: Any, keep: Sequence[int], depth: int) -> Any:
+    """Keep the entries of a list with one a layer."""
+    if isinstance(value, (list, tuple)) and len(value) == depth:
+        return type(value)(value[i] for i in keep)
+    return value
+
+
+def _renumbered(value: Any, keep: Sequence[int], depth: int) -> Any:
+    """Give the layers that a list names their new numbers; those that are gone are no longer named."""
+    if isinstance(value, (list, tuple)):
+        named = {number % depth for number in value}
+        return type(value)(new for new, old in enumerate(keep) if old in named)
+    return value
+
+
+def _counted(value: Any, keep: Sequence[int], depth: int) -> Any:
+    """Count those of the lowest layers that are kept."""
+    return sum(layer < value for layer in keep) if isinstance(value, int) else value
+
+
+def _spelled_out(value: Any, keep: Sequence[int], depth: int) -> Any:
+    """Keep the entries of a list that is written as patterns with the times each is repeated."""
+    entries = [entry for pattern, times in value for entry in pattern * times]
+    return [[[entries[i] for i in keep], 1]]
+
+
+def _outputs(value: Any, keep: Sequence[int], depth: int) -> Any:
+    """Let the outputs of layers that are gone be those of the next below that are kept.
+
+    Raises:
+        UnsupportedModelError: If two outputs would be one, or one would be below all layers.
+    """
+    found = [sum(layer <= number % depth for layer in keep) - 1 for number in value]
+    if -1 in found or len(set(found)) < len(found):
+        raise UnsupportedModelError("Layers whose outputs are used apart cannot become one.")
+    return type(value)(found)
+
+
+# Named, not guessed: other lists may have the same length.
+PER_LAYER: dict[str, Mend] = {
+    # One entry a layer.
+    "attention_layers": _sliced,
+    "attention_window": _sliced,
+    "head_dim": _sliced,
+    "indexer_types": _sliced,
+    "intermediate_size": _sliced,
+    "layer_rope_theta": _sliced,
+    "layer_types": _sliced,
+    "layers_block_type": _sliced,
+    "mlp_layer_types": _sliced,
+    "no_rope_layers": _sliced,
+    "num_attention_heads": _sliced,
+    "num_key_value_heads": _sliced,
+    "attention_types": _spelled_out,
+    # Numbers of layers.
+    "attn_layer_indices": _renumbered,
+    "full_attn_idxs": _renumbered,
+    "fullatt_block_indexes": _renumbered,
+    "global_attn_indexes": _renumbered,
+    "mlp_only_layers": _renumbered,
+    "moe_layers": _renumbered,
+    "rope_scaling_layers": _renumbered,
+    "window_block_indices": _renumbered,
+    # So many from the bottom.
+    "first_k_dense_replace": _counted,
+    "max_window_layers": _counted,
+    "moe_layer_start_index": _counted,
+    "num_dense_layers": _counted,
+    # Layers whose outputs are used apart from the last one's.
+    "deepstack_visual_indexes": _outputs,
+}
+
+
+def mended_config(config: Any, stack: Stack, keep: Sequence[int]) -> Any:
+    """Return a copy of the config that describes the network with only the layers `keep` of a stack.
+
+    Raises:
+        UnsupportedModelError: If no config does.
+    """
+    whole = copy.deepcopy(config)
+    part = config_at(whole, stack.config)
+    depth = getattr(part, stack.field)
+    for name, mend in PER_LAYER.items():
+        if (value := vars(part).get(name)) is not None:
+            setattr(part, name, mend(value, keep, depth))
+    _mend_features(part, keep, depth)
+    setattr(part, stack.field, len(keep))
+    return whole
+
+
+def _mend_features(config: Any, keep: Sequence[int], depth: int) -> None:
+    """Mend what a backbone says of its feature maps: the input of the layers, then one map a layer."""
+    stages = vars(config).get("stage_names")
+    if not stages or len(stages) != depth + 1:
+        return
+    wanted = [stages.index(name) - 1 for name in vars(config)["_out_features"] or stages[-1:]]
+    inner = [number for number in wanted if number >= 0]
+    found = [0] * (len(wanted) - len(inner)) + [number + 1 for number in _outputs(inner, keep, depth)]
+    names = [stages[0], *(f"stage{number}" for number in range(1, len(keep) + 1))]
+    config.stage_names = names
+    config._out_indices, config._out_features = found, [names[number] for number in found]
