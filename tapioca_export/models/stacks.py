@@ -49,18 +49,11 @@ def find_stacks(network: Any) -> tuple[Stack, ...]:
             depth = vars(config).get(field)
             if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
                 continue
-            longer = mended_config(network.config, Stack("", "", (), path, field), [0, *range(depth)])
+            deeper = Stack("", "", (), path, field)
             try:
+                longer = mended_config(network.config, deeper, [0, *range(depth)])
                 after = _lists(build_empty(type(network), longer))
-            except (
-                ValueError,
-                TypeError,
-                KeyError,
-                IndexError,
-                AttributeError,
-                RuntimeError,
-                AssertionError,
-            ):
+            except Exception:  # classes refuse configs with errors of any kind
                 continue  # no number of layers, or one that must agree with another
             grown = [name for name in before if len(after.get(name, ())) == len(before[name]) + 1]
             # What is inside a block is the block's own.
@@ -148,7 +141,7 @@ def _sliced(value: Any, keep: Sequence[int], depth: int) -> Any:
 def _renumbered(value: Any, keep: Sequence[int], depth: int) -> Any:
     """Give the layers that a list names their new numbers; those that are gone are no longer named."""
     if isinstance(value, (list, tuple)):
-        named = {number % depth for number in value}
+        named = {number + depth if number < 0 else number for number in value}
         return type(value)(new for new, old in enumerate(keep) if old in named)
     return value
 
@@ -170,7 +163,9 @@ def _outputs(value: Any, keep: Sequence[int], depth: int) -> Any:
     Raises:
         UnsupportedModelError: If two outputs would be one, or one would be below all layers.
     """
-    found = [sum(layer <= number % depth for layer in keep) - 1 for number in value]
+    found = [
+        sum(layer <= (number % depth if number < 0 else number) for layer in keep) - 1 for number in value
+    ]
     if -1 in found or len(set(found)) < len(found):
         raise UnsupportedModelError("Layers whose outputs are used apart cannot become one.")
     return type(value)(found)
@@ -194,6 +189,7 @@ PER_LAYER: dict[str, Mend] = {
     "attention_types": _spelled_out,
     # Numbers of layers.
     "attn_layer_indices": _renumbered,
+    "cross_attention_layers": _renumbered,
     "full_attn_idxs": _renumbered,
     "fullatt_block_indexes": _renumbered,
     "global_attn_indexes": _renumbered,

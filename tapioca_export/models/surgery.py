@@ -24,7 +24,10 @@ DEPENDENT_SWITCHES = {
 DEPENDENT_TYPES = {
     "beam": "each layer adds up what all layers below it added to the stream",
     "diffllama": "the difference that attention takes starts from a number of the layer's place",
+    "esmc": "what a layer adds is scaled by the number of layers",
     "flaubert": "the parts of a layer stand in lists of their own",
+    "hy_v4": "layers attend to the tokens that layers below them chose",
+    "minicpm3": "what a layer adds is scaled by the number of layers",
     "pegasus_x": "every second layer of the encoder shifts its blocks",
     "squeezebert": "layers hand on dictionaries, not a residual stream",
     "xlm": "the parts of a layer stand in lists of their own",
