@@ -32,7 +32,7 @@ from tapioca_export.costing import (
     model_bytes,
     trace_bytes,
 )
-from tapioca_export.models import LoadedModel, StandIn
+from tapioca_export.models import LoadedModel, Stack, StandIn
 from tapioca_export.samples import Row, Samples
 from tapioca_export.selection import SelectionSettings, select_layers
 from tapioca_export.tasks import TASKS, Batch, Processor
@@ -111,7 +111,7 @@ class Size:
         with torch.device("meta"):
             network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
         processor = Processor(self.name, "last-token", 8192, tokenizer=Tokenizer())
-        return PaperModel(network, TASKS["multiple-choice"], processor, self.name, "model.layers")
+        return PaperModel(network, TASKS["multiple-choice"], processor, self.name, Stack("", "model.layers"))
 
     @cached_property
     def flops(self) -> Flops:

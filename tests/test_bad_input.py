@@ -309,7 +309,9 @@ def test_an_encoder_decoder_is_refused(files: dict[str, Path], tmp_path: Path, c
     )  # fmt: skip
     folder = save_model(tmp_path / "t5", "bert")
     T5ForSequenceClassification(config).save_pretrained(folder)
-    refused(call(*select(folder, files)), "encoder and a decoder")
+    refused(
+        call(*select(folder, files)), "several layer stacks: encoder (transformer.encoder.block), decoder"
+    )
 
 
 # --- options --------------------------------------------------------------------------------

@@ -6,12 +6,13 @@ a layer knows of its own place (its cache slot, its attention pattern) is then w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from ..errors import ConfigError, UnsupportedModelError
+from ..errors import ConfigError, UnsupportedModelError, first_line
 from .loaded import LoadedModel
 from .stacks import build_empty, config_at, mended_config
 
@@ -72,13 +73,38 @@ def droppable_layers(model: LoadedModel) -> tuple[int, ...]:
 
 
 def _fits(model: LoadedModel, drop: Sequence[int]) -> bool:
-    keep = [i for i in range(model.num_layers) if i not in drop]
     try:
-        smaller = build_empty(type(model.network), mended_config(model.network.config, model.place, keep))
-    except Exception:  # classes refuse configs with errors of any kind
+        smaller, weights = _smaller(model, drop)
+    except UnsupportedModelError:
         return False
-    built = {name: value.shape for name, value in smaller.state_dict().items()}
-    return built == {name: value.shape for name, value in _kept(model, keep).items()}
+    return not _differences(smaller, weights)
+
+
+def _smaller(model: LoadedModel, drop: Sequence[int]) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Build the network without layers, still empty; return it with the weights that are kept.
+
+    Raises:
+        UnsupportedModelError: If its class refuses.
+    """
+    keep = [i for i in range(model.num_layers) if i not in drop]
+    config = mended_config(model.network.config, model.place, keep)
+    try:
+        return build_empty(type(model.network), config), _kept(model, keep)
+    except Exception as error:  # classes refuse configs with errors of any kind
+        raise UnsupportedModelError(
+            f"{model.network.config.model_type} cannot be built without layers {_named(drop)}: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def _differences(network: Any, weights: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the names of weights that a network wants otherwise than they are, or not at all."""
+    wanted = {(name, value.shape) for name, value in network.state_dict().items()}
+    return sorted({name for name, _ in wanted ^ {(name, value.shape) for name, value in weights.items()}})
+
+
+def _named(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers))
 
 
 def check_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
@@ -106,18 +132,17 @@ def drop_layers(model: LoadedModel, layers: Sequence[int]) -> LoadedModel:
 
     Raises:
         ConfigError: If the layers do not exist or are all there are.
-        UnsupportedModelError: If the model's class cannot be built without them.
+        UnsupportedModelError: If the model's class cannot hold the layers that are left.
     """
-    drop = check_layers(layers, model.num_layers)
-    keep = [i for i in range(model.num_layers) if i not in drop]
-    network = model.network
-    smaller = build_empty(type(network), mended_config(network.config, model.place, keep))
-    try:
-        smaller.load_state_dict(_kept(model, keep), assign=True)
-    except RuntimeError as error:
+    network, drop = model.network, check_layers(layers, model.num_layers)
+    smaller, weights = _smaller(model, drop)
+    if names := _differences(smaller, weights):
         raise UnsupportedModelError(
-            f"{network.config.model_type} cannot do without layers {', '.join(map(str, drop))}: {error}"
-        ) from error
+            f"{network.config.model_type} cannot do without layers {_named(drop)}: "
+            f"where others take their place, its class has other weights ({names[0]}).",
+            "Drop others.",
+        )
+    smaller.load_state_dict(weights, assign=True)
     smaller.tie_weights()
     for name in CARRIED:
         if name in vars(network):
