@@ -72,7 +72,7 @@ class PaperModel(LoadedModel):
         """
         asked = batch.readings
         assert asked is not None
-        if isinstance(self.stack[0], StandIn):
+        if isinstance(self.layers[0], StandIn):
             tensors = {name: torch.from_numpy(array).to("meta") for name, array in batch.inputs.items()}
             states = self.network.model(**tensors, use_cache=False).last_hidden_state
             self.network.lm_head(states[:1, :1].expand(1, len(asked.rows), -1))

@@ -40,8 +40,7 @@ from tapioca_export.artifacts import Selection
 from tapioca_export.benchmarking import compare
 from tapioca_export.memory import give_back_free_memory, peak_resident_bytes
 from tapioca_export.models import LoadedModel, load_model, skipping
-from tapioca_export.profiling import Probe
-from tapioca_export.profiling.probe import division_on
+from tapioca_export.profiling import Probe, division_on
 from tapioca_export.provenance import environment
 from tapioca_export.samples import Samples, read_samples
 from tapioca_export.selection import SelectionSettings, select_layers
@@ -88,7 +87,8 @@ def plain_greedy(model: LoadedModel, samples: Samples, max_drop: int) -> Found:
     network gives the logits of all positions.
     """
     task = model.task
-    order = task.length_sorted(samples, model.processor, BATCH_SIZE, division=division_on(model.device))
+    division = division_on(model.device, torch.get_num_threads())
+    order = task.length_sorted(samples, model.processor, BATCH_SIZE, division=division)
     batches = [task.batch(samples, indices, model.processor) for indices in order]
     started, forwards, tokens = time.perf_counter(), 0, 0
 
@@ -380,13 +380,14 @@ def batches(asked: Asked) -> dict[str, Any]:
         seconds.append(min(_seconds(lambda inputs=inputs: model.logits(inputs)) for _ in range(7)))
     a_token, a_batch = np.polyfit([rows * tokens for rows, tokens in shapes], seconds, 1)
     samples = _read(model, files["id"], files["target"])["target"]
-    # Some rows of a race are no longer alike in length; full batches of all rows are larger than caches.
+    # Some rows of a race are no longer alike in length; all rows fill batches with more tokens than divided.
+    division = division_on(model.device, torch.get_num_threads())
     some = np.random.default_rng(0).permutation(len(samples))[:64]
     ratios = {}
     for name, rows in (("some", some), ("all", np.arange(len(samples)))):
         ratios[name] = []
         for _ in range(max(5, asked.repeats)):
-            divided, full = (_pass(model, samples, rows, one) for one in (division_on(model.device), None))
+            divided, full = (_pass(model, samples, rows, one) for one in (division, None))
             ratios[name].append(divided / full)
         click.echo(
             f"  {name} rows: divided batches take {statistics.median(ratios[name]):.2f} of the time of "
@@ -427,8 +428,8 @@ def profile(asked: Asked) -> dict[str, Any]:
     rows = _read(model, files["id"], files["target"])["target"]
     ratios = []
     for _ in range(max(5, asked.repeats)):
-        plain = _pass(model, rows, np.arange(len(rows)), division_on(model.device))
         probe = Probe(model, {"id": rows, "target": rows}, batch_size=BATCH_SIZE)
+        plain = _pass(model, rows, np.arange(len(rows)), probe.division)
         ratios.append(_seconds(lambda probe=probe: probe.profile("target")) / plain)
     click.echo(
         f"  profiling takes {statistics.median(ratios):.3f} of a plain forward "

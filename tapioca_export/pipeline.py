@@ -61,6 +61,7 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
             with clock("profile"):
                 profile = steps.measure(model, probe, selection.drop)
                 write(folder / "profile.json", profile)
+        del probe  # it holds the model, and where that was spread, what of it is not on the CPU
         rows = steps.parity_rows(roles)
         model = steps.on_cpu(config, model)
         with clock("export original"):
@@ -70,7 +71,7 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
             checkpoint = folder / "pruned" / "checkpoint"
             batches = [batch for _, batch in parity_batches(model, rows)]
             steps.save_checkpoint(checkpoint, model, selection, batches)
-        del model  # two models need not be in memory
+        del model  # nor need two models be in memory
         with clock("export pruned"):
             pruned = load_model(checkpoint, task.name, replace(steps.load_options(config), device="cpu"))
             # Files name the checkpoint where it will be, not where it is being built.

@@ -34,7 +34,7 @@ from .models import (
     load_processor,
     save_pruned,
 )
-from .profiling import MakeReplayer, Probe
+from .profiling import MakeReplayer, Probe, division_on
 from .samples import Samples, Side, check_exists, read_samples
 from .samples import load_roles as read_roles
 from .selection import CRITERIA, SEARCHES, SelectionSettings, select_layers
@@ -217,7 +217,7 @@ def probing(
     if journal is not None:
         ledger = Journal(journal, fingerprint(config, roles), len(rows), discard=config.overwrite)
     with nullcontext() if config.engine == "local" else _engine(config, model, rows) as engine:
-        yield Probe(
+        probe = Probe(
             model,
             samples,
             select_on=config.select_on,
@@ -226,12 +226,20 @@ def probing(
             ledger=ledger,
             engine=engine,
         )
+        probe.division = division_on(model.device, _worker_threads(config))
+        yield probe
+
+
+def _worker_threads(config: RunConfig) -> int:
+    """Return PyTorch's threads of each worker; workers share those of this process."""
+    num_workers = 1 if config.engine == "local" else config.num_workers
+    return max(1, torch.get_num_threads() // num_workers)
 
 
 def _engine(config: RunConfig, model: LoadedModel, rows: Samples) -> Engine:
     """Return the engine asked for; each worker loads the model for itself."""
-    threads = max(1, torch.get_num_threads() // config.num_workers)
-    make = MakeReplayer(model.source, model.task.name, load_options(config), rows, threads)
+    options, threads = load_options(config), _worker_threads(config)
+    make = MakeReplayer(model.source, model.task.name, options, rows, threads)
     return open_engine(config.engine, make, EngineSettings(config.num_workers, config.ray_address))
 
 
@@ -261,7 +269,6 @@ def plan(config: RunConfig, model: LoadedModel, roles: Mapping[str, Samples]) ->
     is_race = config.search in ("greedy", "racing") and not config.full_scores
     in_full = replace(unhurried, full_scores=True, search="greedy") if is_race else unhurried
     num_workers = 1 if config.engine == "local" else config.num_workers
-    threads = max(1, torch.get_num_threads() // num_workers)
     settings = PlanSettings(
         select_on=config.select_on,
         batch_size=config.eval_batch_size,
@@ -276,7 +283,7 @@ def plan(config: RunConfig, model: LoadedModel, roles: Mapping[str, Samples]) ->
     def search(probe: Any, full: bool) -> Selection:
         return choose(in_full if full else unhurried, model, probe, roles)
 
-    with using_threads(replace(config, num_threads=threads)):
+    with using_threads(replace(config, num_threads=_worker_threads(config))):
         return predict(model, samples, search, settings)
 
 

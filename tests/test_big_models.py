@@ -26,7 +26,7 @@ FAMILIES = ("bert", "llama")
 def on_disk(model: LoadedModel, folder: Path) -> LoadedModel:
     """Keep every weight on disk until its module runs, as accelerate does with what fits nowhere."""
     accelerate.disk_offload(model.network, folder, execution_device="cpu")
-    assert all(parameter.is_meta for parameter in model.stack.parameters())
+    assert all(parameter.is_meta for parameter in model.layers.parameters())
     return model
 
 

@@ -311,7 +311,7 @@ def test_a_profile_reads_the_last_token_of_each_context() -> None:
     model = make_model("llama")
     samples = samples_of(model, choice_records(12))
     stream: list[torch.Tensor] = []
-    hook = model.stack[-1].register_forward_hook(lambda _, __, output: stream.append(output))
+    hook = model.layers[-1].register_forward_hook(lambda _, __, output: stream.append(output))
     for row in samples.rows:
         model.logits({"input_ids": np.asarray([row.features["context"]])})
     hook.remove()

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from conftest import THREE_FAMILIES, make_decoder, make_tokenizer, save_model, text_records, write_jsonl
 
-from tapioca_export import artifacts, commands, costing
+from tapioca_export import artifacts, commands, costing, steps
 from tapioca_export.cli import main
 from tapioca_export.config import RunConfig
-from tapioca_export.costing import Calibration, Item, calibrating
+from tapioca_export.costing import Calibration, Item, calibrating, predicting
 from tapioca_export.errors import ConfigError, SelectionError, TapiocaError
 from tapioca_export.models import load_model
+from tapioca_export.profiling import probe as probe_module
 from tapioca_export.reporting import render_plan
 from tapioca_export.reporting.planning import TIMES, scaled
 from tapioca_export.samples import read_samples
@@ -321,6 +324,52 @@ def test_the_advice_follows_from_the_memory(
     peak: int, available: int, device: str, workers: int, said: str
 ) -> None:
     assert said in costing.advise(peak, available, device, workers)
+
+
+# --- batches --------------------------------------------------------------------------------
+
+
+def test_a_plan_is_made_on_the_batches_that_workers_will_get(
+    config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe_module, "THREAD_TOKENS", 16)
+    monkeypatch.setattr(steps, "_engine", lambda config, model, rows: nullcontext(None))  # no Ray is needed
+    planned: list[list[list[int]]] = []
+
+    def calibrate(*arguments: Any) -> Calibration:
+        planned.append([batch.tolist() for batch in arguments[3]])
+        return calibrating.calibrate(*arguments)
+
+    monkeypatch.setattr(predicting, "calibrate", calibrate)
+    asked = config("bert", eval_batch_size=32, engine="ray", num_workers=2, num_threads=4)
+    commands.plan(asked)
+    model = load_model(asked.model)
+    roles = steps.load_roles(asked, model.task, model.processor)
+    with steps.using_threads(asked), steps.probing(asked, model, roles) as probe:
+        rows = roles["target-select"]
+        batches = probe.length_sorted(rows)
+    assert planned == [[batch.tolist() for batch in batches]]
+    lengths = np.asarray(model.task.lengths(rows.rows, model.processor))
+    tokens = [len(batch) * lengths[batch].max() for batch in batches if len(batch) > 1]
+    assert 16 < max(tokens) <= 2 * 16  # four threads are two a worker
+
+
+def test_a_calibration_gives_back_what_each_batch_took(
+    tiny: Tiny, sample_files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(tiny("bert"))
+    rows = read_samples(sample_files("bert")["id"], model.task.rows({}, model.processor), role="id-select")
+    lengths = model.task.lengths(rows.rows, model.processor)
+    batches = model.task.length_sorted(rows, model.processor, 8)
+    given: list[int] = []
+    timed: list[np.ndarray] = []
+    run = calibrating._parts
+    monkeypatch.setattr(calibrating, "give_back_free_memory", lambda: given.append(len(timed)))
+    monkeypatch.setattr(calibrating, "_parts", lambda r, rows, m: timed.append(rows) or run(r, rows, m))
+    calibrating.calibrate(model, rows, model.processor, batches)
+    assert given == list(range(1, len(timed) + 1))
+    sizes = [len(batch) * max(lengths[row] for row in batch) for batch in batches]
+    assert max(len(batch) * max(lengths[row] for row in batch) for batch in timed) == max(sizes)
 
 
 # --- docs/scale.md --------------------------------------------------------------------------

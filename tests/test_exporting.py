@@ -60,7 +60,7 @@ def test_the_pruned_onnx_file_holds_exactly_the_kept_weights(
     tiny: Tiny, sample_files: Files, tmp_path: Path, family: str
 ) -> None:
     model, rows = load_with_rows(tiny, sample_files, family)
-    layer = sum(p.numel() for p in model.stack[0].parameters() if p.dim() > 1)
+    layer = sum(p.numel() for p in model.layers[0].parameters() if p.dim() > 1)
     sizes = []
     for drop in ((), (1, 3)):
         model = drop_layers(model, drop)

@@ -34,8 +34,8 @@ def some_batches(model: LoadedModel, samples: Samples) -> list[Inputs]:
 def drop_by_hand(model: LoadedModel, layers: tuple[int, ...]) -> LoadedModel:
     """Return a deep copy without the layers: nothing but a shorter list and new indices."""
     other = copy.deepcopy(model)
-    parent, _, name = other.place.path.rpartition(".")
-    kept = [layer for i, layer in enumerate(other.stack) if i not in layers]
+    parent, _, name = other.stack.path.rpartition(".")
+    kept = [layer for i, layer in enumerate(other.layers) if i not in layers]
     for index, layer in enumerate(kept):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
@@ -86,12 +86,12 @@ def test_skipping_equals_dropping_to_the_bit(
 
 
 def test_the_network_is_left_as_it_was_found(model: LoadedModel, rows: Samples) -> None:
-    layers, batch = list(model.stack), some_batches(model, rows)[0]
+    layers, batch = list(model.layers), some_batches(model, rows)[0]
     plain = model.logits(batch)
     with pytest.raises(RuntimeError), skipping(model, [1]):
         raise RuntimeError
     Probe(model, {"id": rows, "target": rows}).metrics((), [1, 2])
-    assert all(one is other for one, other in zip(model.stack, layers, strict=True))
+    assert all(one is other for one, other in zip(model.layers, layers, strict=True))
     assert np.array_equal(model.logits(batch), plain)
 
 
@@ -103,13 +103,17 @@ def test_on_a_cpu_batches_are_divided_where_padding_costs_more(
     path.write_text("\n".join(json.dumps({"text": text, "label": i % 2}) for i, text in enumerate(texts)))
     model = load_model(tiny("bert"))
     rows = load_rows(model, path)
-    probe = Probe(model, {"id": rows, "target": rows}, batch_size=6)
-    assert [sorted(batch) for batch in probe.length_sorted(rows)] == [[0, 1, 3, 5], [2, 4]]
+
+    def batches() -> list[list[int]]:
+        probe = Probe(model, {"id": rows, "target": rows}, batch_size=6)
+        return [sorted(batch.tolist()) for batch in probe.length_sorted(rows)]
+
+    assert batches() == [[0, 1, 3, 5], [2, 4]]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr("tapioca_export.profiling.probe.THREAD_TOKENS", 60)
-    assert [sorted(batch) for batch in probe.length_sorted(rows)] == [[0, 1, 3, 5], [2], [4]]
+    assert batches() == [[0, 1, 3, 5], [2], [4]]
     monkeypatch.setattr(type(model), "device", torch.device("cuda"))
-    assert [sorted(batch) for batch in probe.length_sorted(rows)] == [[0, 1, 2, 3, 4, 5]]
+    assert batches() == [[0, 1, 2, 3, 4, 5]]
 
 
 @pytest.mark.parametrize("dropped", [(), (2,)])
@@ -156,7 +160,7 @@ def test_identical_samples_show_no_deviation(model: LoadedModel, rows: Samples) 
 
 def test_a_profile_reads_boundaries_and_not_the_final_norm(model: LoadedModel, rows: Samples) -> None:
     stream: list[torch.Tensor] = []
-    hook = model.stack[-1].register_forward_hook(
+    hook = model.layers[-1].register_forward_hook(
         lambda _, __, output: stream.append(output[0] if isinstance(output, tuple) else output)
     )
     total = 0.0
@@ -179,9 +183,9 @@ def test_the_split_roles_of_one_file_never_share_a_row(model: LoadedModel, sampl
 def test_dropping_mends_config_and_indices(model: LoadedModel) -> None:
     model = drop_layers(model, [0, 2] if model.network.config.model_type != "modernbert" else [1, 2])
     config = model.network.config
-    assert config.num_hidden_layers == len(model.stack) == NUM_LAYERS - 2
+    assert config.num_hidden_layers == len(model.layers) == NUM_LAYERS - 2
     if getattr(config, "layer_types", None) is not None:
         assert len(config.layer_types) == NUM_LAYERS - 2
-    for index, layer in enumerate(model.stack):
+    for index, layer in enumerate(model.layers):
         for module in layer.modules():
             assert getattr(module, "layer_idx", index) == index

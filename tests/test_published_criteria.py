@@ -91,7 +91,7 @@ def by_hand(model: LoadedModel, samples: Samples) -> list[float]:
     labels = torch.from_numpy(samples.labels)
     losses = (logits - labels).square() if labels.dim() == 2 else -logits.log_softmax(-1)[range(64), labels]
     scores = []
-    for layer in other.stack:
+    for layer in other.layers:
         weights = [p for name, p in layer.named_parameters() if not name.endswith("bias")]
         gradients = torch.autograd.grad(losses.mean(), weights, retain_graph=True)
         scores.append(
@@ -109,8 +109,8 @@ def test_magnitudes_are_the_absolute_sums_of_what_a_file_holds_but_biases(
     stored = load_file(tmp_path / "model.safetensors")
     expected = [0.0] * NUM_LAYERS
     for name, values in stored.items():
-        if name.startswith(model.place.path) and not name.endswith(".bias"):
-            layer = int(name.removeprefix(f"{model.place.path}.").split(".")[0])
+        if name.startswith(model.stack.path) and not name.endswith(".bias"):
+            layer = int(name.removeprefix(f"{model.stack.path}.").split(".")[0])
             expected[layer] += float(np.abs(values.astype(np.float64)).sum())
     assert magnitudes(model) == pytest.approx(expected, rel=1e-12)
 
@@ -118,7 +118,7 @@ def test_magnitudes_are_the_absolute_sums_of_what_a_file_holds_but_biases(
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_a_layer_of_zero_weights_is_the_first_to_go_by_magnitude(tiny: Tiny, family: str) -> None:
     model = load_model(tiny(family))
-    for parameter in model.stack[2].parameters():
+    for parameter in model.layers[2].parameters():
         parameter.data.zero_()
     assert magnitudes(model)[2] == 0
     assert order(FakeProbe(magnitudes(model)), "magnitude", max_drop_layers=1) == [2]
@@ -138,8 +138,8 @@ def test_sensitivities_equal_one_full_batch_by_hand_at_any_batch_size(
 
 def test_the_loss_is_sensitive_to_no_weight_of_an_identity(tiny: Tiny, sample_files: Files) -> None:
     model = load_model(tiny("llama"))
-    model.stack[1].self_attn.o_proj.weight.data.zero_()
-    model.stack[1].mlp.down_proj.weight.data.zero_()
+    model.layers[1].self_attn.o_proj.weight.data.zero_()
+    model.layers[1].mlp.down_proj.weight.data.zero_()
     found = sensitivities(model, read_rows(model, sample_files), 16)
     assert found[1] == 0 < min(found[:1] + found[2:])
     assert order(FakeProbe(found, is_labelled=True), "taylor", max_drop_layers=1) == [1]
@@ -159,7 +159,7 @@ def test_measuring_leaves_gradients_switches_and_config_as_they_were(
     config = model.network.config.to_dict()
     with torch.no_grad():
         if breaks:
-            model.stack[2].register_full_backward_hook(lambda *_: pytest.fail("stop here"))
+            model.layers[2].register_full_backward_hook(lambda *_: pytest.fail("stop here"))
         with pytest.raises(pytest.fail.Exception) if breaks else nullcontext():
             sensitivities(model, samples, 16)
         assert not torch.is_grad_enabled()
@@ -175,7 +175,7 @@ def test_gradients_are_held_for_the_layers_only(tiny: Tiny, sample_files: Files)
     for name, parameter in model.network.named_parameters():
         parameter.register_post_accumulate_grad_hook(lambda _, name=name: seen.add(name))
     sensitivities(model, read_rows(model, sample_files), 64)
-    assert seen == {f"{model.place.path}.{name}" for name, _ in model.stack.named_parameters()}
+    assert seen == {f"{model.stack.path}.{name}" for name, _ in model.layers.named_parameters()}
 
 
 def test_the_angular_distance_of_equal_orthogonal_and_opposite_states_is_0_a_half_and_1() -> None:

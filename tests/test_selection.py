@@ -274,7 +274,7 @@ def test_block_influence_finds_the_planted_identity_first(
     tiny: Callable[[str], Path], sample_files: Callable[[str], dict[str, Path]]
 ) -> None:
     model = load_model(tiny("llama"))
-    planted = model.stack[2]
+    planted = model.layers[2]
     for projection in (planted.self_attn.o_proj, planted.mlp.down_proj):
         projection.weight.data.zero_()
     rows = read_samples(sample_files("llama")["id"], model.task.rows({}, model.processor), role="id")
@@ -289,7 +289,7 @@ def test_dropping_an_identity_removes_no_deviation(
     tiny: Callable[[str], Path], sample_files: Callable[[str], dict[str, Path]]
 ) -> None:
     model = load_model(tiny("llama"))
-    for projection in (model.stack[2].self_attn.o_proj, model.stack[2].mlp.down_proj):
+    for projection in (model.layers[2].self_attn.o_proj, model.layers[2].mlp.down_proj):
         projection.weight.data.zero_()
     reader = model.task.rows({}, model.processor)
     rows = {name: read_samples(path, reader, role=name) for name, path in sample_files("llama").items()}

@@ -264,6 +264,10 @@ def test_batches_are_divided_where_that_costs_least(batch_cost: int, batch_token
         assert cost(found) == min(map(cost, others)) < math.inf
 
 
+def test_rows_without_tokens_have_a_batch_too() -> None:
+    assert cheapest_starts(np.asarray([0, 0, 3]), 2, Division(0, 10)) == [0, 2]
+
+
 def test_a_division_into_batches_holds_every_row_once() -> None:
     samples, division = samples_of(TEXTS, list(text_records(30, 0)), TEXT), Division(2, 1000)
     batches = TEXTS.length_sorted(samples, TEXT, 7, np.arange(3, 30), division)

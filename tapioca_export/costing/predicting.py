@@ -26,9 +26,6 @@ from ..samples import Samples
 from .calibrating import Calibration, Clock, Flops, calibrate, count_flops
 from .rehearsing import CASES, Case, Rehearsal
 
-# On a CPU, recorded states pin gaps in the heap that a layer's larger ones do not fit into: 0 to 0.7 of the
-# states more, from run to run of one and the same search (benchmarks/cost.py, glibc). This is the middle.
-GAPS = 0.35
 # Of a device's memory, what a plan takes to be there for the process.
 USABLE = 0.9
 
@@ -96,7 +93,6 @@ def predict(
     weights = model_bytes(model)
     trace = trace_bytes(model, sequences, tokens)
     peak = peak_memory_bytes(model.device) + _known_bytes(rehearsals[1])
-    peak += int(GAPS * trace) if model.device.type == "cpu" else 0
     costs = [found.cost for found in (least, most) if found.cost is not None]
     if settings.is_statistical:  # which rows it draws is chance: sure is the original alone
         rehearsals[0] = rehearse("least")

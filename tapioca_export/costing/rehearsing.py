@@ -164,7 +164,7 @@ class Rehearsal:
         shortest = task.length_sorted(rows, self.probe.processor, 1)[0]
         with torch.no_grad(), stand_ins(self.model, kinds):
             self.model.answers(task.batch(rows, shortest, self.probe.processor))
-        return tuple(int(not kinds[type(layer)]) for layer in self.model.stack)
+        return tuple(int(not kinds[type(layer)]) for layer in self.model.layers)
 
     def work(self, shape: tuple[int, int], work: Work, *, whole: bool = False) -> Item:
         """Return what one batch costs: a pass that records, and each candidate's layers above it."""

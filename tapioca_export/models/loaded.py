@@ -35,27 +35,27 @@ class LoadOptions:
 class LoadedModel:
     """A network in evaluation mode, with what encodes its inputs.
 
-    `place` says where its layers are. The network's state is never changed for good.
+    `stack` says where its layers are. The network's state is never changed for good.
     """
 
     network: Any
     task: Task
     processor: Processor
     source: str
-    place: Stack
+    stack: Stack
     trust_remote_code: bool = False
 
     @property
-    def stack(self) -> nn.ModuleList:
-        """The layers."""
-        stack = self.network.get_submodule(self.place.path)
-        assert isinstance(stack, nn.ModuleList)
-        return stack
+    def layers(self) -> nn.ModuleList:
+        """The layers, in the network's own list."""
+        layers = self.network.get_submodule(self.stack.path)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
 
     @property
     def num_layers(self) -> int:
         """Count the layers."""
-        return len(self.stack)
+        return len(self.layers)
 
     @property
     def device(self) -> torch.device:

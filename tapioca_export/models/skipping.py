@@ -34,7 +34,7 @@ class StandIn(nn.Module):
         super().__init__()
         # Not registered as a submodule, so that names and parameters of the network stay as they are.
         self.__dict__["layer"] = layer
-        self.kinds = kinds  # by class of layer: does it return a tensor, or a tuple
+        self.kinds = kinds  # by class of layer: does it return a tensor, or more than that
         self.answer: Any = None
         self.skips = False
         self.ends = False
@@ -78,7 +78,9 @@ def stream_of(output: Any) -> torch.Tensor:
 
 def with_stream(output: Any, stream: torch.Tensor) -> Any:
     """Return a layer's output with its residual stream replaced."""
-    return type(output)((stream, *output[1:])) if isinstance(output, (tuple, list)) else stream
+    if isinstance(output, list):
+        return [stream, *output[1:]]
+    return (stream, *output[1:]) if isinstance(output, tuple) else stream
 
 
 @contextmanager
@@ -88,16 +90,16 @@ def stand_ins(model: LoadedModel, kinds: dict[type, bool] | None = None) -> Iter
     `kinds` remembers from one block to the next which layers return tensors.
     """
     kinds = {} if kinds is None else kinds
-    stack = model.stack
-    layers = list(stack)
+    places = model.layers
+    layers = list(places)
     replacements = [StandIn(layer, kinds).eval() for layer in layers]
     try:
         for index, replacement in enumerate(replacements):
-            stack[index] = replacement
+            places[index] = replacement
         yield replacements
     finally:
         for index, layer in enumerate(layers):
-            stack[index] = layer
+            places[index] = layer
 
 
 @contextmanager

@@ -1,36 +1,51 @@
-"""Layer stacks: where a network keeps its residual blocks, and which config says how many there are.
+"""Layer stacks: where a network keeps its layers, and what configs say of them.
 
 No class a family: a stack is whatever list becomes one longer when the config says one layer more.
-What a config says of single layers is declared here, in one table; the proofs tell what is missing.
+What a config says of single layers is declared in `PER_LAYER`; the proofs tell what is missing.
+Knows nothing about weights, nor which layers are worth keeping.
 """
 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from ..errors import UnsupportedModelError
+from ..errors import UnsupportedModelError, first_line
 
 # Config numbers that count layers.
 DEPTH_FIELDS = (
     "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers",
     "num_decoder_layers", "num_encoder_layers", "depth",
 )  # fmt: skip
+# Types whose layers are not blocks of their own; the proof of a checkpoint finds others, later.
+DEPENDENT_TYPES = {
+    "albert": "its layers share one set of weights",
+    "beam": "each layer adds up what all layers below it added to the stream",
+    "diffllama": "the difference that attention takes starts from a number of the layer's place",
+    "esmc": "what a layer adds is scaled by the number of layers",
+    "flaubert": "the parts of a layer stand in lists of their own",
+    "hy_v4": "layers attend to the tokens that layers below them chose",
+    "minicpm3": "what a layer adds is scaled by the number of layers",
+    "pegasus_x": "every second layer of the encoder shifts its blocks",
+    "squeezebert": "layers hand on dictionaries, not a residual stream",
+    "xlm": "the parts of a layer stand in lists of their own",
+}
 
 
 @dataclass(frozen=True)
 class Stack:
-    """One list of residual blocks.
+    """One list of layers (residual blocks).
 
     Args:
         name: "" where the network has one stack only, else such as "encoder", "decoder", "text".
-        path: Dotted path of the blocks.
-        beside: Dotted paths of other lists with one entry a block.
-        config: Dotted path of the config that counts the blocks, "" for the network's own.
+        path: Dotted path of the layers.
+        beside: Dotted paths of other lists with one entry a layer.
+        config: Dotted path of the config that counts the layers, "" for the network's own.
         field: Its number there.
     """
 
@@ -43,56 +58,82 @@ class Stack:
 
 def find_stacks(network: Any) -> tuple[Stack, ...]:
     """Return every stack of a network, found by building it with one layer more, without weights."""
-    before, stacks = _lists(network), []
-    for path, config in _configs(network.config):
-        for field in DEPTH_FIELDS:
-            depth = vars(config).get(field)
-            if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
-                continue
-            deeper = Stack("", "", (), path, field)
-            try:
-                longer = mended_config(network.config, deeper, [0, *range(depth)])
-                after = _lists(build_empty(type(network), longer))
-            except Exception:  # classes refuse configs with errors of any kind
-                continue  # no number of layers, or one that must agree with another
-            grown = [name for name in before if len(after.get(name, ())) == len(before[name]) + 1]
-            # What is inside a block is the block's own.
-            grown = [name for name in grown if not any(name.startswith(f"{other}.") for other in grown)]
-            if grown:
-                largest = max(grown, key=lambda name: sum(p.numel() for p in before[name].parameters()))
-                beside = tuple(name for name in grown if name != largest)
-                stacks.append(Stack(_name(path, largest), largest, beside, path, field))
-    if len(stacks) == 1:
-        return (Stack("", *_without_name(stacks[0])),)
-    return tuple(stacks)
+    found = [stack for stack in _counted_lists(network) if isinstance(stack, Stack)]
+    if len(found) == 1:
+        return (replace(found[0], name=""),)
+    names = Counter(stack.name for stack in found)
+    return tuple(stack if names[stack.name] == 1 else replace(stack, name=stack.path) for stack in found)
 
 
 def find_stack(network: Any) -> Stack:
     """Return the only stack of a network.
 
     Raises:
-        UnsupportedModelError: If there is none, or there are several.
+        UnsupportedModelError: If there is none, or there are several, or one cannot be told.
     """
-    found, model_type = find_stacks(network), network.config.model_type
-    if len(found) == 1:
-        return found[0]
-    if found:
+    model_type = network.config.model_type
+    refuse_dependent_type(model_type)
+    found = find_stacks(network)
+    if len(found) > 1:
         names = ", ".join(f"{stack.name} ({stack.path})" for stack in found)
         raise UnsupportedModelError(
             f"{model_type} has several layer stacks: {names}; models with one stack are supported."
         )
-    reason = " Its layers share one set of weights." if model_type == "albert" else ""
-    raise UnsupportedModelError(
-        f"{model_type} has no list of layers that its config counts, so there is no layer stack.{reason}"
-    )
+    if found and not network.config.is_encoder_decoder:
+        return found[0]
+    what = "an encoder and a decoder" if found else "no list of layers that its config counts"
+    refused = [error.message for error in _counted_lists(network) if isinstance(error, Exception)]
+    raise UnsupportedModelError(" ".join([f"{model_type} has {what}: no unique layer stack.", *refused[:1]]))
+
+
+def refuse_dependent_type(model_type: str) -> None:
+    """Refuse a model type whose layers are not blocks of their own.
+
+    Raises:
+        UnsupportedModelError: With the reason.
+    """
+    if reason := DEPENDENT_TYPES.get(model_type):
+        raise UnsupportedModelError(f"{model_type} cannot lose layers: {reason}.")
+
+
+def _counted_lists(network: Any) -> Iterator[Stack | UnsupportedModelError]:
+    """Yield, for each number of a config that may count layers, what it counts, or why that is not known."""
+    before = _lists(network)
+    for path, config in _configs(network.config):
+        for field in DEPTH_FIELDS:
+            depth = vars(config).get(field)
+            if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
+                continue
+            try:
+                longer = mended_config(network.config, Stack("", "", (), path, field), [0, *range(depth)])
+                after = _lists(build_empty(type(network), longer))
+            except UnsupportedModelError as error:
+                yield error
+                continue
+            grown = [name for name in before if len(after.get(name, ())) == len(before[name]) + 1]
+            # What is inside a layer is the layer's own.
+            grown = [name for name in grown if not any(name.startswith(f"{other}.") for other in grown)]
+            if grown:
+                largest = max(grown, key=lambda name: sum(p.numel() for p in before[name].parameters()))
+                beside = tuple(name for name in grown if name != largest)
+                yield Stack(_name(path, largest), largest, beside, path, field)
 
 
 def build_empty(model_class: Any, config: Any) -> Any:
-    """Build a network that has shapes and no weights; what it computes from its config alone is there."""
+    """Build a network that has shapes and no weights; what it computes from its config alone is there.
+
+    Raises:
+        UnsupportedModelError: If its class refuses the config.
+    """
     from accelerate import init_empty_weights
 
-    with init_empty_weights(include_buffers=False):
-        return model_class(config)
+    try:
+        with init_empty_weights(include_buffers=False):
+            return model_class(config)
+    except Exception as error:  # classes, foreign ones too, refuse configs with errors of any kind
+        raise UnsupportedModelError(
+            f"{config.model_type} cannot be built at another depth: {first_line(error)}"
+        ) from error
 
 
 def _lists(network: nn.Module) -> dict[str, nn.ModuleList]:
@@ -119,10 +160,6 @@ def _name(config: str, path: str) -> str:
     if config:
         return config.rpartition(".")[2].removesuffix("_config")
     return next((part for part in path.split(".") if part in ("encoder", "decoder")), path)
-
-
-def _without_name(stack: Stack) -> tuple[Any, ...]:
-    return stack.path, stack.beside, stack.config, stack.field
 
 
 # --- configs --------------------------------------------------------------------------------
@@ -229,7 +266,7 @@ def _mend_features(config: Any, keep: Sequence[int], depth: int) -> None:
     stages = vars(config).get("stage_names")
     if not stages or len(stages) != depth + 1:
         return
-    wanted = [stages.index(name) - 1 for name in vars(config)["_out_features"] or stages[-1:]]
+    wanted = [stages.index(name) - 1 for name in vars(config).get("_out_features") or stages[-1:]]
     inner = [number for number in wanted if number >= 0]
     found = [0] * (len(wanted) - len(inner)) + [number + 1 for number in _outputs(inner, keep, depth)]
     names = [stages[0], *(f"stage{number}" for number in range(1, len(keep) + 1))]

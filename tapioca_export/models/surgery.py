@@ -12,26 +12,14 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigError, UnsupportedModelError, first_line
+from ..errors import ConfigError, UnsupportedModelError
 from .loaded import LoadedModel
-from .stacks import build_empty, config_at, mended_config
+from .stacks import build_empty, config_at, mended_config, refuse_dependent_type
 
 # Config switches under which layers are no blocks of their own.
 DEPENDENT_SWITCHES = {
     "scale_attn_by_inverse_layer_idx": "attention is scaled by the layer's index, which dropping changes",
     "num_kv_shared_layers": "the last layers use keys and values of layers below",
-}
-# The same of whole model types; the proof of a checkpoint finds others, later.
-DEPENDENT_TYPES = {
-    "beam": "each layer adds up what all layers below it added to the stream",
-    "diffllama": "the difference that attention takes starts from a number of the layer's place",
-    "esmc": "what a layer adds is scaled by the number of layers",
-    "flaubert": "the parts of a layer stand in lists of their own",
-    "hy_v4": "layers attend to the tokens that layers below them chose",
-    "minicpm3": "what a layer adds is scaled by the number of layers",
-    "pegasus_x": "every second layer of the encoder shifts its blocks",
-    "squeezebert": "layers hand on dictionaries, not a residual stream",
-    "xlm": "the parts of a layer stand in lists of their own",
 }
 # Weights that only the lowest layer has, and all use: they move to the layer that is lowest then.
 OF_THE_LOWEST = ("relative_attention_bias.weight",)
@@ -45,14 +33,13 @@ def refuse_dependent_layers(model: LoadedModel) -> None:
     Raises:
         UnsupportedModelError: With the reason.
     """
-    config = config_at(model.network.config, model.place.config)
-    if reason := DEPENDENT_TYPES.get(config.model_type):
-        raise UnsupportedModelError(f"{config.model_type} cannot lose layers: {reason}.")
+    config = config_at(model.network.config, model.stack.config)
+    refuse_dependent_type(config.model_type)
     for switch, reason in DEPENDENT_SWITCHES.items():
         if vars(config).get(switch):
             raise UnsupportedModelError(f"{config.model_type} with {switch}: {reason}.")
     owner: dict[int, int] = {}
-    for index, layer in enumerate(model.stack):
+    for index, layer in enumerate(model.layers):
         for name, parameter in layer.named_parameters():
             # Weights that accelerate keeps on disk have no address until they are used.
             first = owner.setdefault(parameter.data_ptr() or id(parameter), index)
@@ -84,17 +71,11 @@ def _smaller(model: LoadedModel, drop: Sequence[int]) -> tuple[Any, dict[str, to
     """Build the network without layers, still empty; return it with the weights that are kept.
 
     Raises:
-        UnsupportedModelError: If its class refuses.
+        UnsupportedModelError: If no config describes it, or its class refuses the config.
     """
     keep = [i for i in range(model.num_layers) if i not in drop]
-    config = mended_config(model.network.config, model.place, keep)
-    try:
-        return build_empty(type(model.network), config), _kept(model, keep)
-    except Exception as error:  # classes refuse configs with errors of any kind
-        raise UnsupportedModelError(
-            f"{model.network.config.model_type} cannot be built without layers {_named(drop)}: "
-            f"{first_line(error)}"
-        ) from error
+    config = mended_config(model.network.config, model.stack, keep)
+    return build_empty(type(model.network), config), _kept(model, keep)
 
 
 def _differences(network: Any, weights: Mapping[str, torch.Tensor]) -> list[str]:
@@ -135,6 +116,8 @@ def drop_layers(model: LoadedModel, layers: Sequence[int]) -> LoadedModel:
         UnsupportedModelError: If the model's class cannot hold the layers that are left.
     """
     network, drop = model.network, check_layers(layers, model.num_layers)
+    if not drop:
+        return model
     smaller, weights = _smaller(model, drop)
     if names := _differences(smaller, weights):
         raise UnsupportedModelError(
@@ -142,8 +125,8 @@ def drop_layers(model: LoadedModel, layers: Sequence[int]) -> LoadedModel:
             f"where others take their place, its class has other weights ({names[0]}).",
             "Drop others.",
         )
+    # One parameter under two names stays one, and what the config calls tied by mistake stays two.
     smaller.load_state_dict(weights, assign=True)
-    smaller.tie_weights()
     for name in CARRIED:
         if name in vars(network):
             setattr(smaller, name, getattr(network, name))
@@ -154,8 +137,8 @@ def drop_layers(model: LoadedModel, layers: Sequence[int]) -> LoadedModel:
 
 def _kept(model: LoadedModel, keep: Sequence[int]) -> dict[str, torch.Tensor]:
     """Return the weights of the network with only the layers `keep`, under their new names."""
-    weights = dict(model.network.state_dict())
-    for path in (model.place.path, *model.place.beside):
+    weights = dict(model.network.state_dict(keep_vars=True))
+    for path in (model.stack.path, *model.stack.beside):
         layers: dict[int, dict[str, torch.Tensor]] = {}
         for name in [name for name in weights if name.startswith(f"{path}.")]:
             index, _, rest = name.removeprefix(f"{path}.").partition(".")

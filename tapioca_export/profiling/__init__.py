@@ -4,7 +4,7 @@ Criteria ask a `Probe` for numbers; they never touch the network. Knows nothing 
 chosen.
 """
 
-from .probe import Probe
+from .probe import Probe, division_on
 from .replaying import MakeReplayer
 
-__all__ = ["MakeReplayer", "Probe"]
+__all__ = ["MakeReplayer", "Probe", "division_on"]

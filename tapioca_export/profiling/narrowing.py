@@ -71,7 +71,7 @@ def can_narrow(model: LoadedModel, samples: Samples, processor: Processor) -> bo
     read = task.read_tokens(batch, processor)
     if read is None:
         return False
-    kinds = {_kind(layer): index for index, layer in enumerate(model.stack)}
+    kinds = {_kind(layer): index for index, layer in enumerate(model.layers)}
     return all(_stays_the_same(model, batch, samples, read, index) for index in kinds.values())
 
 
@@ -82,7 +82,7 @@ def _kind(layer: nn.Module) -> tuple[object, ...]:
 
 def _stays_the_same(model: LoadedModel, batch: Batch, samples: Samples, read: np.ndarray, last: int) -> bool:
     """Compare values and losses with the layer `last` the last one, narrowed and not."""
-    layer = model.stack[last]
+    layer = model.layers[last]
     with skipping(model, range(last + 1, model.num_layers)):
         try:
             with narrowed(layer, read):

@@ -34,8 +34,8 @@ from .weighing import angular_distance, magnitudes, sensitivities
 
 # Block influence hardly differs between samples of one kind; few rows will do to rank layers.
 NUM_INFLUENCE_SAMPLES = 32
-# On a CPU, the tokens in whose time one more batch is started, and those beyond which a thread gets no
-# faster, but the caches fill up (benchmarks/search.py batches). GPUs are better filled.
+# On a CPU, the tokens in whose time one more batch is started, and those of a thread beyond which a batch
+# gets no faster (benchmarks/search.py batches). GPUs are better filled.
 BATCH_COST = 32
 THREAD_TOKENS = 512
 
@@ -53,7 +53,8 @@ class Probe:
         engine: Where rows are scored (default: here).
 
     `watch` is told, whenever some were scored, of how many candidates times rows; an exception from it
-    ends the measurement, and what was measured is kept.
+    ends the measurement, and what was measured is kept. `division` is how batches are divided: for the
+    threads of this process, until whoever brings an engine whose workers have others says so.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Probe:
         self.ledger = Ledger() if ledger is None else ledger
         rows = samples[select_on]
         self.processor = shares_context(model, rows)
+        self.division = division_on(model.device, torch.get_num_threads())
         self._engine = engine or open_engine("local", lambda: Replayer(model, rows, self.processor))
         self._measured: dict[tuple[str, frozenset[int]], tuple[LayerProfile, Curves]] = {}
         self._fixed: dict[tuple[object, ...], tuple[float, ...]] = {}
@@ -149,8 +151,8 @@ class Probe:
 
     def length_sorted(self, samples: Samples, rows: np.ndarray | None = None) -> list[np.ndarray]:
         """Return the indices of each batch of rows (default: all), divided as it pays on this device."""
-        division = division_on(self.model.device)
-        return self.model.task.length_sorted(samples, self.processor, self.batch_size, rows, division)
+        task, size = self.model.task, self.batch_size
+        return task.length_sorted(samples, self.processor, size, rows, self.division)
 
     def _record(self, work: Work, found: Found) -> None:
         sets = [sorted({*work.base, layer}) for layer in work.layers] or [sorted(work.base)]
@@ -330,9 +332,9 @@ class Probe:
         return states, np.asarray([float(c) for c in cosines]), int(mask.sum())
 
 
-def division_on(device: torch.device) -> Division | None:
+def division_on(device: torch.device, num_threads: int) -> Division | None:
     """Return how batches are divided on a device; None: they are full."""
-    return Division(BATCH_COST, THREAD_TOKENS * torch.get_num_threads()) if device.type == "cpu" else None
+    return Division(BATCH_COST, THREAD_TOKENS * num_threads) if device.type == "cpu" else None
 
 
 def _cost(places: Sequence[StandIn]) -> tuple[int, int]:

@@ -31,7 +31,7 @@ def magnitudes(model: LoadedModel) -> tuple[float, ...]:
     Source: Kim et al. 2024, "Shortened LLaMA", arXiv:2402.02834, Magnitude, as in the released code.
     """
     return tuple(
-        math.fsum(_total(weight.detach().abs()) for weight in _weights(layer)) for layer in model.stack
+        math.fsum(_total(weight.detach().abs()) for weight in _weights(layer)) for layer in model.layers
     )
 
 
@@ -65,7 +65,7 @@ def sensitivities(model: LoadedModel, samples: Samples, batch_size: int) -> tupl
         with torch.no_grad():
             return tuple(
                 math.fsum(_total((w * w.grad).abs()) for w in _weights(layer) if w.grad is not None)
-                for layer in model.stack
+                for layer in model.layers
             )
 
 
@@ -114,7 +114,7 @@ def _gradients_of_the_stack(model: LoadedModel) -> Iterator[None]:
         for parameter, _, _ in found:
             parameter.grad = None
             parameter.requires_grad_(False)
-        model.stack.requires_grad_(True)
+        model.layers.requires_grad_(True)
         with torch.enable_grad():
             yield
     finally:

@@ -301,7 +301,7 @@ def cheapest_starts(lengths: np.ndarray, batch_size: int, division: Division) ->
     """
     costs, starts = np.zeros(len(lengths) + 1), np.zeros(len(lengths) + 1, dtype=np.int64)
     for end in range(1, len(lengths) + 1):
-        longest = lengths[end - 1]
+        longest = max(1, int(lengths[end - 1]))  # a row without tokens is refused later, with its place
         most = max(1, min(batch_size, division.batch_tokens // longest))
         first = max(0, end - most)
         totals = costs[first:end] + np.arange(end - first, 0, -1) * longest + division.batch_cost
