@@ -24,16 +24,15 @@ from .errors import ExportError, ParityError, first_line
 from .models import LoadedModel, reference_logits, to_tensors
 from .registry import Table
 from .samples import Samples
-from .tasks import Inputs
+from .tasks import Inputs, Task
 
 # Above this the weights go to one file beside the graph: protobuf ends at 2 GB.
 INLINE_WEIGHTS_BYTES = 1 << 30
 # Batches of the user's rows that parity is checked on, by number of rows.
 PARITY_BATCHES = (1, 1, 2, 3, 8, 8)
-OUTPUT = "logits"
 OLDEST_OPSET = 18
 
-Run = Callable[[Inputs], np.ndarray]
+Run = Callable[[Inputs], list[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,12 @@ class Format:
     """One file format: how to write it, and how to run it back.
 
     `write(model, example, path, opset)` traces the model on the example and writes the file;
-    `open(path)` returns a function from inputs to logits.
+    `open(path, outputs)` returns a function from inputs to the outputs of these names.
     """
 
     file: str
     write: Callable[[LoadedModel, Inputs, Path, int | None], Written]
-    open: Callable[[Path], Run]
+    open: Callable[[Path, tuple[str, ...]], Run]
     help: str
     note: str | None = None
 
@@ -111,7 +110,7 @@ def export_model(
     assert not any(module.training for module in model.network.modules())
     with _quiet():
         written = format_.write(model, model.task.examples(model.processor)[0], path, settings.opset)
-        run = format_.open(path)
+        run = format_.open(path, model.task.outputs)
     try:
         proof = _prove(model, samples, run, settings.tolerance)
     except ParityError as error:
@@ -128,7 +127,7 @@ def export_model(
         exporter=written.exporter,
         opset=written.opset,
         inputs=written.inputs,
-        outputs=(OUTPUT,),
+        outputs=model.task.outputs,
         tolerance=settings.tolerance,
         size_bytes=sum(file.stat().st_size for file in _files(path)),
         sha256=sha256(path),
@@ -155,11 +154,11 @@ def _prove(model: LoadedModel, samples: Samples, run: Run, tolerance: float) -> 
     for side, batch in parity_batches(model, samples):
         expected = reference_logits(model, batch)
         try:
-            logits = run(batch)
+            found = run(batch)
         # ONNX Runtime's errors share no base class but this one; TorchScript raises RuntimeError.
         except Exception as error:
             raise ParityError(f"the file does not run on your rows: {first_line(error)}") from error
-        actual = model.task.compared(logits, batch)
+        actual = model.task.compared(model.task.joined(found), batch)
         shape = next(iter(batch.values())).shape[:2]
         difference = np.inf
         if actual.shape == expected.shape and np.isfinite(actual).all():
@@ -212,11 +211,11 @@ def parity_batches(model: LoadedModel, samples: Samples) -> Iterator[tuple[str, 
 # --- formats --------------------------------------------------------------------------------
 
 
-def _logits_only(model: LoadedModel, names: tuple[str, ...]) -> Any:
-    """Return a module from tensors, in the order of `names`, to logits."""
+def _tensors_only(model: LoadedModel, names: tuple[str, ...]) -> Any:
+    """Return a module from tensors, in the order of `names`, to the tuple of what the task reads."""
     from torch import nn
 
-    class Logits(nn.Module):
+    class Outputs(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.network = model.network
@@ -225,9 +224,10 @@ def _logits_only(model: LoadedModel, names: tuple[str, ...]) -> Any:
 
         def forward(self, *tensors: Any) -> Any:
             inputs = dict(zip(names, tensors, strict=True))
-            return self.network(**inputs, **model.forward_options).logits
+            found = self.network(**inputs, **model.forward_options)
+            return tuple(found[name] for name in model.task.outputs)
 
-    return Logits()
+    return Outputs()
 
 
 def write_onnx(model: LoadedModel, example: Inputs, path: Path, opset: int | None) -> Written:
@@ -246,7 +246,7 @@ def write_onnx(model: LoadedModel, example: Inputs, path: Path, opset: int | Non
     config = OnnxConfig(
         dynamic=True,
         opset_version=opset,
-        dynamic_shapes={name: {0: auto, 1: auto} for name in example},
+        dynamic_shapes={name: dict.fromkeys(range(len(model.task.axes(name))), auto) for name in example},
     )
     had_cache = getattr(model.network.config, "use_cache", None)
     try:
@@ -267,7 +267,7 @@ def write_onnx(model: LoadedModel, example: Inputs, path: Path, opset: int | Non
     written = program.opset_imports.get("")
     if opset not in (None, written):
         raise ExportError(f"Opset {opset} was asked for, the exporter wrote {written}.", "Leave out --opset.")
-    _name_axes(program.graph)
+    _name_axes(program.graph, model.task)
     num_bytes = sum(p.numel() * p.element_size() for p in model.network.parameters())
     external = f"{path.name}.data" if num_bytes > INLINE_WEIGHTS_BYTES else None
     onnx_ir.save(program, str(path), external_data=external)
@@ -278,12 +278,13 @@ def write_onnx(model: LoadedModel, example: Inputs, path: Path, opset: int | Non
     )
 
 
-def _name_axes(graph: Any) -> None:
-    """Call the dynamic axes of the inputs `batch` and `sequence`, wherever they occur."""
-    names = {}
-    for value in graph.inputs:
-        for axis, name in ((0, "batch"), (1, "sequence")):
-            names[str(value.shape[axis])] = name
+def _name_axes(graph: Any, task: Task) -> None:
+    """Call the dynamic axes of the inputs by the task's names, wherever they occur."""
+    names = {
+        str(value.shape[axis]): name
+        for value in graph.inputs
+        for axis, name in enumerate(task.axes(value.name))
+    }
     symbol = re.compile("|".join(rf"\b{re.escape(old)}\b" for old in names))
     values = [*graph.inputs, *(output for node in graph for output in node.outputs)]
     for value in values:
@@ -292,7 +293,7 @@ def _name_axes(graph: Any) -> None:
                 value.shape[axis] = symbol.sub(lambda match: names[match.group()], str(dimension))
 
 
-def open_onnx(path: Path) -> Run:
+def open_onnx(path: Path, outputs: tuple[str, ...]) -> Run:
     """Run an ONNX file in ONNX Runtime on the CPU."""
     import onnxruntime
 
@@ -301,8 +302,8 @@ def open_onnx(path: Path) -> Run:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
 
-    def run(inputs: Inputs) -> np.ndarray:
-        return np.asarray(session.run([OUTPUT], {name: inputs[name] for name in names})[0])
+    def run(inputs: Inputs) -> list[np.ndarray]:
+        return list(session.run(outputs, {name: inputs[name] for name in names}))
 
     return run
 
@@ -323,22 +324,22 @@ def write_torchscript(model: LoadedModel, example: Inputs, path: Path, opset: in
     names = tuple(example)
     try:
         with torch.no_grad():
-            traced = torch.jit.trace(_logits_only(model, names), tuple(to_tensors(example).values()))
+            traced = torch.jit.trace(_tensors_only(model, names), tuple(to_tensors(example).values()))
             torch.jit.save(traced, str(path))
     except (RuntimeError, TypeError, ValueError) as error:
         raise ExportError(f"TorchScript cannot trace {model.source}: {first_line(error)}") from error
     return Written(f"torch.jit.trace, torch {torch.__version__}", None, names)
 
 
-def open_torchscript(path: Path) -> Run:
-    """Run a TorchScript file."""
+def open_torchscript(path: Path, outputs: tuple[str, ...]) -> Run:
+    """Run a TorchScript file, whose outputs are positional."""
     import torch
 
     module = torch.jit.load(str(path)).eval()
 
-    def run(inputs: Inputs) -> np.ndarray:
+    def run(inputs: Inputs) -> list[np.ndarray]:
         with torch.no_grad():
-            return np.asarray(module(*to_tensors(inputs).values()))
+            return [np.asarray(found) for found in module(*to_tensors(inputs).values())]
 
     return run
 

@@ -1,4 +1,4 @@
-"""Runtimes: an export folder -> a function from inputs to logits.
+"""Runtimes: an export folder -> a function from inputs to outputs.
 
 Knows nothing about tasks, samples or timing. To add a runtime, register a function in `RUNTIMES`;
 the first line of its docstring is its help text.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ..errors import BenchmarkError, first_line
 from ..registry import Table
 from ..tasks import Inputs
 
-Session = Callable[[Inputs], np.ndarray]
+Session = Callable[[Inputs], list[np.ndarray]]
 Runtime = Callable[[Path, str, int], Session]
 RUNTIMES: Table[Runtime] = Table("runtime")
 
@@ -126,8 +127,8 @@ def open_with_onnxruntime(folder: Path, provider: str, num_threads: int) -> Sess
         num_threads: Threads of one operator; operators run one after another.
 
     Returns:
-        A function from inputs to the first output. It feeds what the file asks for, in the file's
-        number types, and ignores other inputs.
+        A function from inputs to the outputs that export.json names. It feeds what the file asks
+        for, in the file's number types, and ignores other inputs.
 
     Raises:
         BenchmarkError: If the provider is missing or replaced by another, or the file is refused.
@@ -154,7 +155,9 @@ def open_with_onnxruntime(folder: Path, provider: str, num_threads: int) -> Sess
             "The provider's libraries or its device are missing: run tapioca-export doctor, "
             "or use --provider cpu.",
         )
-    return _runner(session, file)
+    # Without the check of the whole artifact, whose library would be measured with the file in `child`.
+    outputs = json.loads((folder / "export.json").read_text(encoding="utf-8"))["outputs"]
+    return _runner(session, file, outputs)
 
 
 def _session_options(num_threads: int) -> Any:
@@ -170,13 +173,12 @@ def _session_options(num_threads: int) -> Any:
     return options
 
 
-def _runner(session: Any, file: Path) -> Session:
+def _runner(session: Any, file: Path, outputs: Sequence[str]) -> Session:
     """Return the function that feeds one session."""
     dtypes = {node.name: _DTYPES.get(node.type) for node in session.get_inputs()}
-    outputs = [session.get_outputs()[0].name]
     errors = _onnxruntime_errors()
 
-    def run(inputs: Inputs) -> np.ndarray:
+    def run(inputs: Inputs) -> list[np.ndarray]:
         missing = dtypes.keys() - inputs.keys()
         if missing:
             raise BenchmarkError(
@@ -185,13 +187,12 @@ def _runner(session: Any, file: Path) -> Session:
             )
         feed = {name: np.asarray(inputs[name], dtype=dtype) for name, dtype in dtypes.items()}
         try:
-            logits: np.ndarray = session.run(outputs, feed)[0]
+            return list(session.run(outputs, feed))
         except errors as error:
             shapes = ", ".join(f"{name} {value.shape}" for name, value in feed.items())
             raise BenchmarkError(
                 f"ONNX Runtime cannot run {file} on {shapes}: {first_line(error)}"
             ) from error
-        return logits
 
     return run
 

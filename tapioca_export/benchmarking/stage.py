@@ -96,7 +96,7 @@ def score_exported(
     values, losses = np.empty(len(samples)), np.empty(len(samples))
     with progress_bar(total=len(samples), desc=f"Scoring {samples.role}") as progress:
         for batch in task.batches(samples, processor, num_rows):
-            logits = session(batch.inputs)
+            logits = task.joined(session(batch.inputs))
             num_sequences = len(next(iter(batch.inputs.values())))
             if len(logits) != num_sequences:
                 raise BenchmarkError(

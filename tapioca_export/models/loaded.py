@@ -60,15 +60,12 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         """Where inputs go: where the weights are, or the first of them if they are spread."""
-        # Weights that accelerate keeps on disk are nowhere; it moves inputs to where a layer runs.
-        places = (weight.device for weight in self.network.parameters() if not weight.is_meta)
-        return next(places, torch.device("cpu"))
+        return device_of(self.network)
 
     @torch.no_grad()
     def logits(self, inputs: Inputs) -> np.ndarray:
-        """Run the network as it stands; returns its logits, float32."""
-        output = self.network(**to_tensors(inputs, self.device), **self.forward_options)
-        return np.asarray(output.logits.float().cpu())
+        """Run the network as it stands; returns its outputs as the task joins them, float32."""
+        return answer_of(self.network, self.task, inputs)
 
     @torch.no_grad()
     def answers(self, batch: Batch) -> np.ndarray:
@@ -94,7 +91,7 @@ class LoadedModel:
     @property
     def forward_options(self) -> dict[str, Any]:
         """Keyword arguments of every forward: nothing is cached."""
-        return {"use_cache": False} if getattr(self.network.config, "use_cache", None) is not None else {}
+        return uncached(self.network)
 
 
 @contextmanager
@@ -111,6 +108,25 @@ def _reading(network: Any, asked: Readings) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+@torch.no_grad()
+def answer_of(network: Any, task: Task, inputs: Inputs) -> np.ndarray:
+    """Run a network as it stands; returns its outputs as the task joins them, float32."""
+    found = network(**to_tensors(inputs, device_of(network)), **uncached(network))
+    return task.joined([np.asarray(found[name].float().cpu()) for name in task.outputs])
+
+
+def uncached(network: Any) -> dict[str, Any]:
+    """Return the keyword arguments of a forward that keeps no keys and values."""
+    return {"use_cache": False} if getattr(network.config, "use_cache", None) is not None else {}
+
+
+def device_of(network: Any) -> torch.device:
+    """Return where inputs go: where the weights are, or the first of them if they are spread."""
+    # Weights that accelerate keeps on disk are nowhere; it moves inputs to where a layer runs.
+    places = (weight.device for weight in network.parameters() if not weight.is_meta)
+    return next(places, torch.device("cpu"))
 
 
 def to_tensors(inputs: Inputs, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ import torch
 
 from ..errors import UnsupportedModelError
 from ..tasks import TASKS, Inputs
-from .loaded import LoadedModel, to_tensors
+from .loaded import LoadedModel, answer_of
 from .loading import aligned, auto_class
 from .skipping import skipping
 from .surgery import check_layers, drop_layers
@@ -118,9 +118,8 @@ def _reload() -> None:
     aligned(network).eval()
     scratch = Path(job["scratch"])
     outputs = {}
-    options = {"use_cache": False} if getattr(network.config, "use_cache", None) is not None else {}
-    with np.load(scratch / "inputs.npz") as inputs, torch.no_grad():
+    with np.load(scratch / "inputs.npz") as inputs:
         for i in range(job["num_batches"]):
             batch = {k.split(".", 1)[1]: v for k, v in inputs.items() if k.startswith(f"{i}.")}
-            outputs[str(i)] = task.compared(network(**to_tensors(batch), **options).logits.numpy(), batch)
+            outputs[str(i)] = task.compared(answer_of(network, task, batch), batch)
     np.savez(scratch / "outputs.npz", allow_pickle=False, **outputs)

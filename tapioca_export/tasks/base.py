@@ -135,6 +135,8 @@ class Task(ABC):
     columns: ClassVar[tuple[str, ...]]
     optional_columns: ClassVar[tuple[str, ...]] = ()
     is_right_or_wrong: ClassVar[bool]  # values are 0 or 1, so that McNemar's test applies
+    # The network's outputs that an answer is made of, by the names that transformers gives them.
+    outputs: ClassVar[tuple[str, ...]] = ("logits",)
     # What no row's value can be better than: it bounds rows not scored yet, so that a search can race.
     best_value: ClassVar[float]
     # The batches that are scored show the states that are profiled, so that one pass gives both.
@@ -188,6 +190,15 @@ class Task(ABC):
     @abstractmethod
     def agreement(self, expected: np.ndarray, actual: np.ndarray) -> float:
         """Return the share of rows with the same label; 1.0 where the task has none."""
+
+    def joined(self, outputs: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the network's `outputs` as one array, (B, ...): what is compared and scored."""
+        (logits,) = outputs
+        return logits
+
+    def axes(self, name: str) -> tuple[str, ...]:
+        """Name the axes of an input that may differ from batch to batch, from the first on."""
+        return ("batch", "sequence")
 
     def check_labels(self, samples: Samples) -> None:  # noqa: B027  (most labels will do)
         """Refuse labels that no metric can be computed from."""
