@@ -252,8 +252,8 @@ def test_a_file_that_is_not_onnx_is_refused_in_one_line(tmp_path: Path) -> None:
 def test_a_session_takes_what_it_needs_in_its_own_number_type(exports: tuple[Path, Path]) -> None:
     session = RUNTIMES["onnxruntime"](exports[0], "cpu", 1)
     ids = np.array([[1, 2, 3]])
-    (logits,) = session({"input_ids": ids.astype(np.int32), "attention_mask": np.ones_like(ids)})
-    np.testing.assert_array_equal(logits, session({"input_ids": ids})[0])
+    logits = session({"input_ids": ids.astype(np.int32), "attention_mask": np.ones_like(ids)})["logits"]
+    np.testing.assert_array_equal(logits, session({"input_ids": ids})["logits"])
     with pytest.raises(BenchmarkError, match="needs input input_ids; the task gives values"):
         session({"values": ids})
     with pytest.raises(BenchmarkError, match=r"cannot run .* on input_ids \(1, 1\)"):
@@ -270,7 +270,7 @@ def test_results_come_back_in_the_order_of_the_rows(exports: tuple[Path, Path]) 
     lengths = [len(row.features["text"].split()) for row in samples.rows]
     # Without a mask in the graph only rows padded to themselves are comparable.
     same = [i for i in range(70) if lengths[i] == max(lengths)]
-    logits = [session(CLASSIFICATION.encode([samples.rows[i]], TEXT))[0][0] for i in same]
+    logits = [session(CLASSIFICATION.encode([samples.rows[i]], TEXT))["logits"][0] for i in same]
     right = [float(row.argmax() == samples.rows[i].label) for i, row in zip(same, logits, strict=True)]
     np.testing.assert_array_equal(scores.values[same], right)
 

@@ -100,12 +100,12 @@ def add_format(monkeypatch: pytest.MonkeyPatch, off_by: float) -> None:
     def write(model: LoadedModel, example: object, path: Path, opset: int | None) -> exporting.Written:
         path.write_bytes(b"weights")
         add_format.model = model  # type: ignore[attr-defined]
-        return exporting.Written("a liar", None, ())
+        return exporting.Written("a liar", None, (), ("logits",))
 
-    def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-        return [add_format.model.logits(inputs) + off_by]  # type: ignore[attr-defined]
+    def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"logits": add_format.model.logits(inputs) + off_by}  # type: ignore[attr-defined]
 
-    entries = {**FORMATS._entries, "liar": Format("model.lie", write, lambda path, outputs: run, "Lies.")}
+    entries = {**FORMATS._entries, "liar": Format("model.lie", write, lambda path, written: run, "Lies.")}
     monkeypatch.setattr(FORMATS, "_entries", entries)
 
 
@@ -134,7 +134,7 @@ def test_a_changed_label_is_refused_even_within_the_tolerance(
 ) -> None:
     model, rows = load_with_rows(tiny, sample_files, "bert")
     add_format(monkeypatch, off_by=0.0)
-    flipped = replace(FORMATS["liar"], open=lambda path, outputs: lambda x: [-model.logits(x)])
+    flipped = replace(FORMATS["liar"], open=lambda path, written: lambda x: {"logits": -model.logits(x)})
     monkeypatch.setitem(FORMATS._entries, "liar", flipped)
     with pytest.raises(ParityError, match="labels agree on"):
         export_model(model, rows, tmp_path, ExportSettings(format="liar", tolerance=1e6))

@@ -207,6 +207,9 @@ class Export:
 
     `shapes_checked` holds (batch, sequence) pairs; `label_agreement` is the share of rows whose
     label is the same (1.0 where the task has no labels to compare); sizes count the weights file.
+    `cache` names the inputs that hold keys and values of earlier tokens, each with its number of heads
+    and the size of one; what it generates with them, from prompts padded on the left, was compared for
+    `prompts_continued` rows and `tokens_generated` tokens each.
     """
 
     model: str
@@ -228,6 +231,9 @@ class Export:
     num_layers: int
     drop: tuple[int, ...] = ()
     max_length: int | None = None
+    cache: dict[str, tuple[int, int]] = field(default_factory=dict)
+    prompts_continued: int = 0
+    tokens_generated: int = 0
     note: str | None = None
     kind: Literal["export"] = "export"
     schema_version: int = SCHEMA_VERSION

@@ -11,7 +11,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ import numpy as np
 
 from ..artifacts import Export, read
 from ..errors import BenchmarkError, first_line
+from ..generation import CacheShapes, with_cache, with_positions
 from ..registry import Table
 from ..tasks import Inputs
 
-Session = Callable[[Inputs], list[np.ndarray]]
+Session = Callable[[Inputs], dict[str, np.ndarray]]
 Runtime = Callable[[Path, str, int], Session]
 RUNTIMES: Table[Runtime] = Table("runtime")
 
@@ -127,8 +128,8 @@ def open_with_onnxruntime(folder: Path, provider: str, num_threads: int) -> Sess
         num_threads: Threads of one operator; operators run one after another.
 
     Returns:
-        A function from inputs to the outputs that export.json names. It feeds what the file asks
-        for, in the file's number types, and ignores other inputs.
+        A function from inputs to outputs, by name. It feeds what the file asks for, in the file's
+        number types, and ignores other inputs; a cache that is not given is empty.
 
     Raises:
         BenchmarkError: If the provider is missing or replaced by another, or the file is refused.
@@ -156,8 +157,8 @@ def open_with_onnxruntime(folder: Path, provider: str, num_threads: int) -> Sess
             "or use --provider cpu.",
         )
     # Without the check of the whole artifact, whose library would be measured with the file in `child`.
-    outputs = json.loads((folder / "export.json").read_text(encoding="utf-8"))["outputs"]
-    return _runner(session, file, outputs)
+    cache = json.loads((folder / "export.json").read_text(encoding="utf-8")).get("cache", {})
+    return _runner(session, file, cache)
 
 
 def _session_options(num_threads: int) -> Any:
@@ -173,12 +174,17 @@ def _session_options(num_threads: int) -> Any:
     return options
 
 
-def _runner(session: Any, file: Path, outputs: Sequence[str]) -> Session:
+def _runner(session: Any, file: Path, cache: CacheShapes) -> Session:
     """Return the function that feeds one session."""
     dtypes = {node.name: _DTYPES.get(node.type) for node in session.get_inputs()}
     errors = _onnxruntime_errors()
 
-    def run(inputs: Inputs) -> list[np.ndarray]:
+    outputs = [node.name for node in session.get_outputs()]
+
+    def run(inputs: Inputs) -> dict[str, np.ndarray]:
+        inputs = with_positions(inputs, dtypes)
+        if cache.keys() - inputs.keys():
+            inputs = with_cache(inputs, cache)
         missing = dtypes.keys() - inputs.keys()
         if missing:
             raise BenchmarkError(
@@ -187,7 +193,7 @@ def _runner(session: Any, file: Path, outputs: Sequence[str]) -> Session:
             )
         feed = {name: np.asarray(inputs[name], dtype=dtype) for name, dtype in dtypes.items()}
         try:
-            return list(session.run(outputs, feed))
+            return dict(zip(outputs, session.run(outputs, feed), strict=True))
         except errors as error:
             shapes = ", ".join(f"{name} {value.shape}" for name, value in feed.items())
             raise BenchmarkError(

@@ -96,15 +96,16 @@ def score_exported(
     values, losses = np.empty(len(samples)), np.empty(len(samples))
     with progress_bar(total=len(samples), desc=f"Scoring {samples.role}") as progress:
         for batch in task.batches(samples, processor, num_rows):
-            logits = task.joined(session(batch.inputs))
+            found = session(batch.inputs)
+            logits = task.joined([found[name] for name in task.outputs])
             num_sequences = len(next(iter(batch.inputs.values())))
             if len(logits) != num_sequences:
                 raise BenchmarkError(
                     f"{folder} gives {len(logits)} rows for a batch of {num_sequences}.",
                     "Export with a dynamic batch axis.",
                 )
-            found = task.score(task.evidence(logits, batch), samples, batch.indices)
-            values[batch.indices], losses[batch.indices] = found.values, found.losses
+            scores = task.score(task.evidence(logits, batch), samples, batch.indices)
+            values[batch.indices], losses[batch.indices] = scores.values, scores.losses
             progress.update(len(batch))
     return Scores(values, losses)
 

@@ -5,7 +5,7 @@ Knows nothing about metrics, selection or export formats. A layer index is alway
 in the model that was loaded.
 """
 
-from .loaded import SPREAD, LoadedModel, LoadOptions, to_tensors
+from .loaded import SPREAD, LoadedModel, LoadOptions, generated, to_tensors
 from .loading import infer_task, load_config, load_model, load_processor
 from .proof import reference_logits, save_pruned
 from .skipping import EndOfForward, StandIn, skipping, stand_ins, stream_of, with_stream
@@ -24,6 +24,7 @@ __all__ = [
     "droppable_layers",
     "find_stack",
     "find_stacks",
+    "generated",
     "infer_task",
     "load_config",
     "load_model",

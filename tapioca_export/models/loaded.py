@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,37 @@ class LoadedModel:
     def forward_options(self) -> dict[str, Any]:
         """Keyword arguments of every forward: nothing is cached."""
         return uncached(self.network)
+
+    def save_settings(self, folder: Path) -> None:
+        """Write what a file needs beside it to be used: config, generation config, tokenizer."""
+        self.network.config.save_pretrained(folder)
+        if self.network.can_generate():
+            self.network.generation_config.save_pretrained(folder)
+        self.processor.save(folder)
+
+
+@torch.no_grad()
+def generated(model: LoadedModel, prompts: Inputs, num_tokens: int) -> np.ndarray:
+    """Return the tokens that the network's own `generate` adds greedily, (B, num_tokens).
+
+    What the checkpoint says of sampling, penalties and the end of a text is left out.
+
+    Args:
+        model: A model with a `generate`.
+        prompts: `input_ids` and `attention_mask`, (B, T), padded on the left.
+        num_tokens: Tokens to add to each.
+    """
+    from transformers import GenerationConfig
+
+    network, own = model.network, model.network.generation_config
+    pad = own.pad_token_id or 0
+    plain = GenerationConfig(max_new_tokens=num_tokens, do_sample=False, pad_token_id=pad)
+    network.generation_config = GenerationConfig()
+    try:
+        found = network.generate(**to_tensors(prompts, model.device), generation_config=plain)
+    finally:
+        network.generation_config = own
+    return np.asarray(found[:, prompts["input_ids"].shape[1] :].cpu())
 
 
 @contextmanager

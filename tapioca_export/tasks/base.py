@@ -139,6 +139,8 @@ class Task(ABC):
     outputs: ClassVar[tuple[str, ...]] = ("logits",)
     # What no row's value can be better than: it bounds rows not scored yet, so that a search can race.
     best_value: ClassVar[float]
+    # Its models generate token by token, and go out with a cache of keys and values.
+    generates: ClassVar[bool] = False
     # The batches that are scored show the states that are profiled, so that one pass gives both.
     profiles_while_scoring: ClassVar[bool] = True
     # A row has several answers to one context, which could be encoded once.

@@ -241,6 +241,7 @@ class TextGeneration(CausalTask):
     """
 
     name = "text-generation"
+    generates = True
     metric = "exact_match"
     columns = ("prompt",)
     optional_columns = ("answer",)

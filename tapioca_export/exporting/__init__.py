@@ -1,0 +1,15 @@
+"""Export: checkpoint -> file, then proof that the file computes what PyTorch computes.
+
+The proof runs on the user's own samples, at several lengths and batch sizes, padded on either
+side; a file that fails it is left as `<name>.invalid` and the export is an error. A decoder that
+generates goes out with its cache of keys and values, and the proof is then that it generates the
+same tokens as well. To add a format, write one function and register a `Format` in `FORMATS` (`onnx`
+and `torchscript` show how). Knows nothing about why layers are gone.
+"""
+
+from . import onnx, torchscript  # noqa: F401  (they register their formats)
+from .formats import FORMATS, ExportSettings, Format, Written
+from .parity import parity_batches
+from .stage import export_model
+
+__all__ = ["FORMATS", "ExportSettings", "Format", "Written", "export_model", "parity_batches"]

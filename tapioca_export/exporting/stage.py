@@ -1,0 +1,94 @@
+"""The stage: write a file, prove it, and put beside it what is needed to use it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..artifacts import Export, sha256, write
+from ..errors import ParityError
+from ..models import LoadedModel
+from ..samples import Samples
+from .formats import FORMATS, ExportSettings
+from .onnx import data_file
+from .parity import prove_generation, prove_outputs
+
+
+def export_model(
+    model: LoadedModel,
+    samples: Samples,
+    folder: Path,
+    settings: ExportSettings,
+    drop: tuple[int, ...] = (),
+) -> Export:
+    """Export a model and prove the file equal to it.
+
+    Args:
+        model: The model, in evaluation mode on the CPU.
+        samples: The user's rows to compare on.
+        folder: An existing folder; gets the file, config.json, tokenizer files and export.json.
+        settings: Format, opset, tolerance.
+        drop: Layers already removed, recorded.
+
+    Raises:
+        ExportError: If the exporter refuses the model.
+        ParityError: If file and model differ; the file is then `<name>.invalid`.
+    """
+    format_ = FORMATS[settings.format]
+    path = folder / format_.file
+    assert not any(module.training for module in model.network.modules())
+    with _quiet():
+        written = format_.write(model, model.task.examples(model.processor)[0], path, settings.opset)
+        run = format_.open(path, written)
+    try:
+        proof = prove_outputs(model, samples, run, written, settings.tolerance)
+        if written.cache:
+            proof |= prove_generation(model, samples, run, written)
+    except ParityError as error:
+        for file in _files(path):
+            file.rename(file.with_name(file.name + ".invalid"))
+        raise ParityError(f"{model.source} as {settings.format}: {error.message}", error.hint) from error
+    model.save_settings(folder)
+    export = Export(
+        model=model.source,
+        task=model.task.name,
+        format=settings.format,
+        file=path.name,
+        exporter=written.exporter,
+        opset=written.opset,
+        inputs=written.inputs,
+        outputs=written.outputs,
+        cache=dict(written.cache),
+        tolerance=settings.tolerance,
+        size_bytes=sum(file.stat().st_size for file in _files(path)),
+        sha256=sha256(path),
+        num_layers=model.num_layers + len(drop),
+        drop=drop,
+        max_length=model.processor.max_length,
+        note=format_.note,
+        **proof,
+    )
+    write(folder / "export.json", export)
+    return export
+
+
+def _files(path: Path) -> list[Path]:
+    """Return the exported file and, where the weights are beside it, theirs."""
+    return [file for file in (path, data_file(path)) if file.exists()]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence exporters: they print to stdout and warn about packages that are not needed."""
+    previous = logging.root.manager.disable
+    try:
+        logging.disable(logging.WARNING)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)

@@ -1,0 +1,75 @@
+"""TorchScript, by tracing: deprecated by PyTorch, and exported when asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ExportError, first_line
+from ..models import LoadedModel, to_tensors
+from ..tasks import Inputs
+from .formats import FORMATS, Format, Run, Written
+
+
+def write_torchscript(model: LoadedModel, example: Inputs, path: Path, opset: int | None) -> Written:
+    """Write TorchScript by tracing; inputs are positional, in the order of export.json.
+
+    Raises:
+        ExportError: If the model cannot be traced.
+    """
+    import torch
+
+    names = tuple(example)
+    try:
+        with torch.no_grad():
+            traced = torch.jit.trace(_tensors_only(model, names), tuple(to_tensors(example).values()))
+            torch.jit.save(traced, str(path))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ExportError(f"TorchScript cannot trace {model.source}: {first_line(error)}") from error
+    return Written(f"torch.jit.trace, torch {torch.__version__}", None, names, model.task.outputs)
+
+
+def _tensors_only(model: LoadedModel, names: tuple[str, ...]) -> Any:
+    """Return a module from tensors, in the order of `names`, to the tuple of what the task reads."""
+    from torch import nn
+
+    class Outputs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = model.network
+            # A fresh module is in training mode, and exporters would put the network there as well.
+            self.eval()
+
+        def forward(self, *tensors: Any) -> Any:
+            inputs = dict(zip(names, tensors, strict=True))
+            found = self.network(**inputs, **model.forward_options)
+            return tuple(found[name] for name in model.task.outputs)
+
+    return Outputs()
+
+
+def open_torchscript(path: Path, written: Written) -> Run:
+    """Run a TorchScript file, whose inputs and outputs are positional."""
+    import torch
+
+    module = torch.jit.load(str(path)).eval()
+
+    def run(inputs: Inputs) -> dict[str, np.ndarray]:
+        with torch.no_grad():
+            found = module(*to_tensors(inputs).values())
+        return {name: np.asarray(value) for name, value in zip(written.outputs, found, strict=True)}
+
+    return run
+
+
+FORMATS.add("torchscript")(
+    Format(
+        "model.pt",
+        write_torchscript,
+        open_torchscript,
+        "TorchScript by tracing; deprecated by PyTorch.",
+        note="TorchScript is deprecated by PyTorch in favour of torch.export.",
+    )
+)
