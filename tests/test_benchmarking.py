@@ -29,7 +29,7 @@ from tapioca_export.benchmarking import (
     score_exported,
 )
 from tapioca_export.benchmarking.statistics import bootstrap_interval
-from tapioca_export.benchmarking.timing import noise_floor, summarize, time_rounds
+from tapioca_export.benchmarking.timing import Workload, noise_floor, summarize, time_rounds
 from tapioca_export.errors import BenchmarkError, ConfigError, LoadError
 from tapioca_export.samples import Row, Samples
 from tapioca_export.tasks import TASKS, Inputs, Processor, Scores
@@ -205,11 +205,18 @@ def test_the_same_results_give_the_same_statistics() -> None:
 
 def test_a_percentile_is_given_only_with_enough_runs() -> None:
     seconds = np.linspace(0.01, 0.03, 21)
-    timing = summarize(seconds, batch_size=4)
+    timing = summarize(seconds, Workload(4, 16, ()))
     assert timing.p50_ms == pytest.approx(20.0)
     assert timing.p90_ms == pytest.approx(28.0)
     assert timing.throughput_per_s == pytest.approx(4 / 0.02)
-    assert summarize(seconds[:19], batch_size=4).p90_ms is None
+    assert summarize(seconds[:19], Workload(4, 16, ())).p90_ms is None
+    assert timing.tokens_per_s is None
+
+
+def test_prompts_count_all_their_tokens_and_a_step_one_a_sequence() -> None:
+    seconds = np.full(20, 0.01)
+    assert summarize(seconds, Workload(4, 16, (), "prefill")).tokens_per_s == pytest.approx(6400)
+    assert summarize(seconds, Workload(4, 16, (), "decode")).tokens_per_s == pytest.approx(400)
 
 
 def test_the_noise_floor_is_symmetric_and_covers_both_halves() -> None:

@@ -276,14 +276,21 @@ class Accuracy:
         return (low, high) if self.higher_is_better else (-high, -low)
 
 
+Phase = Literal["forward", "prefill", "decode"]
+
+
 @dataclass(frozen=True)
 class Timing:
-    """Latency of one model at one shape. `p90_ms` is None with fewer than 20 runs."""
+    """Latency of one model at one shape. `p90_ms` is None with fewer than 20 runs.
+
+    `throughput_per_s` counts sequences; `tokens_per_s`, where a model generates, tokens read or made.
+    """
 
     p50_ms: float
     p90_ms: float | None
     runs: int
     throughput_per_s: float
+    tokens_per_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -300,6 +307,8 @@ class Latency:
 
     `ideal_speedup` is layers before / layers after: what would be seen if only layers took time.
     `noise_floor` is the interval of the ratio between two sessions of the SAME original model.
+    `phase` tells, where a model generates, what was timed: "prefill" reads a prompt of
+    `sequence_length` tokens, "decode" makes one token more with that many cached.
     """
 
     runtime: str
@@ -312,6 +321,7 @@ class Latency:
     speedup: Ratio
     ideal_speedup: float
     noise_floor: Interval
+    phase: Phase = "forward"
 
 
 @dataclass(frozen=True)
@@ -328,6 +338,7 @@ class Benchmark:
 
     `accuracy` is keyed by role, "id" and "target"; a role without labels is absent.
     `optimism_gap` is the gain on the select rows minus the gain on the report rows.
+    `cache_bytes_per_token` is what keys and values of one token take; None where nothing is cached.
     `skipped` says in words what was asked for and could not be measured here.
     """
 
@@ -339,6 +350,7 @@ class Benchmark:
     load_seconds: Pair
     drop: tuple[int, ...] = ()
     optimism_gap: float | None = None
+    cache_bytes_per_token: Pair | None = None
     skipped: tuple[str, ...] = ()
     kind: Literal["benchmark"] = "benchmark"
     schema_version: int = SCHEMA_VERSION

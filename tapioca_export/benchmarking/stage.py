@@ -13,6 +13,7 @@ import numpy as np
 from ..artifacts import Accuracy, Benchmark, Latency, Pair
 from ..bars import progress_bar
 from ..errors import BenchmarkError
+from ..generation import cache_bytes
 from ..samples import Samples
 from ..tasks import Processor, Scores, Task
 from .memory import measure_memory_and_load
@@ -60,13 +61,15 @@ def benchmark(
     """
     before, after = _open_pair(original, pruned, task)
     providers = tuple(dict.fromkeys(map(resolve_provider, settings.providers)))
-    workloads = make_workloads(task, samples.get("target") or samples["id"], processor, settings)
+    rows = samples.get("target") or samples["id"]
+    workloads = make_workloads(task, rows, processor, settings, before.export.cache)
     accuracy = _accuracy(before, after, task, samples, processor, settings)
     latency, skipped = _latency(before, after, workloads, providers, settings)
     largest = max(workloads, key=lambda work: work.batch_size * work.sequence_length).batches[0]
     memory = [
         measure_memory_and_load(folder.path, CPU, settings.threads, largest) for folder in (before, after)
     ]
+    caches = Pair(*(cache_bytes(folder.export.cache) for folder in (before, after)))
     return Benchmark(
         task=task.name,
         accuracy=accuracy,
@@ -75,6 +78,7 @@ def benchmark(
         peak_memory_bytes=Pair(*(peak_bytes for peak_bytes, _ in memory)),
         load_seconds=Pair(*(seconds for _, seconds in memory)),
         drop=after.export.drop,
+        cache_bytes_per_token=caches if before.export.cache else None,
         skipped=skipped,
     )
 

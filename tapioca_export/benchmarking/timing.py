@@ -10,14 +10,15 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
 
-from ..artifacts import Interval, Latency, Ratio, Timing
+from ..artifacts import Interval, Latency, Phase, Ratio, Timing
 from ..bars import progress_bar
 from ..errors import ConfigError
+from ..generation import CacheShapes, one_token_step
 from ..samples import Samples
 from ..tasks import Inputs, Processor, Task
 from .runtimes import RUNTIMES, ExportFolder, Session, default_num_threads, resolve_provider
@@ -84,15 +85,28 @@ class Workload:
     batch_size: int
     sequence_length: int
     batches: tuple[Inputs, ...]
+    phase: Phase = "forward"
 
 
 def make_workloads(
-    task: Task, samples: Samples, processor: Processor, settings: BenchmarkSettings
+    task: Task,
+    samples: Samples,
+    processor: Processor,
+    settings: BenchmarkSettings,
+    cache: CacheShapes | None = None,
 ) -> tuple[Workload, ...]:
     """Build batches of exactly the shapes asked for; nothing in them is padding.
 
     Rows are drawn in a seeded order and used again where there are too few; each is repeated and
-    cut to the length.
+    cut to the length. A model that generates gets each shape twice: as prompts to read, and as tokens
+    that are cached (zeros, as no values take longer than others) while one more is made.
+
+    Args:
+        task: Encodes the rows.
+        samples: The user's rows.
+        processor: What the encoding needs.
+        settings: Shapes asked for, and the seed.
+        cache: The cache inputs of the larger file; the other's are among them.
 
     Raises:
         ConfigError: If a length is beyond what the model can take.
@@ -101,11 +115,15 @@ def make_workloads(
     order = np.random.default_rng(settings.seed).permutation(len(samples))
     order = order[: max(settings.batch_sizes) * NUM_BATCHES]
     rows = [task.encode([samples.rows[i]], processor) for i in order]
-    return tuple(
-        Workload(size, length, tuple(_batches(rows, size, length)))
-        for length in lengths
-        for size in sorted(set(settings.batch_sizes))
-    )
+    shapes = [(size, length) for length in lengths for size in sorted(set(settings.batch_sizes))]
+    works = [Workload(size, length, tuple(_batches(rows, size, length))) for size, length in shapes]
+    if not cache:
+        return tuple(works)
+    prefills = [replace(work, phase="prefill") for work in works]
+    steps = [
+        replace(work, phase="decode", batches=(one_token_step(work.batches[0], cache),)) for work in works
+    ]
+    return (*prefills, *steps)
 
 
 def _sequence_lengths(
@@ -186,8 +204,9 @@ def measure_latency(
             batch_size=workload.batch_size,
             sequence_length=workload.sequence_length,
             threads=settings.threads,
-            original=summarize(seconds["original"], workload.batch_size),
-            pruned=summarize(seconds["pruned"], workload.batch_size),
+            phase=workload.phase,
+            original=summarize(seconds["original"], workload),
+            pruned=summarize(seconds["pruned"], workload),
             speedup=Ratio(float(np.median(speedup)), interval),
             ideal_speedup=original.num_layers_left / pruned.num_layers_left,
             noise_floor=noise_floor(seconds["original"] / seconds["original again"], settings.seed),
@@ -222,15 +241,17 @@ def time_rounds(
     return seconds
 
 
-def summarize(seconds: np.ndarray, batch_size: int) -> Timing:
+def summarize(seconds: np.ndarray, workload: Workload) -> Timing:
     """Summarize the runs of one model at one shape; no percentile without enough runs."""
     p50 = float(np.median(seconds))
     enough = len(seconds) >= MIN_RUNS_FOR_P90
+    tokens = {"forward": None, "prefill": workload.sequence_length, "decode": 1}[workload.phase]
     return Timing(
         p50_ms=p50 * 1e3,
         p90_ms=float(np.quantile(seconds, 0.9)) * 1e3 if enough else None,
         runs=len(seconds),
-        throughput_per_s=batch_size / p50,
+        throughput_per_s=workload.batch_size / p50,
+        tokens_per_s=None if tokens is None else tokens * workload.batch_size / p50,
     )
 
 

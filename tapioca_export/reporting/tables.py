@@ -21,6 +21,7 @@ from ..artifacts import (
     Profile,
     Run,
     Selection,
+    Timing,
 )
 from .wording import number, p_text, role_text, setting_text, signed, size_text, span
 
@@ -213,8 +214,8 @@ def _latency_row(row: Latency) -> Row:
         f"{after.p50_ms:.2f}",
         "too few runs" if before.p90_ms is None else f"{before.p90_ms:.2f}",
         "too few runs" if after.p90_ms is None else f"{after.p90_ms:.2f}",
-        f"{before.throughput_per_s:.1f}",
-        f"{after.throughput_per_s:.1f}",
+        _throughput(before),
+        _throughput(after),
         "/".join(sorted(runs)),
         f"{row.speedup.median:.2f} ({low:.2f} to {high:.2f})",
         f"{row.ideal_speedup:.2f}",
@@ -222,16 +223,24 @@ def _latency_row(row: Latency) -> Row:
     )
 
 
+def _throughput(timing: Timing) -> str:
+    if timing.tokens_per_s is None:
+        return f"{timing.throughput_per_s:.1f}"
+    return f"{timing.throughput_per_s:.1f} ({timing.tokens_per_s:,.0f} tokens)"
+
+
 def resource_table(benchmark: Benchmark) -> TextTable:
     """Return file size, peak memory and load time."""
     load = benchmark.load_seconds
-    rows = (
+    rows = [
         _resource_row("file size", benchmark.size_bytes),
         _resource_row("peak memory", benchmark.peak_memory_bytes),
         ("load time", f"{load.original:.3f} s", f"{load.pruned:.3f} s", _ratio(load)),
-    )
+    ]
+    if cache := benchmark.cache_bytes_per_token:
+        rows.append(_resource_row("keys and values cached, a token", cache))
     columns = ("quantity", "original", "pruned", "pruned/original")
-    return TextTable("File size, peak memory and load time", columns, rows)
+    return TextTable("File size, peak memory and load time", columns, tuple(rows))
 
 
 def _resource_row(name: str, pair: Pair) -> Row:

@@ -80,10 +80,16 @@ def provider_text(provider: str) -> str:
     return provider.removesuffix("ExecutionProvider")
 
 
+def shape_text(row: Latency) -> str:
+    """Return what was timed."""
+    what = {"forward": "", "prefill": "prompts, ", "decode": "one token more, "}[row.phase]
+    cached = " cached" if row.phase == "decode" else ""
+    return f"{what}batch {row.batch_size}, {row.sequence_length} tokens{cached}"
+
+
 def setting_text(row: Latency) -> str:
     """Return where a latency was measured."""
-    tokens = f"batch {row.batch_size}, {row.sequence_length} tokens"
-    return f"{tokens}, {provider_text(row.provider)}, {_count(row.threads, 'thread')}"
+    return f"{shape_text(row)}, {provider_text(row.provider)}, {_count(row.threads, 'thread')}"
 
 
 def _count(count: int, noun: str) -> str:
@@ -352,10 +358,14 @@ def _about_resources(benchmark: Benchmark) -> list[str]:
 def _about_export(name: str, export: Export) -> str:
     agrees = export.max_abs_difference <= export.tolerance
     note = f" Note: {export.note.strip().rstrip('.')}." if export.note else ""
+    same = (
+        f", the same {export.tokens_generated} tokens generated from "
+        f"{_count(export.prompts_continued, 'prompt')}"
+    )
     return (
         f"Export {name} ({export.format}) {'agrees' if agrees else 'does NOT agree'} with PyTorch: "
         f"largest difference {export.max_abs_difference:.1e} (tolerance {export.tolerance:.0e}), "
         f"label agreement {export.label_agreement * 100:.1f} %, on "
         f"{_count(export.rows_checked, 'row')} and "
-        f"{_count(len(export.shapes_checked), 'shape')}.{note}"
+        f"{_count(len(export.shapes_checked), 'shape')}{same if export.tokens_generated else ''}.{note}"
     )

@@ -1,0 +1,245 @@
+"""Decoders exported with their cache: names, shapes, and the tokens that PyTorch generates."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import transformers
+from conftest import NUM_LAYERS, WORDS, awaken, make_tokenizer
+from numpy.testing import assert_allclose
+
+from tapioca_export.artifacts import Export
+from tapioca_export.benchmarking import RUNTIMES, BenchmarkSettings, make_workloads
+from tapioca_export.benchmarking.timing import time_rounds
+from tapioca_export.errors import ExportError, ParityError
+from tapioca_export.exporting import FORMATS, ExportSettings, Written, export_model
+from tapioca_export.exporting.parity import TOKENS, prove_generation
+from tapioca_export.generation import cache_bytes, generate, one_token_step, with_cache, with_positions
+from tapioca_export.models import LoadedModel, drop_layers, find_stack, generated
+from tapioca_export.samples import Samples
+from tapioca_export.tasks import TASKS, Inputs, Processor
+
+LONGEST = 128
+DROPPED = (1, 3)
+WINDOW = 8  # shorter than what is generated
+BASE: dict[str, object] = {
+    "vocab_size": 128, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64,
+    "num_hidden_layers": NUM_LAYERS, "max_position_embeddings": LONGEST, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+GROUPED = {**BASE, "num_key_value_heads": 2}
+WIDE = {**GROUPED, "head_dim": 16}
+CASES: dict[str, tuple[str, dict[str, object]]] = {
+    "gpt2": (
+        "gpt2",
+        {"vocab_size": 128, "n_embd": 32, "n_head": 4, "n_layer": NUM_LAYERS, "n_positions": LONGEST},
+    ),
+    "gpt_neox": ("gpt_neox", BASE),
+    "opt": ("opt", {**BASE, "ffn_dim": 64, "word_embed_proj_dim": 32}),
+    "llama": ("llama", GROUPED),
+    "mistral": ("mistral", {**GROUPED, "sliding_window": WINDOW}),
+    "qwen2": (
+        "qwen2",
+        {**GROUPED, "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2},
+    ),
+    "qwen3": ("qwen3", WIDE),
+    "gemma2": ("gemma2", {**WIDE, "sliding_window": WINDOW, "query_pre_attn_scalar": 16}),
+    "gemma3": ("gemma3_text", {**WIDE, "sliding_window": WINDOW, "query_pre_attn_scalar": 16}),
+    "phi3": ("phi3", GROUPED),
+    "smollm3": ("smollm3", {**GROUPED, "no_rope_layer_interval": 2}),
+    "olmo2": ("olmo2", GROUPED),
+    "falcon": ("falcon", BASE),
+    "falcon-grouped": ("falcon", {**BASE, "num_kv_heads": 2, "new_decoder_architecture": True}),
+    "bloom": ("bloom", {"vocab_size": 128, "hidden_size": 32, "n_head": 4, "n_layer": NUM_LAYERS}),
+}
+
+
+def make_model(case: str) -> LoadedModel:
+    """Build a model that generates, some of whose layers are gone."""
+    torch.manual_seed(0)
+    family, options = CASES[case]
+    config = transformers.AutoConfig.for_model(family, **options)
+    network = awaken(transformers.AutoModelForCausalLM.from_config(config))
+    tokenizer = make_tokenizer("llama")
+    processor = Processor(case, "last-token", LONGEST, tokenizer, unused_tokenizer=tokenizer)
+    model = LoadedModel(network, TASKS["text-generation"], processor, case, find_stack(network))
+    return drop_layers(model, DROPPED)
+
+
+def make_rows(model: LoadedModel, longest: int = 30) -> Samples:
+    generator, rows = random.Random(0), []
+    read_row = model.task.rows({}, model.processor)
+    for number in range(12):
+        prompt = " ".join(generator.choice(WORDS) for _ in range(generator.randint(1, longest)))
+        rows.append(read_row({"prompt": prompt, "answer": generator.choice(WORDS)}, f"line {number}"))
+    return Samples("target-select", tuple(rows), "file", "")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedModel, Export, Path]:
+    """Return a small Llama, its export and the folder of it."""
+    model, folder = make_model("llama"), tmp_path_factory.mktemp("llama")
+    return model, export_model(model, make_rows(model), folder, ExportSettings(), DROPPED), folder
+
+
+def prompts(model: LoadedModel, seed: int = 3) -> Inputs:
+    generator = np.random.default_rng(seed)
+    ids, mask = generator.integers(4, 96, (3, 13)), np.ones((3, 13), dtype=np.int64)
+    ids[0, :5], mask[0, :5] = 0, 0
+    ids[2, :1], mask[2, :1] = 0, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_the_exported_graph_generates_the_tokens_of_pytorch(case: str, tmp_path: Path) -> None:
+    model = make_model(case)
+    export = export_model(model, make_rows(model), tmp_path, ExportSettings(), DROPPED)
+    assert (export.prompts_continued, export.tokens_generated) == (4, TOKENS)
+    session = RUNTIMES["onnxruntime"](tmp_path, "cpu", 1)
+    expected = generated(model, prompts(model), TOKENS)
+    assert len(np.unique(expected)) > 2  # a graph that repeats itself would prove little
+    np.testing.assert_array_equal(generate(session, prompts(model), export.cache, TOKENS), expected)
+
+
+def test_names_follow_the_ecosystem_and_count_the_layers_that_are_left(
+    exported: tuple[LoadedModel, Export, Path],
+) -> None:
+    _, export, folder = exported
+    kinds = [f"{layer}.{kind}" for layer in range(NUM_LAYERS - 2) for kind in ("key", "value")]
+    assert export.inputs[:3] == ("input_ids", "attention_mask", "position_ids")
+    assert export.inputs[3:] == tuple(f"past_key_values.{kind}" for kind in kinds) == tuple(export.cache)
+    assert export.outputs == ("logits", *(f"present.{kind}" for kind in kinds))
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    shapes = {value.name: value.shape for value in session.get_inputs()}
+    assert shapes["input_ids"] == ["batch", "sequence"]
+    assert shapes["attention_mask"] == ["batch", "total_sequence"]
+    assert {tuple(shapes[name]) for name in export.cache} == {("batch", 2, "past_sequence", 8)}
+    assert set(export.cache.values()) == {(2, 8)}
+
+
+def test_config_generation_config_and_tokenizer_stand_beside_the_graph(
+    exported: tuple[LoadedModel, Export, Path],
+) -> None:
+    folder = exported[2]
+    assert transformers.AutoConfig.from_pretrained(folder).num_hidden_layers == NUM_LAYERS - 2
+    assert transformers.GenerationConfig.from_pretrained(folder)
+    assert len(transformers.AutoTokenizer.from_pretrained(folder)) == 96
+
+
+def test_a_prompt_read_in_two_parts_gives_the_logits_of_one_read_at_once(
+    exported: tuple[LoadedModel, Export, Path],
+) -> None:
+    model, export, folder = exported
+    session, inputs = RUNTIMES["onnxruntime"](folder, "cpu", 1), prompts(model)
+    whole = session(inputs)
+    first = session({name: value[:, :9] for name, value in inputs.items()})
+    rest = {"input_ids": inputs["input_ids"][:, 9:], "attention_mask": inputs["attention_mask"]}
+    past = {name: first[name.replace("past_key_values", "present")] for name in export.cache}
+    second = session({**rest, **past})
+    assert_allclose(second["logits"], whole["logits"][:, 9:], atol=1e-4)
+    assert_allclose(second["present.1.value"], whole["present.1.value"], atol=1e-4)
+
+
+def test_the_files_logits_are_those_of_pytorch_at_every_padding(
+    exported: tuple[LoadedModel, Export, Path],
+) -> None:
+    export = exported[1]
+    assert set(export.padding_checked) == {"none", "left", "right"}
+    assert 0 < export.max_abs_difference <= 1e-4
+
+
+def test_another_token_is_refused_with_its_place(exported: tuple[LoadedModel, Export, Path]) -> None:
+    model, export, folder = exported
+    written = Written("", 18, export.inputs, export.outputs, export.cache)
+    run = FORMATS["onnx"].open(folder / "model.onnx", written)
+
+    def forgets(inputs: Inputs) -> dict[str, np.ndarray]:
+        """Lose what is cached of the lowest layer."""
+        found = dict(run(inputs))
+        found["present.0.key"] = np.zeros_like(found["present.0.key"])
+        return found
+
+    assert prove_generation(model, make_rows(model), run, written)["tokens_generated"] == TOKENS
+    with pytest.raises(
+        ParityError, match=r"it generates other tokens than PyTorch: token \d+ of 64 after line"
+    ):
+        prove_generation(model, make_rows(model), forgets, written)
+
+
+def test_prompts_that_leave_less_room_are_continued_by_fewer_tokens(
+    exported: tuple[LoadedModel, Export, Path],
+) -> None:
+    model, export, folder = exported
+    written = Written("", 18, export.inputs, export.outputs, export.cache)
+    run = FORMATS["onnx"].open(folder / "model.onnx", written)
+    rows = make_rows(model)
+    shortest = min(model.task.lengths(rows.rows, model.processor))
+    for room, expected in ((5, 5), (0, 0)):
+        tight = LoadedModel(
+            model.network, model.task, Processor("", "last-token", shortest + room, make_tokenizer("llama")),
+            "", model.stack,
+        )  # fmt: skip
+        assert prove_generation(tight, rows, run, written)["tokens_generated"] == expected
+
+
+def test_what_a_checkpoint_says_of_sampling_is_left_out_and_left_alone() -> None:
+    model = make_model("llama")
+    own = transformers.GenerationConfig(do_sample=True, temperature=9.0, repetition_penalty=5.0, max_length=3)
+    plain = generated(model, prompts(model), 8)
+    model.network.generation_config = own
+    np.testing.assert_array_equal(generated(model, prompts(model), 8), plain)
+    assert model.network.generation_config is own
+
+
+def test_a_model_that_keeps_something_else_is_refused_with_the_reason(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.MambaConfig(
+        vocab_size=128, hidden_size=32, state_size=4, num_hidden_layers=NUM_LAYERS, pad_token_id=0
+    )
+    network = awaken(transformers.MambaForCausalLM(config))
+    processor = Processor("mamba", "last-token", LONGEST, make_tokenizer("llama"))
+    model = LoadedModel(network, TASKS["text-generation"], processor, "mamba", find_stack(network))
+    with pytest.raises(ExportError, match="keeps something else than keys and values of every layer"):
+        export_model(model, make_rows(model), tmp_path, ExportSettings())
+    assert not any(tmp_path.iterdir())
+
+
+# --- timing ---------------------------------------------------------------------------------
+
+
+def test_prompts_and_single_tokens_are_timed_apart(exported: tuple[LoadedModel, Export, Path]) -> None:
+    model, export, folder = exported
+    settings = BenchmarkSettings(batch_sizes=(1, 2), sequence_lengths=(8, 16), warmup=0, iterations=2)
+    works = make_workloads(model.task, make_rows(model), model.processor, settings, export.cache)
+    shapes = [(work.phase, work.batch_size, work.sequence_length) for work in works]
+    assert shapes == [
+        (phase, size, length) for phase in ("prefill", "decode") for length in (8, 16) for size in (1, 2)
+    ]
+    (step,) = works[-1].batches
+    assert step["input_ids"].shape == (2, 1)
+    assert step["attention_mask"].shape == (2, 17)
+    assert step["position_ids"].tolist() == [[16], [16]]
+    assert step["past_key_values.1.value"].shape == (2, 2, 16, 8)
+    session = RUNTIMES["onnxruntime"](folder, "cpu", 1)
+    assert session(step)["present.1.key"].shape == (2, 2, 17, 8)
+    assert (time_rounds({"one": session}, works[-1], settings)["one"] > 0).all()
+
+
+def test_the_cache_of_one_token_is_counted_in_bytes() -> None:
+    assert cache_bytes({"past_key_values.0.key": (2, 8), "past_key_values.0.value": (2, 8)}) == 128
+
+
+def test_positions_count_from_the_first_real_token_and_are_kept_where_given() -> None:
+    inputs = {"input_ids": np.ones((2, 2), int), "attention_mask": np.array([[0, 1, 1, 1], [1, 1, 1, 1]])}
+    assert with_positions(inputs, ["position_ids"])["position_ids"].tolist() == [[1, 2], [2, 3]]
+    assert "position_ids" not in with_positions(inputs, ["input_ids"])
+    given = {**inputs, "position_ids": np.zeros((2, 2), int)}
+    assert with_positions(given, ["position_ids"]) is given
+    assert with_cache(inputs, {"a": (2, 8)})["a"].shape == (2, 2, 0, 8)
+    assert one_token_step(inputs, {})["attention_mask"].shape == (2, 5)
