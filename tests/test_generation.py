@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +154,27 @@ def test_the_files_logits_are_those_of_pytorch_at_every_padding(
     export = exported[1]
     assert set(export.padding_checked) == {"none", "left", "right"}
     assert 0 < export.max_abs_difference <= 1e-4
+
+
+def test_the_example_in_plain_onnx_runtime_generates_what_pytorch_does(
+    exported: tuple[LoadedModel, Export, Path],
+) -> None:
+    model, _, folder = exported
+    texts = [" ".join(WORDS[start : start + size]) for start, size in ((0, 3), (5, 17), (40, 1))]
+    script = Path(__file__).parent.parent / "examples/generate.py"
+    done = subprocess.run(
+        [sys.executable, script, folder, *texts], capture_output=True, text=True, check=True
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    for text, line in zip(texts, done.stdout.splitlines(), strict=True):
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+        found = model.network.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=TOKENS
+        )
+        expected = found[0, ids.shape[1] :].tolist()
+        if expected[-1] == model.network.config.eos_token_id:
+            expected = expected[:-1]
+        assert line == f"{text} -> {tokenizer.decode(expected)}"
 
 
 def test_another_token_is_refused_with_its_place(exported: tuple[LoadedModel, Export, Path]) -> None:
