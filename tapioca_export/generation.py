@@ -8,7 +8,7 @@ Shapes: B sequences, T tokens, P tokens cached, A key-value heads, D values a he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from .tasks import Inputs
 
 PAST, PRESENT = "past_key_values", "present"
 POSITIONS = "position_ids"
+# An encoder-decoder's graphs.
+DECODER_FILES = ("encoder_model.onnx", "decoder_model.onnx", "decoder_with_past_model.onnx")
 # Of an input that holds cached keys or values of one layer: A and D.
 CacheShapes = Mapping[str, tuple[int, int]]
 # Runs a graph; takes and returns arrays by name.
@@ -60,26 +62,57 @@ def cache_bytes(shapes: CacheShapes, bytes_per_value: int = 4) -> int:
     return sum(heads * width for heads, width in shapes.values()) * bytes_per_value
 
 
+def as_one(runs: Sequence[Run], shapes: CacheShapes) -> Run:
+    """Return what runs a model's graphs as if they were one, from a task's inputs to outputs.
+
+    Args:
+        runs: A graph alone; or encoder, first decoder step and further steps, which are taken where
+            the inputs hold a cache.
+        shapes: The cache inputs; of a graph alone, they are empty where they are not given.
+    """
+
+    def alone(inputs: Inputs) -> Mapping[str, np.ndarray]:
+        return runs[0](with_cache(inputs, shapes) if shapes.keys() - inputs.keys() else inputs)
+
+    def divided(inputs: Inputs) -> Mapping[str, np.ndarray]:
+        encoder, first, further = runs
+        step = {"input_ids": inputs["decoder_input_ids"]}
+        if "attention_mask" in inputs:
+            step["encoder_attention_mask"] = inputs["attention_mask"]
+        if shapes.keys() <= inputs.keys():
+            return further({**step, **{name: inputs[name] for name in shapes}})
+        return first({**step, "encoder_hidden_states": encoder(inputs)["last_hidden_state"]})
+
+    return alone if len(runs) == 1 else divided
+
+
 def generate(run: Run, prompts: Inputs, shapes: CacheShapes, num_tokens: int) -> np.ndarray:
     """Generate greedily, each token after the prompt's with one step on what is cached.
 
     Args:
-        run: Runs the graph.
-        prompts: `input_ids` and `attention_mask`, (B, T), padded on the left.
-        shapes: The graph's cache inputs.
+        run: Runs the model, all its graphs as one.
+        prompts: `input_ids` and `attention_mask`, (B, T), padded on the left; for an encoder-decoder what
+            it reads, and `decoder_input_ids` to begin with.
+        shapes: The cache inputs.
         num_tokens: Tokens to generate; nothing ends a sequence earlier.
 
     Returns:
         Token ids, (B, num_tokens).
     """
-    mask, ids = prompts["attention_mask"], prompts["input_ids"]
-    past = {name: value for name, value in with_cache(prompts, shapes).items() if name in shapes}
-    tokens = []
+    divided = "decoder_input_ids" in prompts
+    inputs, tokens = dict(prompts), []
+    if not divided:
+        inputs = with_positions(with_cache(inputs, shapes), [POSITIONS])
     for _ in range(num_tokens):
-        step = with_positions({"input_ids": ids, "attention_mask": mask}, [POSITIONS])
-        found = run({**step, **past})
-        past = {name: found[present_name(name)] for name in past}
+        found = run(inputs)
         ids = found["logits"][:, -1].argmax(axis=-1)[:, None]
-        mask = np.concatenate([mask, np.ones_like(ids)], axis=1)
         tokens.append(ids)
+        # What the encoder gave is the same in every step, and comes out of the first only.
+        new = {name: present_name(name) for name in shapes}
+        past = {name: found[out] if out in found else inputs[name] for name, out in new.items()}
+        if divided:
+            inputs = {**inputs, "decoder_input_ids": ids, **past}
+        else:
+            mask = np.concatenate([inputs["attention_mask"], np.ones_like(ids)], axis=1)
+            inputs = with_positions({"input_ids": ids, "attention_mask": mask}, [POSITIONS]) | past
     return np.concatenate(tokens, axis=1)

@@ -83,7 +83,7 @@ def save_graph(folder: Path, nodes: list[Any], inputs: list[Any], weights: dict[
 
 def save_export(folder: Path, num_layers: int, drop: tuple[int, ...], task: str) -> None:
     export = Export(
-        model="tiny", task=task, format="onnx", file="model.onnx", exporter="test", opset=18,
+        model="tiny", task=task, format="onnx", files={"model.onnx": ""}, exporter="test", opset=18,
         inputs=("input_ids", "attention_mask"), outputs=("logits",), max_abs_difference=0.0,
         tolerance=1e-4, label_agreement=1.0, rows_checked=1, shapes_checked=((1, 2),),
         padding_checked=("right",), sha256="", num_layers=num_layers, drop=drop,

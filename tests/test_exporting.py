@@ -66,7 +66,12 @@ def test_the_pruned_onnx_file_holds_exactly_the_kept_weights(
         model = drop_layers(model, drop)
         folder = tmp_path / str(len(drop))
         folder.mkdir()
-        sizes.append((num_weights(folder / export_model(model, rows, folder, ExportSettings()).file), folder))
+        sizes.append(
+            (
+                num_weights(folder / next(iter(export_model(model, rows, folder, ExportSettings()).files))),
+                folder,
+            )
+        )
     (full, full_folder), (pruned, pruned_folder) = sizes
     assert full - pruned == 2 * layer
     names = [tensor.name for tensor in onnx.load(pruned_folder / "model.onnx").graph.initializer]
@@ -97,15 +102,15 @@ def test_torchscript_equals_pytorch_and_says_that_it_is_deprecated(
 def add_format(monkeypatch: pytest.MonkeyPatch, off_by: float) -> None:
     """Register a format whose file computes something else."""
 
-    def write(model: LoadedModel, example: object, path: Path, opset: int | None) -> exporting.Written:
-        path.write_bytes(b"weights")
+    def write(model: LoadedModel, example: object, folder: Path, opset: int | None) -> exporting.Written:
+        (folder / "model.lie").write_bytes(b"weights")
         add_format.model = model  # type: ignore[attr-defined]
-        return exporting.Written("a liar", None, (), ("logits",))
+        return exporting.Written("a liar", None, (), ("logits",), ("model.lie",))
 
     def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"logits": add_format.model.logits(inputs) + off_by}  # type: ignore[attr-defined]
 
-    entries = {**FORMATS._entries, "liar": Format("model.lie", write, lambda path, written: run, "Lies.")}
+    entries = {**FORMATS._entries, "liar": Format(write, lambda path, written: run, "Lies.")}
     monkeypatch.setattr(FORMATS, "_entries", entries)
 
 

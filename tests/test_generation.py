@@ -29,17 +29,24 @@ from tapioca_export.tasks import TASKS, Inputs, Processor
 LONGEST = 128
 DROPPED = (1, 3)
 WINDOW = 8  # shorter than what is generated
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 BASE: dict[str, object] = {
     "vocab_size": 128, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64,
-    "num_hidden_layers": NUM_LAYERS, "max_position_embeddings": LONGEST, "pad_token_id": 0,
-    "bos_token_id": 1, "eos_token_id": 2,
+    "num_hidden_layers": NUM_LAYERS, "max_position_embeddings": LONGEST, **SPECIAL,
 }  # fmt: skip
 GROUPED = {**BASE, "num_key_value_heads": 2}
 WIDE = {**GROUPED, "head_dim": 16}
 CASES: dict[str, tuple[str, dict[str, object]]] = {
     "gpt2": (
         "gpt2",
-        {"vocab_size": 128, "n_embd": 32, "n_head": 4, "n_layer": NUM_LAYERS, "n_positions": LONGEST},
+        {
+            "vocab_size": 128,
+            "n_embd": 32,
+            "n_head": 4,
+            "n_layer": NUM_LAYERS,
+            "n_positions": LONGEST,
+            **SPECIAL,
+        },
     ),
     "gpt_neox": ("gpt_neox", BASE),
     "opt": ("opt", {**BASE, "ffn_dim": 64, "word_embed_proj_dim": 32}),
@@ -57,7 +64,7 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "olmo2": ("olmo2", GROUPED),
     "falcon": ("falcon", BASE),
     "falcon-grouped": ("falcon", {**BASE, "num_kv_heads": 2, "new_decoder_architecture": True}),
-    "bloom": ("bloom", {"vocab_size": 128, "hidden_size": 32, "n_head": 4, "n_layer": NUM_LAYERS}),
+    "bloom": ("bloom", {"vocab_size": 128, "hidden_size": 32, "n_head": 4, "n_layer": NUM_LAYERS, **SPECIAL}),
 }
 
 
@@ -179,8 +186,8 @@ def test_the_example_in_plain_onnx_runtime_generates_what_pytorch_does(
 
 def test_another_token_is_refused_with_its_place(exported: tuple[LoadedModel, Export, Path]) -> None:
     model, export, folder = exported
-    written = Written("", 18, export.inputs, export.outputs, export.cache)
-    run = FORMATS["onnx"].open(folder / "model.onnx", written)
+    written = Written("", 18, export.inputs, export.outputs, tuple(export.files), export.cache)
+    run = FORMATS["onnx"].open(folder, written)
 
     def forgets(inputs: Inputs) -> dict[str, np.ndarray]:
         """Lose what is cached of the lowest layer."""
@@ -199,8 +206,8 @@ def test_prompts_that_leave_less_room_are_continued_by_fewer_tokens(
     exported: tuple[LoadedModel, Export, Path],
 ) -> None:
     model, export, folder = exported
-    written = Written("", 18, export.inputs, export.outputs, export.cache)
-    run = FORMATS["onnx"].open(folder / "model.onnx", written)
+    written = Written("", 18, export.inputs, export.outputs, tuple(export.files), export.cache)
+    run = FORMATS["onnx"].open(folder, written)
     rows = make_rows(model)
     shortest = min(model.task.lengths(rows.rows, model.processor))
     for room, expected in ((5, 5), (0, 0)):

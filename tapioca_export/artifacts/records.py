@@ -203,7 +203,9 @@ class Selection:
 
 @dataclass(frozen=True)
 class Export:
-    """`export.json`: one exported file and the proof that it computes what PyTorch computes.
+    """`export.json`: an exported model and the proof that it computes what PyTorch computes.
+
+    `files` maps each file to its SHA-256; `sha256` is that of the first, the graph that runs first.
 
     `shapes_checked` holds (batch, sequence) pairs; `label_agreement` is the share of rows whose
     label is the same (1.0 where the task has no labels to compare); sizes count the weights file.
@@ -215,7 +217,7 @@ class Export:
     model: str
     task: str
     format: str
-    file: str
+    files: dict[str, str]
     exporter: str
     opset: int | None
     inputs: tuple[str, ...]

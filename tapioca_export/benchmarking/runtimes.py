@@ -11,7 +11,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,14 @@ import numpy as np
 
 from ..artifacts import Export, read
 from ..errors import BenchmarkError, first_line
-from ..generation import CacheShapes, with_cache, with_positions
+from ..generation import as_one, with_positions
 from ..registry import Table
 from ..tasks import Inputs
 
-Session = Callable[[Inputs], dict[str, np.ndarray]]
+Session = Callable[[Inputs], Mapping[str, np.ndarray]]
 Runtime = Callable[[Path, str, int], Session]
 RUNTIMES: Table[Runtime] = Table("runtime")
 
-MODEL_FILE = "model.onnx"
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 _SHORT_NAMES = {"cpu": CPU, "cuda": CUDA}
@@ -43,7 +42,7 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class ExportFolder:
-    """A folder with `model.onnx`, and what its `export.json` says."""
+    """A folder with ONNX files, and what its `export.json` says."""
 
     path: Path
     export: Export
@@ -63,24 +62,29 @@ def read_export_folder(path: Path) -> ExportFolder:
     """
     path = Path(path)
     # A failed parity check leaves the file under this name, as evidence only.
-    if (path / f"{MODEL_FILE}.invalid").exists():
+    if failed := sorted(path.glob("*.invalid")):
         raise BenchmarkError(
-            f"{path} holds {MODEL_FILE}.invalid: the export failed its parity check.",
+            f"{path} holds {failed[0].name}: the export failed its parity check.",
             "Export the checkpoint again; a file that computes something else is not measured.",
         )
-    for name in ("export.json", MODEL_FILE):
-        if not (path / name).is_file():
-            raise BenchmarkError(
-                f"{path} is not an ONNX export folder: it has no {name}.",
-                "Make one with: tapioca-export export CHECKPOINT --format onnx -o FOLDER",
-            )
+    _require(path, ["export.json"])
     folder = ExportFolder(path, read(path / "export.json", Export))
     if folder.export.format != "onnx" or folder.num_layers_left < 1:
         raise BenchmarkError(
             f"{path / 'export.json'} describes format {folder.export.format!r} with "
             f"{folder.num_layers_left} layers left; an ONNX file with at least one is needed."
         )
+    _require(path, folder.export.files)
     return folder
+
+
+def _require(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        if not (folder / name).is_file():
+            raise BenchmarkError(
+                f"{folder} is not an ONNX export folder: it has no {name}.",
+                "Make one with: tapioca-export export CHECKPOINT --format onnx -o FOLDER",
+            )
 
 
 def available_providers() -> tuple[str, ...]:
@@ -123,42 +127,53 @@ def open_with_onnxruntime(folder: Path, provider: str, num_threads: int) -> Sess
     """ONNX Runtime, one session a file, on the provider asked for and no other.
 
     Args:
-        folder: Export folder; `model.onnx` is opened.
+        folder: Export folder; the files that `export.json` names are opened.
         provider: `cpu`, `cuda` or a provider's full name.
         num_threads: Threads of one operator; operators run one after another.
 
     Returns:
-        A function from inputs to outputs, by name. It feeds what the file asks for, in the file's
-        number types, and ignores other inputs; a cache that is not given is empty.
+        A function from inputs to outputs, by name. It feeds what the files ask for, in their number
+        types, and ignores other inputs; a cache that is not given is empty.
 
     Raises:
-        BenchmarkError: If the provider is missing or replaced by another, or the file is refused.
+        BenchmarkError: If the provider is missing or replaced by another, or a file is refused.
     """
     import onnxruntime
 
     asked = resolve_provider(provider)
-    file = folder / MODEL_FILE
     if asked == CUDA:
         # Finds CUDA and cuDNN in pip packages. It reports to stdout, which belongs to results.
         with contextlib.redirect_stdout(sys.stderr):
             onnxruntime.preload_dlls()
+    # Without the check of the whole artifact, whose library would be measured with the file in `child`.
+    export = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+    graphs = [name for name in export["files"] if name.endswith(".onnx")]
+    return as_one([_open(folder / name, asked, num_threads) for name in graphs], export.get("cache", {}))
+
+
+def _open(file: Path, provider: str, num_threads: int) -> Session:
+    """Open one file.
+
+    Raises:
+        BenchmarkError: If the provider is replaced by another, or the file is refused.
+    """
+    import onnxruntime
+
     try:
         session = onnxruntime.InferenceSession(
-            str(file), _session_options(num_threads), providers=[asked], enable_fallback=0
+            str(file), _session_options(num_threads), providers=[provider], enable_fallback=0
         )
     except _onnxruntime_errors() as error:
-        raise BenchmarkError(f"ONNX Runtime cannot open {file} on {asked}: {first_line(error)}") from error
+        raise BenchmarkError(f"ONNX Runtime cannot open {file} on {provider}: {first_line(error)}") from error
     used = session.get_providers()[0]
-    if used != asked:
+    if used != provider:
         raise BenchmarkError(
-            f"{asked} was asked for, but ONNX Runtime fell back to {used} "
+            f"{provider} was asked for, but ONNX Runtime fell back to {used} "
             f"(available: {', '.join(available_providers())}).",
             "The provider's libraries or its device are missing: run tapioca-export doctor, "
             "or use --provider cpu.",
         )
-    # Without the check of the whole artifact, whose library would be measured with the file in `child`.
-    cache = json.loads((folder / "export.json").read_text(encoding="utf-8")).get("cache", {})
-    return _runner(session, file, cache)
+    return _runner(session, file)
 
 
 def _session_options(num_threads: int) -> Any:
@@ -174,17 +189,14 @@ def _session_options(num_threads: int) -> Any:
     return options
 
 
-def _runner(session: Any, file: Path, cache: CacheShapes) -> Session:
+def _runner(session: Any, file: Path) -> Session:
     """Return the function that feeds one session."""
     dtypes = {node.name: _DTYPES.get(node.type) for node in session.get_inputs()}
-    errors = _onnxruntime_errors()
-
     outputs = [node.name for node in session.get_outputs()]
+    errors = _onnxruntime_errors()
 
     def run(inputs: Inputs) -> dict[str, np.ndarray]:
         inputs = with_positions(inputs, dtypes)
-        if cache.keys() - inputs.keys():
-            inputs = with_cache(inputs, cache)
         missing = dtypes.keys() - inputs.keys()
         if missing:
             raise BenchmarkError(

@@ -22,12 +22,17 @@ Run = Callable[[Inputs], Mapping[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Written:
-    """What an exporter says about the file it wrote; `cache` names inputs that hold keys and values."""
+    """What an exporter says about the files it wrote.
+
+    `inputs` and `outputs` are those of all files taken as one, `cache` names inputs that hold keys and
+    values.
+    """
 
     exporter: str
     opset: int | None
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    files: tuple[str, ...]
     cache: CacheShapes = field(default_factory=dict)
 
 
@@ -35,11 +40,10 @@ class Written:
 class Format:
     """One file format: how to write it, and how to run it back.
 
-    `write(model, example, path, opset)` traces the model on the example and writes the file;
-    `open(path, written)` returns a function from inputs to outputs, by name.
+    `write(model, example, folder, opset)` traces the model on the example and writes its files;
+    `open(folder, written)` returns a function from inputs to outputs, by name.
     """
 
-    file: str
     write: Callable[[LoadedModel, Inputs, Path, int | None], Written]
     open: Callable[[Path, Written], Run]
     help: str

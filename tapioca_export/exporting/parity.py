@@ -74,14 +74,19 @@ def prove_generation(model: LoadedModel, samples: Samples, run: Run, written: Wr
     Raises:
         ParityError: If a token differs.
     """
-    lengths = np.asarray(model.task.lengths(samples.rows, model.processor))
-    room = model.processor.max_length - lengths
+    divided = model.network.config.is_encoder_decoder
+    taken = [1] * len(samples) if divided else model.task.lengths(samples.rows, model.processor)
+    room = model.processor.max_length - np.asarray(taken)
     roomy = np.flatnonzero(room >= min(TOKENS, room.max()))
     chosen = np.random.default_rng(0).permutation(roomy)[:PROMPTS]
     num_tokens = int(min(TOKENS, room[chosen].min()))
     if num_tokens < 1:
         return {"prompts_continued": 0, "tokens_generated": 0}
     prompts = model.task.encode([samples.rows[i] for i in chosen], model.processor, "left")
+    if divided:
+        prompts = {
+            name: value[:, :1] if name.startswith("decoder_") else value for name, value in prompts.items()
+        }
     expected = generated(model, prompts, num_tokens)
     actual = generate(run, prompts, written.cache, num_tokens)
     if not np.array_equal(expected, actual):

@@ -13,8 +13,9 @@ from ..artifacts import Export, sha256, write
 from ..errors import ParityError
 from ..models import LoadedModel
 from ..samples import Samples
-from .formats import FORMATS, ExportSettings
-from .onnx import data_file
+from .formats import FORMATS, ExportSettings, Written
+from .genai import write_genai_config
+from .graphs import data_file
 from .parity import prove_generation, prove_outputs
 
 
@@ -39,33 +40,34 @@ def export_model(
         ParityError: If file and model differ; the file is then `<name>.invalid`.
     """
     format_ = FORMATS[settings.format]
-    path = folder / format_.file
     assert not any(module.training for module in model.network.modules())
     with _quiet():
-        written = format_.write(model, model.task.examples(model.processor)[0], path, settings.opset)
-        run = format_.open(path, written)
+        written = format_.write(model, model.task.examples(model.processor)[0], folder, settings.opset)
+        run = format_.open(folder, written)
     try:
         proof = prove_outputs(model, samples, run, written, settings.tolerance)
         if written.cache:
             proof |= prove_generation(model, samples, run, written)
     except ParityError as error:
-        for file in _files(path):
+        for file in _files(folder, written):
             file.rename(file.with_name(file.name + ".invalid"))
         raise ParityError(f"{model.source} as {settings.format}: {error.message}", error.hint) from error
     model.save_settings(folder)
+    if written.cache and len(written.files) == 1:
+        write_genai_config(folder, model, written)
     export = Export(
         model=model.source,
         task=model.task.name,
         format=settings.format,
-        file=path.name,
+        files={file.name: sha256(file) for file in _files(folder, written)},
         exporter=written.exporter,
         opset=written.opset,
         inputs=written.inputs,
         outputs=written.outputs,
         cache=dict(written.cache),
         tolerance=settings.tolerance,
-        size_bytes=sum(file.stat().st_size for file in _files(path)),
-        sha256=sha256(path),
+        size_bytes=sum(file.stat().st_size for file in _files(folder, written)),
+        sha256=sha256(folder / written.files[0]),
         num_layers=model.num_layers + len(drop),
         drop=drop,
         max_length=model.processor.max_length,
@@ -76,9 +78,10 @@ def export_model(
     return export
 
 
-def _files(path: Path) -> list[Path]:
-    """Return the exported file and, where the weights are beside it, theirs."""
-    return [file for file in (path, data_file(path)) if file.exists()]
+def _files(folder: Path, written: Written) -> list[Path]:
+    """Return the exported files and, where weights are beside them, theirs."""
+    files = [file for name in written.files for file in (folder / name, data_file(folder / name))]
+    return [file for file in files if file.exists()]
 
 
 @contextlib.contextmanager

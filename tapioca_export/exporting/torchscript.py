@@ -12,8 +12,10 @@ from ..models import LoadedModel, to_tensors
 from ..tasks import Inputs
 from .formats import FORMATS, Format, Run, Written
 
+MODEL_FILE = "model.pt"
 
-def write_torchscript(model: LoadedModel, example: Inputs, path: Path, opset: int | None) -> Written:
+
+def write_torchscript(model: LoadedModel, example: Inputs, folder: Path, opset: int | None) -> Written:
     """Write TorchScript by tracing; inputs are positional, in the order of export.json.
 
     Raises:
@@ -25,10 +27,12 @@ def write_torchscript(model: LoadedModel, example: Inputs, path: Path, opset: in
     try:
         with torch.no_grad():
             traced = torch.jit.trace(_tensors_only(model, names), tuple(to_tensors(example).values()))
-            torch.jit.save(traced, str(path))
+            torch.jit.save(traced, str(folder / MODEL_FILE))
     except (RuntimeError, TypeError, ValueError) as error:
         raise ExportError(f"TorchScript cannot trace {model.source}: {first_line(error)}") from error
-    return Written(f"torch.jit.trace, torch {torch.__version__}", None, names, model.task.outputs)
+    return Written(
+        f"torch.jit.trace, torch {torch.__version__}", None, names, model.task.outputs, (MODEL_FILE,)
+    )
 
 
 def _tensors_only(model: LoadedModel, names: tuple[str, ...]) -> Any:
@@ -50,11 +54,11 @@ def _tensors_only(model: LoadedModel, names: tuple[str, ...]) -> Any:
     return Outputs()
 
 
-def open_torchscript(path: Path, written: Written) -> Run:
+def open_torchscript(folder: Path, written: Written) -> Run:
     """Run a TorchScript file, whose inputs and outputs are positional."""
     import torch
 
-    module = torch.jit.load(str(path)).eval()
+    module = torch.jit.load(str(folder / MODEL_FILE)).eval()
 
     def run(inputs: Inputs) -> dict[str, np.ndarray]:
         with torch.no_grad():
@@ -66,7 +70,6 @@ def open_torchscript(path: Path, written: Written) -> Run:
 
 FORMATS.add("torchscript")(
     Format(
-        "model.pt",
         write_torchscript,
         open_torchscript,
         "TorchScript by tracing; deprecated by PyTorch.",

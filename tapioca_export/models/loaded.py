@@ -110,20 +110,24 @@ def generated(model: LoadedModel, prompts: Inputs, num_tokens: int) -> np.ndarra
 
     Args:
         model: A model with a `generate`.
-        prompts: `input_ids` and `attention_mask`, (B, T), padded on the left.
+        prompts: `input_ids` and `attention_mask`, (B, T), padded on the left; for an encoder-decoder what
+            it reads, and `decoder_input_ids` to begin with.
         num_tokens: Tokens to add to each.
     """
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, GenerationMixin
 
     network, own = model.network, model.network.generation_config
     pad = own.pad_token_id or 0
     plain = GenerationConfig(max_new_tokens=num_tokens, do_sample=False, pad_token_id=pad)
     network.generation_config = GenerationConfig()
     try:
-        found = network.generate(**to_tensors(prompts, model.device), generation_config=plain)
+        # Not the class's own, which for speech cuts audio into pieces and rules tokens out.
+        found = GenerationMixin.generate(
+            network, **to_tensors(prompts, model.device), generation_config=plain
+        )
     finally:
         network.generation_config = own
-    return np.asarray(found[:, prompts["input_ids"].shape[1] :].cpu())
+    return np.asarray(found[:, -num_tokens:].cpu())
 
 
 @contextmanager

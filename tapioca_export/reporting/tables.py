@@ -264,7 +264,7 @@ def _export_cells(export: Export) -> dict[str, str]:
     dropped = ", ".join(map(str, export.drop))
     return {
         "format": export.format,
-        "file": export.file,
+        "files": ", ".join(export.files),
         "exporter": export.exporter,
         "opset": "n/a" if export.opset is None else str(export.opset),
         "layers": f"{export.num_layers}" + (f" (dropped {dropped})" if dropped else ""),
@@ -277,7 +277,7 @@ def _export_cells(export: Export) -> dict[str, str]:
         "shapes checked (batch, tokens)": ", ".join(f"({b}, {t})" for b, t in export.shapes_checked),
         "padding checked": ", ".join(export.padding_checked) or "n/a",
         "size": size_text(export.size_bytes),
-        "SHA-256": export.sha256,
+        "SHA-256": ", ".join(export.files.values()),
         "note": export.note or "",
     }
 

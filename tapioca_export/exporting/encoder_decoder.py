@@ -1,0 +1,130 @@
+"""Encoder-decoders as three graphs, by the ecosystem's names: encoder, first decoder step, further steps.
+
+The first step computes the keys and values of the encoder's states once; further steps take them,
+and those of the tokens before, from the cache.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import ExportError
+from ..generation import DECODER_FILES, PAST, PRESENT, CacheShapes
+from ..models import LoadedModel, to_tensors
+from ..tasks import Inputs
+from .formats import Written
+from .graphs import dynamic, exporter_name, name_axes, names_of, rename, save, traced
+
+# Tokens cached, and tokens read, in the example that is traced: an axis that is to vary is not one long.
+CACHED_TOKENS = 3
+_LAYER = r"past_key_values\.{}_attention_cache\.layers\.(\d+)\.(key|value)s$"
+_NAMES = {
+    re.compile(rf"^(?:input\.)?{_LAYER.format('self')}"): rf"{PAST}.\1.decoder.\2",
+    re.compile(rf"^(?:input\.)?{_LAYER.format('cross')}"): rf"{PAST}.\1.encoder.\2",
+    re.compile(r"^encoder_outputs\.last_hidden_state$"): "encoder_hidden_states",
+    re.compile(r"^attention_mask$"): "encoder_attention_mask",
+    re.compile(r"^decoder_input_ids$"): "input_ids",
+}
+_OUTPUTS = {
+    re.compile(rf"^(?:output\.)?{_LAYER.format('self')}"): rf"{PRESENT}.\1.decoder.\2",
+    re.compile(rf"^(?:output\.)?{_LAYER.format('cross')}"): rf"{PRESENT}.\1.encoder.\2",
+}
+
+
+def write_encoder_decoder(model: LoadedModel, example: Inputs, folder: Path, opset: int | None) -> Written:
+    """Write the three graphs.
+
+    Raises:
+        ExportError: If the exporter refuses the model, which keeps something else than keys and values.
+    """
+    import torch
+    from transformers.modeling_outputs import BaseModelOutput
+
+    tensors = to_tensors(example)
+    ours = {name: value for name, value in tensors.items() if not name.startswith("decoder_")}
+    axes = {name: dynamic(range(len(model.task.axes(name)))) for name in ours}
+    encoder = model.network.get_encoder()
+    programs = [traced(model, encoder, dict(ours), axes, opset)]
+    name_axes(programs[0].graph, lambda name: dict(enumerate(model.task.axes(name))))
+    with torch.no_grad():
+        states = encoder(**ours).last_hidden_state
+    sample: dict[str, Any] = {
+        "encoder_outputs": BaseModelOutput(last_hidden_state=states),
+        "decoder_input_ids": _ids(tensors["decoder_input_ids"], CACHED_TOKENS + 1),
+        **({"attention_mask": ours["attention_mask"]} if "attention_mask" in ours else {}),
+    }
+    steps = {name: dynamic((0, 1)) for name in sample} | {"encoder_outputs": [dynamic((0, 1))]}
+    cache, shapes = _cache(model, sample)
+    programs.append(traced(model, model.network, dict(sample), steps, opset))
+    steps[PAST] = [dynamic((0, 2))] * (2 * len(shapes) // 2)
+    programs.append(traced(model, model.network, {**sample, PAST: cache}, steps, opset))
+    for program, name in zip(programs, DECODER_FILES, strict=True):
+        if program is not programs[0]:
+            _finish(program.graph)
+        save(program, folder / name)
+    return Written(
+        exporter_name(),
+        programs[0].opset_imports.get(""),
+        tuple(example),
+        names_of(programs[1].graph.outputs),
+        DECODER_FILES,
+        shapes,
+    )
+
+
+def _ids(ids: Any, length: int) -> Any:
+    """Repeat and cut token ids, (B, T), to (B, length)."""
+    return ids.repeat(1, -(-length // ids.shape[1]))[:, :length]
+
+
+def _cache(model: LoadedModel, sample: Mapping[str, Any]) -> tuple[Any, CacheShapes]:
+    """Return a cache of a few tokens, and the shapes of its inputs.
+
+    Raises:
+        ExportError: If the model keeps something else than keys and values of every decoder layer.
+    """
+    import torch
+    from transformers import DynamicCache, EncoderDecoderCache
+
+    few = {**sample, "decoder_input_ids": sample["decoder_input_ids"][:, :CACHED_TOKENS]}
+    with torch.no_grad():
+        kept = getattr(model.network(**few, use_cache=True), PAST, None)
+    if not isinstance(kept, EncoderDecoderCache):
+        raise ExportError(
+            f"{model.source} keeps something else than keys and values of every layer while it generates "
+            f"({type(kept).__name__}); such models are not exported with their cache.",
+            "Try --format torchscript, which has none.",
+        )
+    # A window is left to the mask, so that one axis fits all layers.
+    plain = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    shapes = {}
+    pairs = zip(kept.self_attention_cache.layers, kept.cross_attention_cache.layers, strict=True)
+    for index, (own, crossed) in enumerate(pairs):
+        plain.self_attention_cache.update(own.keys, own.values, index)
+        plain.cross_attention_cache.update(crossed.keys, crossed.values, index)
+        plain.is_updated[index] = True
+        for kind, layer in (("decoder", own), ("encoder", crossed)):
+            for name, tensor in (("key", layer.keys), ("value", layer.values)):
+                shapes[f"{PAST}.{index}.{kind}.{name}"] = (int(tensor.shape[1]), int(tensor.shape[3]))
+    return plain, shapes
+
+
+def _finish(graph: Any) -> None:
+    """Name what goes in and out, and leave out what goes in unused or comes out as it went in."""
+    rename(graph.inputs, _NAMES)
+    rename(graph.outputs, _OUTPUTS)
+    past = {value.name for value in graph.inputs if value.name.startswith(PAST)}
+    if past:
+        outputs = [value for value in graph.outputs if ".encoder." not in value.name]
+        graph.outputs[:] = outputs
+        graph.inputs[:] = [v for v in graph.inputs if v.uses() and v.name != "encoder_hidden_states"]
+    name_axes(graph, _axes)
+
+
+def _axes(name: str) -> Mapping[int, str]:
+    if name.startswith(PAST):
+        return {0: "batch", 2: "encoder_sequence" if ".encoder." in name else "past_sequence"}
+    return {0: "batch", 1: "sequence" if name == "input_ids" else "encoder_sequence"}

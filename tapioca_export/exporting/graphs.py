@@ -1,0 +1,118 @@
+"""A network traced to an ONNX graph by transformers' exporter; its names, axes and files.
+
+Knows nothing about tasks, nor about what a graph is for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import ExportError, first_line
+from ..models import LoadedModel
+
+# Above this the weights go to one file beside the graph: protobuf ends at 2 GB.
+INLINE_WEIGHTS_BYTES = 1 << 30
+
+
+def data_file(path: Path) -> Path:
+    """Return where the weights of a large file are."""
+    return path.with_name(f"{path.name}_data")
+
+
+def exporter_name() -> str:
+    """Return what traces and writes, with versions."""
+    import torch
+    import transformers
+
+    return f"transformers {transformers.__version__} OnnxExporter, torch {torch.__version__}"
+
+
+def dynamic(axes: Iterable[int]) -> dict[int, Any]:
+    """Let axes vary from batch to batch."""
+    import torch
+
+    # AUTO, as models bound the sequence by their positions, and a named dimension must state the bound.
+    return dict.fromkeys(axes, torch.export.Dim.AUTO)
+
+
+def traced(
+    model: LoadedModel, network: Any, sample: dict[str, Any], axes: dict[str, Any], opset: int | None
+) -> Any:
+    """Trace a network, or a part of one, on a sample; return the ONNX model.
+
+    Args:
+        model: What the network is of; whether it keeps a cache is up to its task.
+        network: What is traced.
+        sample: Its inputs; no axis that is to vary may be one long.
+        axes: Of each input, which axes vary.
+        opset: The ONNX opset, None for the exporter's own.
+
+    Raises:
+        ExportError: If the exporter refuses the network, or writes another opset.
+    """
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    config = OnnxConfig(dynamic=True, opset_version=opset, dynamic_shapes=axes)
+    had_cache = getattr(model.network.config, "use_cache", None)
+    try:
+        if had_cache is not None:
+            model.network.config.use_cache = model.task.generates
+        exported = OnnxExporter().export(network, sample, config=config)
+    # The exporter, torch.export and onnxscript raise errors of their own without a common base.
+    except Exception as error:
+        raise ExportError(
+            f"The ONNX exporter refuses {model.source}: {type(error).__name__}: {first_line(error)}",
+            "Try --format torchscript, or another --opset.",
+        ) from error
+    finally:
+        if had_cache is not None:
+            model.network.config.use_cache = had_cache
+    # transformers 5.23 returns a model of its own, 5.20 (Python 3.10) torch's ONNXProgram.
+    program = exported.program if hasattr(exported, "program") else exported.model
+    written = program.opset_imports.get("")
+    if opset not in (None, written):
+        raise ExportError(f"Opset {opset} was asked for, the exporter wrote {written}.", "Leave out --opset.")
+    return program
+
+
+def names_of(values: Iterable[Any]) -> tuple[str, ...]:
+    """Return the names of a graph's inputs or outputs."""
+    return tuple(str(value.name) for value in values)
+
+
+def rename(values: Iterable[Any], names: Mapping[re.Pattern[str], str]) -> None:
+    """Rename a graph's inputs or outputs, each by the first pattern that matches."""
+    for value in values:
+        for pattern, name in names.items():
+            if pattern.match(value.name):
+                value.name = pattern.sub(name, value.name)
+                break
+
+
+def name_axes(graph: Any, axes: Callable[[str], Mapping[int, str]]) -> None:
+    """Name the dynamic axes of the inputs, wherever they occur."""
+    names: dict[str, str] = {}
+    for value in graph.inputs:
+        for axis, name in axes(value.name).items():
+            if not isinstance(value.shape[axis], int):
+                names.setdefault(str(value.shape[axis]), name)
+    if not names:
+        return
+    symbol = re.compile("|".join(rf"\b{re.escape(old)}\b" for old in names))
+    values = [*graph.inputs, *(output for node in graph for output in node.outputs)]
+    for value in values:
+        for axis, dimension in enumerate(value.shape or ()):
+            if not isinstance(dimension, int):  # a symbol, or an expression of symbols
+                value.shape[axis] = symbol.sub(lambda match: names[match.group()], str(dimension))
+
+
+def save(program: Any, path: Path) -> None:
+    """Write an ONNX model, with its weights in one file beside it where they are large."""
+    import onnx_ir
+
+    num_bytes = sum(value.const_value.nbytes for value in program.graph.initializers.values())
+    external = data_file(path).name if num_bytes > INLINE_WEIGHTS_BYTES else None
+    onnx_ir.save(program, str(path), external_data=external)

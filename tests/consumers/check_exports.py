@@ -1,0 +1,90 @@
+"""Generate with exported decoders as their users do: with Optimum, and with onnxruntime-genai.
+
+    python tests/consumers/check_exports.py FOLDER
+
+Runs in an environment of its own, as Optimum's ONNX part pins an older transformers. Prints a table;
+exit code 1 where tokens differ from PyTorch's, or where what is known to fail has come to work.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime_genai
+import torch
+import transformers
+from optimum.onnxruntime import ORTModelForCausalLM
+from transformers import GenerationConfig
+
+# What a library cannot run, whoever exported it.
+GROUPED = "makes an empty cache with as many key-value heads as heads, each of hidden size / heads"
+UNKNOWN = "does not know the model type"
+OPTIMUM_CANNOT = dict.fromkeys(("falcon-grouped", "gemma2", "olmo2", "phi3", "qwen3"), GROUPED)
+GENAI_CANNOT = dict.fromkeys(("bloom", "falcon", "falcon-grouped", "gpt_neox", "olmo2", "opt"), UNKNOWN)
+
+
+def with_optimum(folder: Path, expected: dict[str, np.ndarray]) -> np.ndarray:
+    """Generate the whole batch, padded on the left."""
+    model = ORTModelForCausalLM.from_pretrained(folder, use_io_binding=False)
+    num_tokens = expected["tokens"].shape[1]
+    model.generation_config = GenerationConfig()
+    found = model.generate(
+        torch.tensor(expected["input_ids"]),
+        attention_mask=torch.tensor(expected["attention_mask"]),
+        generation_config=GenerationConfig(max_new_tokens=num_tokens, do_sample=False, pad_token_id=0),
+    )
+    return found[:, expected["input_ids"].shape[1] :].numpy()
+
+
+def with_genai(folder: Path, expected: dict[str, np.ndarray]) -> np.ndarray:
+    """Generate row by row, without padding; what follows the end of a text is taken as expected."""
+    model = onnxruntime_genai.Model(str(folder))
+    num_tokens, rows = expected["tokens"].shape[1], []
+    columns = (expected[name] for name in ("input_ids", "attention_mask", "tokens"))
+    for ids, mask, tokens in zip(*columns, strict=True):
+        prompt = ids[mask == 1].astype(np.int32)
+        length = len(prompt) + num_tokens
+        parameters = onnxruntime_genai.GeneratorParams(model)
+        parameters.set_search_options(max_length=length, do_sample=False)
+        generator = onnxruntime_genai.Generator(model, parameters)
+        generator.append_tokens(prompt)
+        while not generator.is_done():
+            generator.generate_next_token()
+        found = generator.get_sequence(0)[len(prompt) :]
+        rows.append([*found, *tokens[len(found) :]])
+    return np.asarray(rows)
+
+
+def outcome(generate: Callable[..., np.ndarray], folder: Path) -> str:
+    """Return "equal", or what went wrong in one line."""
+    with np.load(folder / "expected.npz") as file:
+        expected = dict(file)
+    try:
+        found = generate(folder, expected)
+    except Exception as error:  # both libraries raise errors without a common base
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    wrong = int((found != expected["tokens"]).sum())
+    return f"{wrong} of {found.size} tokens differ" if wrong else "equal"
+
+
+def main(folder: Path) -> int:
+    """Check every export below the folder."""
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    consumers = {"optimum": (with_optimum, OPTIMUM_CANNOT), "genai": (with_genai, GENAI_CANNOT)}
+    failed = False
+    for place in sorted(path.parent for path in folder.glob("*/expected.npz")):
+        for name, (generate, cannot) in consumers.items():
+            found, reason = outcome(generate, place), cannot.get(place.name)
+            failed |= (found == "equal") == (reason is not None)
+            known = f" (known: {reason})" if reason and found != "equal" else ""
+            print(f"{place.name:15s} {name:8s} {found[:120]}{known}", flush=True)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
