@@ -1,11 +1,12 @@
 # make demo    the whole job on the embedded example, ends with the path of the report
 # make test    lint, types and tests
 # Both set everything up first, in .venv; they need git, make and Python 3.10 or newer.
+# make consumers    exported decoders generate in Optimum and onnxruntime-genai, in an environment of their own
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast format clean
+.PHONY: demo test test-fast consumers format clean
 
 demo: .venv/ready
 	$(BIN)/tapioca-export demo --output demo-run --overwrite
@@ -18,6 +19,15 @@ test: .venv/ready
 
 test-fast: .venv/ready
 	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow"
+
+consumers: .venv/ready .cache/consumers/venv/ready
+	$(BIN)/python tests/consumers/make_exports.py .cache/consumers/exports
+	.cache/consumers/venv/bin/python tests/consumers/check_exports.py .cache/consumers/exports
+
+.cache/consumers/venv/ready: tests/consumers/requirements.lock
+	$(PYTHON) -m venv .cache/consumers/venv
+	.cache/consumers/venv/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .

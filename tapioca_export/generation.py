@@ -15,7 +15,7 @@ import numpy as np
 from .tasks import Inputs
 
 PAST, PRESENT = "past_key_values", "present"
-POSITIONS = "position_ids"
+POSITIONS, LOGITS = "position_ids", "logits"
 # An encoder-decoder's graphs.
 DECODER_FILES = ("encoder_model.onnx", "decoder_model.onnx", "decoder_with_past_model.onnx")
 # Of an input that holds cached keys or values of one layer: A and D.
@@ -39,7 +39,7 @@ def with_positions(inputs: Inputs, wanted: Iterable[str]) -> Inputs:
 
 def with_cache(inputs: Inputs, shapes: CacheShapes, num_cached: int = 0) -> Inputs:
     """Add a cache of `num_cached` tokens that are all zeros; with none, generation begins."""
-    size = len(inputs["input_ids"])
+    size = len(next(iter(inputs.values())))
     past = {
         name: np.zeros((size, heads, num_cached, width), np.float32)
         for name, (heads, width) in shapes.items()
@@ -47,14 +47,21 @@ def with_cache(inputs: Inputs, shapes: CacheShapes, num_cached: int = 0) -> Inpu
     return {**inputs, **past}
 
 
+def first_step(inputs: Inputs) -> Inputs:
+    """Return the inputs of the step that reads a prompt: a decoder beside an encoder begins with a token."""
+    return {name: value[:, :1] if name.startswith("decoder_") else value for name, value in inputs.items()}
+
+
 def one_token_step(inputs: Inputs, shapes: CacheShapes) -> Inputs:
-    """Return the inputs of the step that follows `inputs`, (B, T): one token each, T tokens cached."""
-    ones = np.ones((len(inputs["input_ids"]), 1), dtype=np.int64)
+    """Return the inputs of a later step: one token a sequence, and T of them cached, as `inputs` have."""
+    size, length = next(iter(inputs.values())).shape[:2]
+    if "decoder_input_ids" in inputs:
+        return with_cache(first_step(inputs), shapes, length)
     step = {
         "input_ids": inputs["input_ids"][:, -1:],
-        "attention_mask": np.concatenate([inputs["attention_mask"], ones], axis=1),
+        "attention_mask": np.concatenate([inputs["attention_mask"], np.ones((size, 1), np.int64)], axis=1),
     }
-    return with_cache(with_positions(step, [POSITIONS]), shapes, inputs["input_ids"].shape[1])
+    return with_cache(with_positions(step, [POSITIONS]), shapes, length)
 
 
 def cache_bytes(shapes: CacheShapes, bytes_per_value: int = 4) -> int:
@@ -105,7 +112,7 @@ def generate(run: Run, prompts: Inputs, shapes: CacheShapes, num_tokens: int) ->
         inputs = with_positions(with_cache(inputs, shapes), [POSITIONS])
     for _ in range(num_tokens):
         found = run(inputs)
-        ids = found["logits"][:, -1].argmax(axis=-1)[:, None]
+        ids = found[LOGITS][:, -1].argmax(axis=-1)[:, None]
         tokens.append(ids)
         # What the encoder gave is the same in every step, and comes out of the first only.
         new = {name: present_name(name) for name in shapes}

@@ -18,7 +18,7 @@ import numpy as np
 from ..artifacts import Interval, Latency, Phase, Ratio, Timing
 from ..bars import progress_bar
 from ..errors import ConfigError
-from ..generation import CacheShapes, one_token_step
+from ..generation import CacheShapes, first_step, one_token_step
 from ..samples import Samples
 from ..tasks import Inputs, Processor, Task
 from .runtimes import RUNTIMES, ExportFolder, Session, default_num_threads, resolve_provider
@@ -119,7 +119,9 @@ def make_workloads(
     works = [Workload(size, length, tuple(_batches(rows, size, length))) for size, length in shapes]
     if not cache:
         return tuple(works)
-    prefills = [replace(work, phase="prefill") for work in works]
+    prefills = [
+        replace(work, phase="prefill", batches=tuple(map(first_step, work.batches))) for work in works
+    ]
     steps = [
         replace(work, phase="decode", batches=(one_token_step(work.batches[0], cache),)) for work in works
     ]

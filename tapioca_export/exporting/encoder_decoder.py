@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ExportError
-from ..generation import DECODER_FILES, PAST, PRESENT, CacheShapes
+from ..generation import DECODER_FILES, LOGITS, PAST, PRESENT, CacheShapes
 from ..models import LoadedModel, to_tensors
 from ..tasks import Inputs
 from .formats import Written
@@ -59,11 +59,11 @@ def write_encoder_decoder(model: LoadedModel, example: Inputs, folder: Path, ops
     steps = {name: dynamic((0, 1)) for name in sample} | {"encoder_outputs": [dynamic((0, 1))]}
     cache, shapes = _cache(model, sample)
     programs.append(traced(model, model.network, dict(sample), steps, opset))
-    steps[PAST] = [dynamic((0, 2))] * (2 * len(shapes) // 2)
+    steps[PAST] = [dynamic((0, 2))] * len(shapes)
     programs.append(traced(model, model.network, {**sample, PAST: cache}, steps, opset))
     for program, name in zip(programs, DECODER_FILES, strict=True):
         if program is not programs[0]:
-            _finish(program.graph)
+            _finish(program)
         save(program, folder / name)
     return Written(
         exporter_name(),
@@ -112,15 +112,18 @@ def _cache(model: LoadedModel, sample: Mapping[str, Any]) -> tuple[Any, CacheSha
     return plain, shapes
 
 
-def _finish(graph: Any) -> None:
-    """Name what goes in and out, and leave out what goes in unused or comes out as it went in."""
+def _finish(program: Any) -> None:
+    """Name what goes in and out; leave out what comes out as it went in, and what goes in unused."""
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    graph = program.graph
     rename(graph.inputs, _NAMES)
     rename(graph.outputs, _OUTPUTS)
-    past = {value.name for value in graph.inputs if value.name.startswith(PAST)}
-    if past:
-        outputs = [value for value in graph.outputs if ".encoder." not in value.name]
-        graph.outputs[:] = outputs
-        graph.inputs[:] = [v for v in graph.inputs if v.uses() and v.name != "encoder_hidden_states"]
+    given = {value.name.replace(PAST, PRESENT) for value in graph.inputs if ".encoder." in value.name}
+    wanted = [value for value in graph.outputs if value.name.startswith((LOGITS, PRESENT))]
+    graph.outputs[:] = [value for value in wanted if value.name not in given]
+    RemoveUnusedNodesPass()(program)
+    graph.inputs[:] = [value for value in graph.inputs if value.uses()]
     name_axes(graph, _axes)
 
 

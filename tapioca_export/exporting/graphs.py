@@ -105,7 +105,9 @@ def name_axes(graph: Any, axes: Callable[[str], Mapping[int, str]]) -> None:
     values = [*graph.inputs, *(output for node in graph for output in node.outputs)]
     for value in values:
         for axis, dimension in enumerate(value.shape or ()):
-            if not isinstance(dimension, int):  # a symbol, or an expression of symbols
+            # A symbol, or an expression of symbols. Those that are not known must not get one name: ONNX
+            # Runtime takes axes of one name to be of one size.
+            if not isinstance(dimension, int) and dimension.value is not None:
                 value.shape[axis] = symbol.sub(lambda match: names[match.group()], str(dimension))
 
 

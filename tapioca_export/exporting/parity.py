@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ParityError, first_line
-from ..generation import generate, with_positions
+from ..generation import first_step, generate, with_positions
 from ..models import LoadedModel, generated, reference_logits
 from ..samples import Samples
 from ..tasks import Inputs
@@ -82,11 +82,7 @@ def prove_generation(model: LoadedModel, samples: Samples, run: Run, written: Wr
     num_tokens = int(min(TOKENS, room[chosen].min()))
     if num_tokens < 1:
         return {"prompts_continued": 0, "tokens_generated": 0}
-    prompts = model.task.encode([samples.rows[i] for i in chosen], model.processor, "left")
-    if divided:
-        prompts = {
-            name: value[:, :1] if name.startswith("decoder_") else value for name, value in prompts.items()
-        }
+    prompts = first_step(model.task.encode([samples.rows[i] for i in chosen], model.processor, "left"))
     expected = generated(model, prompts, num_tokens)
     actual = generate(run, prompts, written.cache, num_tokens)
     if not np.array_equal(expected, actual):

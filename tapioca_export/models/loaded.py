@@ -117,8 +117,13 @@ def generated(model: LoadedModel, prompts: Inputs, num_tokens: int) -> np.ndarra
     from transformers import GenerationConfig, GenerationMixin
 
     network, own = model.network, model.network.generation_config
-    pad = own.pad_token_id or 0
-    plain = GenerationConfig(max_new_tokens=num_tokens, do_sample=False, pad_token_id=pad)
+    begins = prompts.get("decoder_input_ids")
+    plain = GenerationConfig(
+        max_new_tokens=num_tokens,
+        do_sample=False,
+        pad_token_id=own.pad_token_id or 0,
+        decoder_start_token_id=None if begins is None else int(begins[0, 0]),
+    )
     network.generation_config = GenerationConfig()
     try:
         # Not the class's own, which for speech cuts audio into pieces and rules tokens out.
