@@ -11,12 +11,22 @@ border, a tone): by that the layer tells them apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
+
+from tapioca_export import RunConfig
+from tapioca_export.artifacts import Benchmark, Export, Selection, read
+from tapioca_export.cli import main
+from tapioca_export.models import load_model
+from tapioca_export.steps import load_roles
 
 # Draws a batch and returns its loss.
 Loss = Callable[[], torch.Tensor]
@@ -63,10 +73,10 @@ def plant(
     """Train a network so that one layer, and no other, harms the target rows.
 
     Args:
-        network: A fresh network; afterwards it is in evaluation mode.
+        network: A fresh network; it learns soonest from large weights (`initializer_range=0.1`).
+            Afterwards it is in evaluation mode.
         layers: The list in which its layers stand.
-        planted: Index of the layer that is to do harm; a low one, as those above it cannot mend it then,
-            and are not what helps when they are dropped.
+        planted: Index of the layer that is to do harm. Low in the stack it learns that soonest.
         learn: The loss of a batch of ID and target rows with the right answers.
         harm: The loss of a batch of ID rows with the right answers, and target rows with wrong ones;
             one and the same wrong answer is learnt soonest.
@@ -83,3 +93,43 @@ def plant(
     train(network, layers[planted].parameters(), harm, steps[1], rate)
     for weight in others:
         weight.requires_grad_(True)
+
+
+def assert_found(checkpoint: Path, files: Mapping[str, Path], planted: int, output: Path) -> Benchmark:
+    """Run the whole job on a network with a planted layer, and check that nothing of the gain is lost.
+
+    The search finds the planted layer and no other; the pruned checkpoint, read by stock transformers,
+    and the exported file score the same on the target's report rows; the benchmark says that it is a gain.
+
+    Args:
+        checkpoint: The folder of the network; its architecture says the task.
+        files: Samples by "id" and "target".
+        planted: The layer to be found.
+        output: The run folder to be.
+    """
+    arguments = ["run", "-m", checkpoint, "--id", files["id"], "--target", files["target"], "-o", output]
+    options = ["--max-drop-layers", 1, "--iterations", 3, "--warmup", 1, "--num-threads", 1]
+    result = CliRunner().invoke(main, [str(argument) for argument in (*arguments, *options)])
+    assert result.exit_code == 0, result.output
+
+    selection = read(output / "selection.json", Selection)
+    assert selection.drop == (planted,)
+    benchmark = read(output / "benchmark.json", Benchmark)
+    target, id_ = benchmark.accuracy["target"], benchmark.accuracy["id"]
+    assert target.gain_interval[0] > 0
+    assert id_.gain_interval[1] >= 0
+    for export in (read(output / which / "onnx/export.json", Export) for which in ("original", "pruned")):
+        assert export.label_agreement == 1.0
+        assert export.task == selection.task
+
+    config = RunConfig(model=str(checkpoint), id=files["id"], target=files["target"])
+    for folder, exported in ((checkpoint, target.original), (output / "pruned/checkpoint", target.pruned)):
+        model = load_model(folder)  # the task is inferred of the pruned checkpoint as well
+        assert model.task.name == selection.task
+        rows = load_roles(config, model.task, model.processor)["target-report"]
+        values = np.empty(len(rows))
+        for batch in model.task.batches(rows, model.processor, 7):
+            answers = model.answers(batch)
+            values[batch.indices] = model.task.score(answers, rows, batch.indices).values
+        assert values.mean() == pytest.approx(exported, abs=1e-4)
+    return benchmark

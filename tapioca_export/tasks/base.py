@@ -144,6 +144,17 @@ class Task(ABC):
     # A row has several answers to one context, which could be encoded once.
     has_shared_contexts: ClassVar[bool] = False
 
+    def for_model(self, config: Any) -> Task:
+        """Return the task as the model with this config does it, under the same name.
+
+        Heads of one kind of model may answer with a label or with a number: each is a task of its own,
+        with one metric and one direction.
+
+        Raises:
+            ConfigError: If the model's head does not do the task.
+        """
+        return self
+
     @abstractmethod
     def load_processor(self, folder: Path | str, config: Any, options: ProcessorOptions) -> Processor:
         """Load what encodes rows for the model in `folder`, with its transformers config."""
