@@ -246,7 +246,7 @@ def test_loss_and_sensitivities_are_those_of_transformers(settings: dict[str, An
     path = write_jsonl(tmp_path / "rows.jsonl", records)
     rows = read_samples(path, model.task.rows({}, model.processor), role="id-select")
     batch = model.task.batch(rows, np.arange(9), model.processor)
-    labels = torch.from_numpy(model.task.training_labels(batch, rows))
+    labels = torch.from_numpy(model.task.training_inputs(batch, rows)["labels"])
     tensors = {name: torch.from_numpy(value) for name, value in batch.inputs.items()}
     with torch.no_grad():
         loss = model.network(**tensors, labels=labels).loss

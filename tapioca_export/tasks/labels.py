@@ -59,7 +59,7 @@ def label_set(labels: Any, where: str, id2label: Mapping[int, str]) -> tuple[int
     """
     if is_missing(labels):
         return None
-    labels = _listed(labels, where)
+    labels = listed(labels, where)
     found = [label_id(label, where, id2label) for label in labels]
     if None in found or len(set(found)) < len(found):
         raise LoadError(
@@ -77,7 +77,7 @@ def numbers(label: Any, count: int, where: str) -> tuple[float, ...] | None:
     """
     if is_missing(label):
         return None
-    values = _listed(label, where)
+    values = listed(label, where)
     try:
         if any(isinstance(value, bool) for value in values):
             raise TypeError
@@ -90,7 +90,7 @@ def numbers(label: Any, count: int, where: str) -> tuple[float, ...] | None:
     return found
 
 
-def _listed(value: Any, where: str) -> list[Any]:
+def listed(value: Any, where: str) -> list[Any]:
     """Return a list as it is, one that is written as text read, and anything else as its only entry."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:

@@ -29,7 +29,7 @@ from .base import (
     check_finite,
 )
 from .labels import label_id, label_set, numbers
-from .tokenizing import content_of, load_processor, require_text
+from .tokenizing import content_of, load_processor, random_texts, require_text, weights_at
 
 ROWS_AT_ONCE = 1000
 
@@ -113,28 +113,12 @@ class TextClassification(Task):
 
     def examples(self, processor: Processor) -> list[Inputs]:
         """Return random words of the tokenizer's vocabulary: short, then long texts."""
-        generator = np.random.default_rng(0)
-        tokenizer = processor.tokenizer
-        batches = []
-        for lengths in ((8, 4), (33, 5, 17)):
-            words = (generator.integers(0, len(tokenizer), size) for size in lengths)
-            texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in words]
-            texts = [text.strip() or "a b c" for text in texts]
-            batches.append(self.encode([Row({"text": t}, None, "", "") for t in texts], processor))
-        return batches
+        texts = random_texts(processor)
+        return [self.encode([Row({"text": t}, None, "", "") for t in batch], processor) for batch in texts]
 
     def readout(self, batch: Batch, processor: Processor) -> np.ndarray:
         """Read where the head reads: first real token, last real token, or mean of real tokens."""
-        mask: np.ndarray = self.token_mask(batch.inputs).astype(np.float32)
-        num_rows, num_tokens = mask.shape
-        if processor.position == "mean":
-            return np.expand_dims(mask / mask.sum(axis=1, keepdims=True), axis=1)
-        weights = np.zeros((num_rows, 1, num_tokens), dtype=np.float32)
-        first = mask.argmax(axis=1)
-        last = num_tokens - 1 - mask[:, ::-1].argmax(axis=1)
-        chosen = first if processor.position == "first-token" else last
-        weights[np.arange(num_rows), 0, chosen] = 1.0
-        return weights
+        return weights_at(processor.position, self.token_mask(batch.inputs))
 
     def score(self, outputs: np.ndarray, samples: Samples, rows: np.ndarray | None = None) -> Scores:
         """Right or wrong, and cross-entropy in nats.
@@ -171,10 +155,9 @@ class MultiLabelClassification(TextClassification):
         """Return a 1 for each label of the model that is in the list of names or ids, 0 for others (C)."""
         return label_set(label, where, processor.id2label)
 
-    def training_labels(self, batch: Batch, samples: Samples) -> np.ndarray:
+    def training_inputs(self, batch: Batch, samples: Samples) -> Inputs:
         """Return the labels (B, C) as the numbers that binary cross-entropy takes."""
-        labels: np.ndarray = samples.labels[batch.indices].astype(np.float32)
-        return labels
+        return {"labels": samples.labels[batch.indices].astype(np.float32)}
 
     def score(self, outputs: np.ndarray, samples: Samples, rows: np.ndarray | None = None) -> Scores:
         """F1 of each row's labels, and binary cross-entropy.
@@ -228,10 +211,9 @@ class TextRegression(TextClassification):
                 "Give samples whose labels differ.",
             )
 
-    def training_labels(self, batch: Batch, samples: Samples) -> np.ndarray:
+    def training_inputs(self, batch: Batch, samples: Samples) -> Inputs:
         """Return the numbers (B, K) in the network's precision."""
-        labels: np.ndarray = samples.labels[batch.indices].astype(np.float32)
-        return labels
+        return {"labels": samples.labels[batch.indices].astype(np.float32)}
 
     def score(self, outputs: np.ndarray, samples: Samples, rows: np.ndarray | None = None) -> Scores:
         """Squared error, and the same relative to the variance of the labels of all rows.

@@ -136,3 +136,33 @@ def num_positions(config: Any) -> int:
     if config.model_type in POSITIONS_AFTER_PADDING:
         num_positions -= config.pad_token_id + 1
     return num_positions
+
+
+def random_texts(processor: Processor) -> list[list[str]]:
+    """Return random words of the tokenizer's vocabulary: a batch of short, then one of long texts."""
+    generator = np.random.default_rng(0)
+    tokenizer = processor.tokenizer
+    batches = []
+    for lengths in ((8, 4), (33, 5, 17)):
+        words = (generator.integers(0, len(tokenizer), size) for size in lengths)
+        texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in words]
+        batches.append([text.strip() or "a b c" for text in texts])
+    return batches
+
+
+def weights_at(position: Position, mask: np.ndarray) -> np.ndarray:
+    """Return weights (B, 1, T) that read the first or the last real token, or the mean of all.
+
+    Args:
+        position: "first-token", "last-token" or "mean".
+        mask: 1 for real tokens, 0 for padding, (B, T).
+    """
+    mask = mask.astype(np.float32)
+    num_rows, num_tokens = mask.shape
+    if position == "mean":
+        return np.expand_dims(mask / mask.sum(axis=1, keepdims=True), axis=1)
+    weights = np.zeros((num_rows, 1, num_tokens), dtype=np.float32)
+    first = mask.argmax(axis=1)
+    last = num_tokens - 1 - mask[:, ::-1].argmax(axis=1)
+    weights[np.arange(num_rows), 0, first if position == "first-token" else last] = 1.0
+    return weights
