@@ -28,7 +28,7 @@ from .models import (
     LoadOptions,
     check_layers,
     droppable_layers,
-    infer_task,
+    find_task,
     load_config,
     load_model,
     load_processor,
@@ -118,7 +118,7 @@ def load_task(config: RunConfig) -> tuple[Task, Processor]:
     """Load what reads and encodes samples, without the weights."""
     options = load_options(config)
     model_config = load_config(config.model, options)
-    task = TASKS[infer_task(model_config) if config.task == "auto" else config.task]
+    task = find_task(model_config, config.task)
     return task, load_processor(task, config.model, model_config, options)
 
 

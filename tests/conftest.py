@@ -27,6 +27,8 @@ from transformers import (
 
 from tapioca_export.polynomial import PolynomialConfig, PolynomialModel, sample_prompts
 
+pytest.register_assert_rewrite("planting")
+
 SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
 WORDS = [f"w{i}" for i in range(92)]
 LABELS = ("negative", "neutral", "positive")

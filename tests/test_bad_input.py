@@ -269,7 +269,7 @@ SPOILT_MODELS: dict[str, tuple[Edit, tuple[str, ...]]] = {
     "no padding": (lambda m: set_key(m / "config.json", pad_token_id=None), ("no padding token",)),
     "regression": (
         lambda m: set_key(m / "config.json", problem_type="regression"),
-        ("problem type 'regression'",),
+        ("line 1: label", "is not a list of 3 numbers"),
     ),
     "NaN": (set_nan, ("not finite",)),
 }

@@ -6,7 +6,7 @@ in the model that was loaded.
 """
 
 from .loaded import SPREAD, LoadedModel, LoadOptions, generated, to_tensors
-from .loading import infer_task, load_config, load_model, load_processor
+from .loading import find_task, load_config, load_model, load_processor
 from .proof import reference_logits, save_pruned
 from .skipping import EndOfForward, StandIn, skipping, stand_ins, stream_of, with_stream
 from .stacks import Stack, find_stack, find_stacks
@@ -24,8 +24,8 @@ __all__ = [
     "droppable_layers",
     "find_stack",
     "find_stacks",
+    "find_task",
     "generated",
-    "infer_task",
     "load_config",
     "load_model",
     "load_processor",

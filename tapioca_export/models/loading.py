@@ -32,7 +32,7 @@ def load_model(source: str | Path, task: str = "auto", options: LoadOptions | No
     """
     options = options or LoadOptions()
     config = load_config(source, options)
-    chosen = TASKS[infer_task(config) if task == "auto" else task]
+    chosen = find_task(config, task)
     _refuse_pickled_weights(source)
     try:
         network, info = auto_class(chosen).from_pretrained(
@@ -108,6 +108,15 @@ def load_processor(task: Task, source: str | Path, config: Any, options: LoadOpt
         config,
         ProcessorOptions(options.max_length, options.trust_remote_code, options.local_files_only),
     )
+
+
+def find_task(config: Any, name: str) -> Task:
+    """Return the task of that name ("auto": the architecture's) as the model with this config does it.
+
+    Raises:
+        ConfigError: If the task cannot be inferred, or the model's head does not do it.
+    """
+    return TASKS[infer_task(config) if name == "auto" else name].for_model(config)
 
 
 def infer_task(config: Any) -> str:

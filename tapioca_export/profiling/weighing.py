@@ -58,7 +58,7 @@ def sensitivities(model: LoadedModel, samples: Samples, batch_size: int) -> tupl
     total = -(-len(samples) // batch_size)
     with _gradients_of_the_stack(model):
         for batch in progress_bar(batches, total=total, leave=False, unit="batch"):
-            inputs = {**batch.inputs, "labels": task.training_labels(batch, samples)}
+            inputs = {**batch.inputs, **task.training_inputs(batch, samples)}
             output = model.network(**to_tensors(inputs, model.device), **model.forward_options)
             # The loss is a mean over the batch: with its share of the rows, the sum is the mean of all.
             (output.loss * (len(batch) / len(samples))).backward()

@@ -22,22 +22,30 @@ from .base import (
     Task,
 )
 from .causal import MultipleChoice, TextGeneration
+from .feature_extraction import FeatureExtraction
+from .fill_mask import FillMask
 from .polynomial_regression import PolynomialRegression
+from .question_answering import QuestionAnswering
 from .text_classification import TextClassification
+from .token_classification import TokenClassification
 
 __all__ = [
     "TASKS",
     "Batch",
     "Division",
+    "FeatureExtraction",
+    "FillMask",
     "Inputs",
     "MultipleChoice",
     "PolynomialRegression",
     "Position",
     "Processor",
     "ProcessorOptions",
+    "QuestionAnswering",
     "Readings",
     "Scores",
     "Task",
     "TextClassification",
     "TextGeneration",
+    "TokenClassification",
 ]

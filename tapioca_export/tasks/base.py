@@ -18,7 +18,7 @@ from ..registry import Table
 from ..samples import Row, Samples
 
 Inputs = dict[str, np.ndarray]
-Position = Literal["first-token", "last-token", "mean", "x-positions"]
+Position = Literal["first-token", "last-token", "mask-token", "mean", "x-positions"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,20 @@ class Readings:
         arranged = np.zeros((len(self.ends), max(1, counts.max(initial=0)), found.shape[1]), found.dtype)
         arranged[self.rows, slots] = found
         return arranged
+
+    def found_in(self, logits: np.ndarray) -> np.ndarray:
+        """Return (B, K, 2) of logits (S, T, V): each token's log-probability, and whether it is likeliest."""
+        from scipy.special import log_softmax
+
+        rows = logits[self.sequences, self.positions]
+        found = log_softmax(rows.astype(np.float64), axis=-1)[np.arange(len(rows)), self.tokens]
+        return self.arranged(np.stack([found, rows.argmax(axis=-1) == self.tokens], axis=-1))
+
+    def read_in(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return which tokens' logits are asked for, booleans of that shape (S, T)."""
+        read = np.zeros(shape, dtype=bool)
+        read[self.sequences, self.positions] = True
+        return read
 
 
 @dataclass(frozen=True)
@@ -109,11 +123,16 @@ class Processor:
     unused_tokenizer: Any = None
     # Answers to one context stand in one sequence, each blind to the others; proven before it is used.
     shares_context: bool = False
+    # Texts of other files that say how the model is to be used, by their paths in its folder.
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer as it was loaded, where the task has one."""
+        """Write the tokenizer as it was loaded, where the task has one, and the other files."""
         if self.unused_tokenizer is not None:
             self.unused_tokenizer.save_pretrained(folder)
+        for name, text in self.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -126,7 +145,7 @@ class ProcessorOptions:
 
 
 class Task(ABC):
-    """One kind of job; subclasses are stateless."""
+    """One kind of job; a subclass holds nothing but what a model's config says (`for_model`)."""
 
     name: ClassVar[str]
     optimum_task: ClassVar[str]  # the name by which Optimum's TasksManager knows the auto class
@@ -145,6 +164,17 @@ class Task(ABC):
     profiles_while_scoring: ClassVar[bool] = True
     # A row has several answers to one context, which could be encoded once.
     has_shared_contexts: ClassVar[bool] = False
+
+    def for_model(self, config: Any) -> Task:
+        """Return the task as the model with this config does it, under the same name.
+
+        Heads of one kind of model may answer with a label or with a number: each is a task of its own,
+        with one metric and one direction.
+
+        Raises:
+            ConfigError: If the model's head does not do the task.
+        """
+        return self
 
     @abstractmethod
     def load_processor(self, folder: Path | str, config: Any, options: ProcessorOptions) -> Processor:
@@ -209,10 +239,13 @@ class Task(ABC):
         """Return how many sequences a row takes where nothing is shared (the most of any row)."""
         return 1
 
-    def training_labels(self, batch: Batch, samples: Samples) -> np.ndarray:
-        """Return what the model's own training loss takes as `labels` for a batch."""
-        labels: np.ndarray = samples.labels[batch.indices]
-        return labels
+    def training_inputs(self, batch: Batch, samples: Samples) -> Inputs:
+        """Return what the model's own training loss takes beside the inputs of a batch.
+
+        Raises:
+            ConfigError: If its loss on a batch is not the mean over the rows of one that fits the task.
+        """
+        return {"labels": samples.labels[batch.indices]}
 
     def token_mask(self, inputs: Inputs) -> np.ndarray:
         """Return 1 for real tokens and 0 for padding, shape (B, T)."""
@@ -329,6 +362,11 @@ def cheapest_starts(lengths: np.ndarray, batch_size: int, division: Division) ->
 def all_rows(samples: Samples, rows: np.ndarray | None) -> np.ndarray:
     """Return the rows that outputs are of: those named, or all."""
     return np.arange(len(samples)) if rows is None else rows
+
+
+def no_training_loss(name: str) -> ConfigError:
+    """Return what is raised where gradients of a fitting loss are not to be had."""
+    return ConfigError(f"Criterion taylor is not there for {name}.", "Choose another --criterion.")
 
 
 def check_finite(outputs: np.ndarray, samples: Samples, rows: np.ndarray) -> None:

@@ -34,6 +34,7 @@ from .base import (
     Task,
     all_rows,
     check_finite,
+    no_training_loss,
 )
 from .tokenizing import load_tokenizer, num_positions, require_text
 
@@ -131,9 +132,9 @@ class CausalTask(Task):
         """Return the most answers of any row."""
         return max(1, *(len(row.features["answers"]) for row in samples.rows))
 
-    def training_labels(self, batch: Batch, samples: Samples) -> np.ndarray:
-        """Return the ids of the right answer's tokens at their places in `encode`, -100 elsewhere."""
-        raise ConfigError(f"Criterion taylor is not there for {self.name}.", "Choose another --criterion.")
+    def training_inputs(self, batch: Batch, samples: Samples) -> Inputs:
+        """Refuse: rows are encoded with one answer of several, whose loss is not that of the task."""
+        raise no_training_loss(self.name)
 
     def examples(self, processor: Processor) -> list[Inputs]:
         """Return random tokens: short, then long texts."""
@@ -160,19 +161,12 @@ class CausalTask(Task):
     def read_tokens(self, batch: Batch, processor: Processor) -> np.ndarray | None:
         """Return the tokens whose logits are asked for."""
         assert batch.readings is not None
-        read = np.zeros(batch.inputs["input_ids"].shape, dtype=bool)
-        read[batch.readings.sequences, batch.readings.positions] = True
-        return read
+        return batch.readings.read_in(batch.inputs["input_ids"].shape)
 
     def evidence(self, logits: np.ndarray, batch: Batch) -> np.ndarray:
         """Return (B, K, 2) of logits (S, T, V): each token's log-probability, and whether it is likeliest."""
-        from scipy.special import log_softmax
-
         assert batch.readings is not None
-        asked = batch.readings
-        rows = logits[asked.sequences, asked.positions]
-        found = log_softmax(rows.astype(np.float64), axis=-1)[np.arange(len(rows)), asked.tokens]
-        return asked.arranged(np.stack([found, rows.argmax(axis=-1) == asked.tokens], axis=-1))
+        return batch.readings.found_in(logits)
 
     def score(self, outputs: np.ndarray, samples: Samples, rows: np.ndarray | None = None) -> Scores:
         """Score evidence (N, K, 2).

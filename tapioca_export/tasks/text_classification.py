@@ -1,19 +1,20 @@
-"""Text classification: one label a text, or a pair of texts.
+"""Text classification: what a head says of a text, or of a pair of texts.
 
-Shapes: N samples, B rows of a batch, T tokens, C classes.
+A config says of its head whether a text has one label, any number of them, or numbers instead: each
+kind is a task of its own behind one name, with its own labels and metric.
+
+Shapes: N samples, B rows of a batch, T tokens, C classes, K numbers.
 """
 
 from __future__ import annotations
 
-import copy
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, LoadError
+from ..errors import LoadError
 from ..samples import Row, Samples
 from .base import (
     TASKS,
@@ -27,13 +28,17 @@ from .base import (
     all_rows,
     check_finite,
 )
-from .tokenizing import load_tokenizer, num_positions, require_text
+from .labels import label_id, label_set, numbers
+from .tokenizing import content_of, load_processor, random_texts, require_text, weights_at
 
 ROWS_AT_ONCE = 1000
 
 
 class TextClassification(Task):
-    """One label a text, or a pair of texts; the metric is accuracy, the loss cross-entropy."""
+    """One label a text, or a pair of texts; other heads: several labels, or numbers.
+
+    The metric is accuracy, the loss cross-entropy.
+    """
 
     name = "text-classification"
     optimum_task = "text-classification"
@@ -44,53 +49,44 @@ class TextClassification(Task):
     is_right_or_wrong = True
     best_value = 1.0
 
+    def for_model(self, config: Any) -> Task:
+        """Return the task that fits the head, by the rules of transformers."""
+        problem = config.problem_type or ("regression" if config.num_labels == 1 else None)
+        if problem == "regression":
+            return TextRegression()
+        return MultiLabelClassification() if problem == "multi_label_classification" else self
+
     def load_processor(self, folder: Path | str, config: Any, options: ProcessorOptions) -> Processor:
         """Load the tokenizer; the answer's position follows from the kind of head.
 
         Raises:
             LoadError: If there is no tokenizer, or none that can pad or that fits the model.
-            ConfigError: If the head is not a single-label classifier.
+            ConfigError: If `--max-length` is out of the model's range.
         """
-        problem = config.problem_type
-        if config.num_labels < 2 or problem not in (None, "single_label_classification"):
-            raise ConfigError(
-                f"The model has {config.num_labels} label(s), problem type {problem!r}; "
-                "text-classification needs one of several labels a text."
-            )
-        tokenizer = load_tokenizer(folder, config, options)
-        limit = min(tokenizer.model_max_length, num_positions(config))
-        least = tokenizer.num_special_tokens_to_add(pair=False) + 1
-        if options.max_length is not None and not least <= options.max_length <= limit:
-            raise ConfigError(
-                f"--max-length {options.max_length} is outside {least}..{limit}, the model's range."
-            )
-        return Processor(
-            folder=str(folder),
-            position=_head_position(config),
-            max_length=options.max_length or limit,
-            tokenizer=tokenizer,
-            unused_tokenizer=copy.deepcopy(tokenizer),
-            id2label={int(i): str(label) for i, label in config.id2label.items()},
-        )
+        return load_processor(folder, config, options, _head_position(config))
 
     def read_row(self, record: Mapping[str, Any], where: str, processor: Processor) -> Row:
-        """Read text, optional second text and optional label (a name or an id)."""
+        """Read text, optional second text and optional label."""
         names = [name for name in ("text", "text_pair") if name in record]
         features = {name: require_text(record[name], name, where) for name in names}
-        label = _label(record.get("label"), where, processor.id2label)
-        key = "\0".join(map(_content, features.values()))
+        label = self.read_label(record.get("label"), where, processor)
+        key = "\0".join(map(content_of, features.values()))
         return Row(features, label, key, where, layout=" and ".join(names))
 
+    def read_label(self, label: Any, where: str, processor: Processor) -> Any:
+        """Return what a row is scored against: the id of a label that is given by name or id."""
+        return label_id(label, where, processor.id2label)
+
     def check_labels(self, samples: Samples) -> None:
-        """Refuse samples of one class: no accuracy on them means anything.
+        """Refuse samples that are all labelled alike: no metric on them means anything.
 
         Raises:
             LoadError: If all rows have the same label.
         """
-        if samples.is_labelled and len(set(samples.labels.tolist())) < 2:
+        if samples.is_labelled and len(np.unique(samples.labels, axis=0)) < 2:
             raise LoadError(
                 f"{samples.source}: all {len(samples)} {samples.role} rows have the same label.",
-                "Give samples of at least two classes.",
+                "Give samples whose labels differ.",
             )
 
     def encode(self, rows: Sequence[Row], processor: Processor, padding_side: str | None = None) -> Inputs:
@@ -117,28 +113,12 @@ class TextClassification(Task):
 
     def examples(self, processor: Processor) -> list[Inputs]:
         """Return random words of the tokenizer's vocabulary: short, then long texts."""
-        generator = np.random.default_rng(0)
-        tokenizer = processor.tokenizer
-        batches = []
-        for lengths in ((8, 4), (33, 5, 17)):
-            words = (generator.integers(0, len(tokenizer), size) for size in lengths)
-            texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in words]
-            texts = [text.strip() or "a b c" for text in texts]
-            batches.append(self.encode([Row({"text": t}, None, "", "") for t in texts], processor))
-        return batches
+        texts = random_texts(processor)
+        return [self.encode([Row({"text": t}, None, "", "") for t in batch], processor) for batch in texts]
 
     def readout(self, batch: Batch, processor: Processor) -> np.ndarray:
         """Read where the head reads: first real token, last real token, or mean of real tokens."""
-        mask: np.ndarray = self.token_mask(batch.inputs).astype(np.float32)
-        num_rows, num_tokens = mask.shape
-        if processor.position == "mean":
-            return np.expand_dims(mask / mask.sum(axis=1, keepdims=True), axis=1)
-        weights = np.zeros((num_rows, 1, num_tokens), dtype=np.float32)
-        first = mask.argmax(axis=1)
-        last = num_tokens - 1 - mask[:, ::-1].argmax(axis=1)
-        chosen = first if processor.position == "first-token" else last
-        weights[np.arange(num_rows), 0, chosen] = 1.0
-        return weights
+        return weights_at(processor.position, self.token_mask(batch.inputs))
 
     def score(self, outputs: np.ndarray, samples: Samples, rows: np.ndarray | None = None) -> Scores:
         """Right or wrong, and cross-entropy in nats.
@@ -158,6 +138,97 @@ class TextClassification(Task):
     def agreement(self, expected: np.ndarray, actual: np.ndarray) -> float:
         """Return the share of rows with the same arg max."""
         return float((expected.argmax(axis=-1) == actual.argmax(axis=-1)).mean())
+
+
+class MultiLabelClassification(TextClassification):
+    """Any number of labels a text: those whose logit is above 0, which is a probability above one half.
+
+    The metric is the mean over rows of each row's F1 of labels, as scikit-learn averages over samples;
+    a row without labels for which none is predicted counts 1 (`zero_division=1`). The loss is binary
+    cross-entropy, averaged over labels, in nats.
+    """
+
+    metric = "samples_f1"
+    is_right_or_wrong = False
+
+    def read_label(self, label: Any, where: str, processor: Processor) -> Any:
+        """Return a 1 for each label of the model that is in the list of names or ids, 0 for others (C)."""
+        return label_set(label, where, processor.id2label)
+
+    def training_inputs(self, batch: Batch, samples: Samples) -> Inputs:
+        """Return the labels (B, C) as the numbers that binary cross-entropy takes."""
+        return {"labels": samples.labels[batch.indices].astype(np.float32)}
+
+    def score(self, outputs: np.ndarray, samples: Samples, rows: np.ndarray | None = None) -> Scores:
+        """F1 of each row's labels, and binary cross-entropy.
+
+        Raises:
+            SelectionError: If a logit is not finite.
+        """
+        from sklearn.metrics import f1_score
+
+        rows = all_rows(samples, rows)
+        check_finite(outputs, samples, rows)
+        labels, logits = samples.labels[rows], outputs.astype(np.float64)
+        # F1 a column is F1 a row of what is turned over. scikit-learn takes one column for another kind
+        # of problem: a column that nobody looks at keeps it from that.
+        truth, found = (np.pad(table.T, ((0, 0), (0, 1))) for table in (labels, (logits > 0).astype(int)))
+        values = f1_score(truth, found, average=None, zero_division=1.0)[:-1]
+        losses = np.logaddexp(0.0, logits) - labels * logits
+        return Scores(np.asarray(values, dtype=np.float64), losses.mean(axis=1))
+
+    def agreement(self, expected: np.ndarray, actual: np.ndarray) -> float:
+        """Return the share of rows with the same set of labels."""
+        return float(((expected > 0) == (actual > 0)).all(axis=-1).mean())
+
+
+class TextRegression(TextClassification):
+    """A number a text, or several.
+
+    The metric is the normalised mean squared error: each number's squared error divided by its
+    variance over the samples, averaged over numbers. 0 is perfect, 1 is what the best constant
+    answer gets; it is 1 - R2. The loss is the squared error itself, averaged over numbers.
+    """
+
+    metric = "nmse"
+    higher_is_better = False
+    is_right_or_wrong = False
+    best_value = 0.0
+
+    def read_label(self, label: Any, where: str, processor: Processor) -> Any:
+        """Return the numbers (K): a number, or a list of as many as the head has outputs."""
+        return numbers(label, len(processor.id2label), where)
+
+    def check_labels(self, samples: Samples) -> None:
+        """Refuse samples of which one of the numbers never varies: nothing can be normalised by it.
+
+        Raises:
+            LoadError: If a number is the same in all rows.
+        """
+        if samples.is_labelled and not np.ptp(samples.labels, axis=0).all():
+            raise LoadError(
+                f"{samples.source}: all {len(samples)} {samples.role} rows have the same number as label.",
+                "Give samples whose labels differ.",
+            )
+
+    def training_inputs(self, batch: Batch, samples: Samples) -> Inputs:
+        """Return the numbers (B, K) in the network's precision."""
+        return {"labels": samples.labels[batch.indices].astype(np.float32)}
+
+    def score(self, outputs: np.ndarray, samples: Samples, rows: np.ndarray | None = None) -> Scores:
+        """Squared error, and the same relative to the variance of the labels of all rows.
+
+        Raises:
+            SelectionError: If a prediction is not finite.
+        """
+        rows = all_rows(samples, rows)
+        check_finite(outputs, samples, rows)
+        errors = np.square(outputs.astype(np.float64) - samples.labels[rows])  # (N, K)
+        return Scores((errors / samples.labels.var(axis=0)).mean(axis=1), errors.mean(axis=1))
+
+    def agreement(self, expected: np.ndarray, actual: np.ndarray) -> float:
+        """Return 1.0: a regression has no labels to agree on."""
+        return 1.0
 
 
 TASKS.add(TextClassification.name)(TextClassification())
@@ -185,38 +256,6 @@ def _tokenized(rows: Sequence[Row], processor: Processor, **padding: Any) -> Any
         max_length=processor.max_length,
         **padding,
     )
-
-
-def _content(text: str) -> str:
-    """Return what makes two texts the same: no case, spacing, punctuation or composition."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(c for c in folded if unicodedata.category(c)[0] not in "PZC") or text
-
-
-def _label(label: Any, where: str, id2label: Mapping[int, str]) -> int | None:
-    """Return the label's id: names and ids are both accepted.
-
-    Where names are numbers other than their ids (stars 1 to 5 are labels 0 to 4, say), numbers are
-    names and ids are refused: read one row at a time, a 1 could be either.
-
-    Raises:
-        LoadError: If the model does not know the label.
-    """
-    if label is None or label == "" or label != label:  # NaN marks a missing value
-        return None
-    if isinstance(label, (float, np.floating)) and label.is_integer():
-        label = int(label)
-    name = str(label).strip()
-    if isinstance(label, (str, int, np.integer, np.bool_)):
-        for known_id, known_name in id2label.items():
-            if name == known_name.strip():
-                return known_id
-        names_are_numbers = any(n.isdecimal() and int(n) != i for i, n in id2label.items())
-        if name.isdecimal() and not names_are_numbers and int(name) in id2label:
-            return int(name)
-    known = ", ".join(f"{i}={name}" for i, name in list(id2label.items())[:10])
-    more = ", ..." if len(id2label) > 10 else ""
-    raise LoadError(f"{where}: label {label!r} is unknown to the model.", f"It knows: {known}{more}.")
 
 
 # --- what a checkpoint says -----------------------------------------------------------------

@@ -5,13 +5,15 @@ Knows nothing about labels, answers or metrics.
 
 from __future__ import annotations
 
+import copy
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import LoadError, first_line
-from .base import ProcessorOptions
+from ..errors import ConfigError, LoadError, first_line
+from .base import Position, Processor, ProcessorOptions
 
 # Model types whose positions start after the padding id, so that the last ones are never used.
 POSITIONS_AFTER_PADDING = (
@@ -39,6 +41,45 @@ def require_text(text: Any, name: str, where: str) -> str:
             "Write the text with ordinary UTF-8 characters.",
         ) from error
     return text
+
+
+def content_of(text: str) -> str:
+    """Return what makes two texts the same: no case, spacing, punctuation or composition."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(c for c in folded if unicodedata.category(c)[0] not in "PZC") or text
+
+
+def load_processor(
+    folder: Path | str, config: Any, options: ProcessorOptions, position: Position, least: int | None = None
+) -> Processor:
+    """Load what encodes texts for a model that is given whole batches of them.
+
+    Args:
+        folder: A local folder, or a name on the hub.
+        config: The model's config.
+        options: Safety switches, and the longest input in tokens.
+        position: Where the model's head reads the answer.
+        least: The fewest tokens of an input (default: one, and the special ones).
+
+    Raises:
+        LoadError: If there is no tokenizer, or none that can pad or that fits the model.
+        ConfigError: If `--max-length` is out of the model's range.
+    """
+    tokenizer = load_tokenizer(folder, config, options)
+    limit = min(tokenizer.model_max_length, num_positions(config))
+    least = least or tokenizer.num_special_tokens_to_add(pair=False) + 1
+    if options.max_length is not None and not least <= options.max_length <= limit:
+        raise ConfigError(
+            f"--max-length {options.max_length} is outside {least}..{limit}, the model's range."
+        )
+    return Processor(
+        folder=str(folder),
+        position=position,
+        max_length=options.max_length or limit,
+        tokenizer=tokenizer,
+        unused_tokenizer=copy.deepcopy(tokenizer),
+        id2label={int(i): str(label) for i, label in config.id2label.items()},
+    )
 
 
 def load_tokenizer(
@@ -95,3 +136,33 @@ def num_positions(config: Any) -> int:
     if config.model_type in POSITIONS_AFTER_PADDING:
         num_positions -= config.pad_token_id + 1
     return num_positions
+
+
+def random_texts(processor: Processor) -> list[list[str]]:
+    """Return random words of the tokenizer's vocabulary: a batch of short, then one of long texts."""
+    generator = np.random.default_rng(0)
+    tokenizer = processor.tokenizer
+    batches = []
+    for lengths in ((8, 4), (33, 5, 17)):
+        words = (generator.integers(0, len(tokenizer), size) for size in lengths)
+        texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in words]
+        batches.append([text.strip() or "a b c" for text in texts])
+    return batches
+
+
+def weights_at(position: Position, mask: np.ndarray) -> np.ndarray:
+    """Return weights (B, 1, T) that read the first or the last real token, or the mean of all.
+
+    Args:
+        position: "first-token", "last-token" or "mean".
+        mask: 1 for real tokens, 0 for padding, (B, T).
+    """
+    mask = mask.astype(np.float32)
+    num_rows, num_tokens = mask.shape
+    if position == "mean":
+        return np.expand_dims(mask / mask.sum(axis=1, keepdims=True), axis=1)
+    weights = np.zeros((num_rows, 1, num_tokens), dtype=np.float32)
+    first = mask.argmax(axis=1)
+    last = num_tokens - 1 - mask[:, ::-1].argmax(axis=1)
+    weights[np.arange(num_rows), 0, first if position == "first-token" else last] = 1.0
+    return weights
