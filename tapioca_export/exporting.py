@@ -159,7 +159,7 @@ def _prove(model: LoadedModel, samples: Samples, run: Run, tolerance: float) -> 
         except Exception as error:
             raise ParityError(f"the file does not run on your rows: {first_line(error)}") from error
         actual = model.task.compared(model.task.joined(found), batch)
-        shape = next(iter(batch.values())).shape[:2]
+        shape = next(iter(batch.values())).shape
         difference = np.inf
         if actual.shape == expected.shape and np.isfinite(actual).all():
             difference = float(np.abs(actual - expected).max())
@@ -167,11 +167,11 @@ def _prove(model: LoadedModel, samples: Samples, run: Run, tolerance: float) -> 
         if difference > tolerance or agreement < 1:
             raise ParityError(
                 f"logits differ by {difference:.2g} (tolerance {tolerance:.2g}), labels agree on "
-                f"{agreement:.0%} of the rows, at batch {shape[0]} x {shape[1]} values, padded {side}.",
+                f"{agreement:.0%} of the rows, at batch {' x '.join(map(str, shape))} values, padded {side}.",
                 "The file is not usable. Try another --format or --opset; raise --atol only if you know why.",
             )
         worst = max(worst, difference)
-        shapes.append((int(shape[0]), int(shape[1])))
+        shapes.append(tuple(map(int, shape)))
         sides.append(side)
         num_rows += shape[0]
         agreeing += agreement * shape[0]
@@ -199,11 +199,11 @@ def parity_batches(model: LoadedModel, samples: Samples) -> Iterator[tuple[str, 
         else:
             chosen = [mixed[(start + i) % len(mixed)] for i in range(size)]
             start += size
-        sides = ("none",) if size == 1 or model.processor.tokenizer is None else ("right", "left")
+        sides = ("none",) if size == 1 else model.task.padding_sides
         for side in sides:
             inputs = model.task.encode(chosen, model.processor, None if side == "none" else side)
             yield side, inputs
-            if model.processor.tokenizer is None:  # rows of one length: check a shorter one as well
+            if model.task.is_prompt:  # rows of one length: check a shorter one as well
                 half = next(iter(inputs.values())).shape[1] // 4 * 2
                 yield side, {name: values[:, :half] for name, values in inputs.items()}
 
@@ -284,6 +284,7 @@ def _name_axes(graph: Any, task: Task) -> None:
         str(value.shape[axis]): name
         for value in graph.inputs
         for axis, name in enumerate(task.axes(value.name))
+        if not isinstance(value.shape[axis], int)  # the network takes one size only
     }
     symbol = re.compile("|".join(rf"\b{re.escape(old)}\b" for old in names))
     values = [*graph.inputs, *(output for node in graph for output in node.outputs)]

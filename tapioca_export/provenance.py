@@ -29,6 +29,8 @@ PACKAGES = (
 )
 # What the hub calls a task, where it knows it.
 PIPELINE_TAGS = {
+    "audio-classification": "audio-classification",
+    "image-classification": "image-classification",
     "text-classification": "text-classification",
     "multiple-choice": "text-generation",
     "text-generation": "text-generation",

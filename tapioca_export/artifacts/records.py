@@ -205,8 +205,8 @@ class Selection:
 class Export:
     """`export.json`: one exported file and the proof that it computes what PyTorch computes.
 
-    `shapes_checked` holds (batch, sequence) pairs; `label_agreement` is the share of rows whose
-    label is the same (1.0 where the task has no labels to compare); sizes count the weights file.
+    `shapes_checked` holds shapes of the first input, batch first; `label_agreement` is the share of rows
+    whose label is the same (1.0 where the task has no labels to compare); sizes count the weights file.
     """
 
     model: str
@@ -221,7 +221,7 @@ class Export:
     tolerance: float
     label_agreement: float
     rows_checked: int
-    shapes_checked: tuple[tuple[int, int], ...]
+    shapes_checked: tuple[tuple[int, ...], ...]
     padding_checked: tuple[str, ...]
     size_bytes: int
     sha256: str
@@ -294,6 +294,7 @@ class Latency:
 
     `ideal_speedup` is layers before / layers after: what would be seen if only layers took time.
     `noise_floor` is the interval of the ratio between two sessions of the SAME original model.
+    `unit` is what the sequence length counts.
     """
 
     runtime: str
@@ -306,6 +307,7 @@ class Latency:
     speedup: Ratio
     ideal_speedup: float
     noise_floor: Interval
+    unit: str = "tokens"
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,8 @@ def provider_text(provider: str) -> str:
 
 def setting_text(row: Latency) -> str:
     """Return where a latency was measured."""
-    tokens = f"batch {row.batch_size}, {row.sequence_length} tokens"
-    return f"{tokens}, {provider_text(row.provider)}, {_count(row.threads, 'thread')}"
+    shape = f"batch {row.batch_size}, {row.sequence_length} {row.unit}"
+    return f"{shape}, {provider_text(row.provider)}, {_count(row.threads, 'thread')}"
 
 
 def _count(count: int, noun: str) -> str:

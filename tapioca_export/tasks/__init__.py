@@ -9,6 +9,7 @@ Shapes: N samples, B rows of a batch, T tokens, P positions where an answer is r
 
 from __future__ import annotations
 
+from .audio_classification import AudioClassification
 from .base import (
     TASKS,
     Batch,
@@ -22,13 +23,16 @@ from .base import (
     Task,
 )
 from .causal import MultipleChoice, TextGeneration
+from .image_classification import ImageClassification
 from .polynomial_regression import PolynomialRegression
 from .text_classification import TextClassification
 
 __all__ = [
     "TASKS",
+    "AudioClassification",
     "Batch",
     "Division",
+    "ImageClassification",
     "Inputs",
     "MultipleChoice",
     "PolynomialRegression",
