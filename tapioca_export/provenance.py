@@ -26,6 +26,8 @@ PACKAGES = (
     "optimum",
     "numpy",
     "scipy",
+    "pillow",
+    "soundfile",
 )
 # What the hub calls a task, where it knows it.
 PIPELINE_TAGS = {

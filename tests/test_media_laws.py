@@ -152,12 +152,8 @@ def test_profiles_are_read_where_the_head_reads(model: LoadedModel, rows: Sample
 
 
 def test_an_answer_does_not_depend_on_the_rows_beside_it(model: LoadedModel, rows: Samples) -> None:
-    alone = np.concatenate(
-        [
-            model.answers(model.task.batch(rows, np.asarray([row]), model.processor))
-            for row in range(len(rows))
-        ]
-    )
+    each = (model.task.batch(rows, np.asarray([row]), model.processor) for row in range(len(rows)))
+    alone = np.concatenate([model.answers(batch) for batch in each])
     num_rows = 0
     for batch in model.task.batches(rows, model.processor, 7):
         np.testing.assert_allclose(model.answers(batch), alone[batch.indices], atol=1e-5)
