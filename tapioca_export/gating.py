@@ -184,7 +184,7 @@ def _speedup(report: Report, limit: float) -> Check:
         "min_speedup",
         all(row.speedup.interval[0] >= limit for row in rows),
         f"Least speed-up of {len(rows)}: {worst.speedup.median:.6g}, 95 % interval {low:.6g} to "
-        f"{high:.6g}, at batch {worst.batch_size}, {worst.sequence_length} tokens, "
+        f"{high:.6g}, at batch {worst.batch_size}, {worst.sequence_length} {worst.unit}, "
         f"{phase}{worst.provider}; the low bound must be at least {limit:.6g}.",
     )
 

@@ -26,9 +26,13 @@ PACKAGES = (
     "optimum",
     "numpy",
     "scipy",
+    "pillow",
+    "soundfile",
 )
 # What the hub calls a task, where it knows it.
 PIPELINE_TAGS = {
+    "audio-classification": "audio-classification",
+    "image-classification": "image-classification",
     "text-classification": "text-classification",
     "multiple-choice": "text-generation",
     "text-generation": "text-generation",

@@ -22,10 +22,24 @@ import numpy as np
 from .artifacts import sha256
 from .errors import ConfigError, LoadError, first_line
 
+# What marks a folder written by datasets; any other holds a folder of files for each label.
+SAVED = ("dataset_info.json", "dataset_dict.json", "state.json")
 ROLES = ("id-select", "target-select", "id-report", "target-report")
 # Fewer rows give intervals that say nothing.
 MIN_ROWS = 8
 Side = Literal["select", "report"]
+
+
+class Place(str):
+    """Where a record stands, in words ("reviews.csv, row 7"); `folder` is where its relative paths start."""
+
+    folder: Path
+
+    def __new__(cls, where: str, folder: Path = Path()) -> Place:
+        """Make the words, and keep the folder beside them."""
+        place = super().__new__(cls, where)
+        place.folder = folder
+        return place
 
 
 @dataclass(frozen=True)
@@ -96,7 +110,8 @@ def read_samples(path: Path, read_row: ReadRow, *, role: str) -> Samples:
     """Read a whole file.
 
     Args:
-        path: JSON Lines, CSV, TSV or Parquet, or a folder written by `datasets`.
+        path: JSON Lines, CSV, TSV or Parquet, a folder written by `datasets`, or a folder that holds a
+            folder of files for each label.
         read_row: Turns one record and its place into a row.
         role: The role to give the samples.
 
@@ -105,7 +120,8 @@ def read_samples(path: Path, read_row: ReadRow, *, role: str) -> Samples:
     """
     path = Path(path)
     check_exists(path)
-    rows = tuple(read_row(record, where) for record, where in _records(path))
+    folder = path if path.is_dir() else path.parent
+    rows = tuple(read_row(record, Place(where, folder)) for record, where in _records(path))
     if not rows:
         raise LoadError(f"Sample file {path} holds no rows.", "Write one sample a line.")
     _check_layout(rows)
@@ -253,7 +269,8 @@ def _records(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
     suffix = path.suffix.lower()
     try:
         if path.is_dir():
-            yield from _saved_dataset(path)
+            is_saved = any((path / name).is_file() for name in SAVED)
+            yield from _saved_dataset(path) if is_saved else _label_folders(path)
         elif suffix in (".jsonl", ".ndjson", ".json"):
             yield from _json_lines(path)
         elif suffix in (".csv", ".tsv"):
@@ -263,7 +280,7 @@ def _records(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
         else:
             raise LoadError(
                 f"Sample file {path} has an unknown ending {suffix!r}.",
-                "Known: .jsonl, .csv, .tsv, .parquet, or a folder saved by datasets.",
+                "Known: .jsonl, .csv, .tsv, .parquet, a folder saved by datasets, a folder of files a label.",
             )
     except UnicodeDecodeError as error:
         raise LoadError(f"{path} is not UTF-8: {error.reason}.", "Save the file as UTF-8.") from error
@@ -343,7 +360,7 @@ def _parquet(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
 
 def _saved_dataset(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
     """Read a folder written by `Dataset.save_to_disk`; a place is a row, counted from 1."""
-    from datasets import ClassLabel, Dataset, load_from_disk
+    from datasets import Audio, ClassLabel, Dataset, Image, load_from_disk
 
     try:
         data = load_from_disk(str(path))
@@ -358,8 +375,30 @@ def _saved_dataset(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
         )
     # Ids of such a column count in the data's own order of names, which need not be the model's.
     named = {name: kind for name, kind in data.features.items() if isinstance(kind, ClassLabel)}
+    for name, kind in list(data.features.items()):  # files are decoded by the task, when it encodes them
+        if isinstance(kind, (Audio, Image)):
+            data = data.cast_column(name, type(kind)(decode=False))
     for number, record in enumerate(data, start=1):
         for name, kind in named.items():
             if record[name] is not None and record[name] >= 0:  # -1 stands for no label
                 record[name] = kind.int2str(record[name])
         yield record, f"{path}, row {number}"
+
+
+def _label_folders(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Read FOLDER/label/file, a record a file; a task finds the file in the column that it reads.
+
+    Raises:
+        LoadError: If there is no such file.
+    """
+    labels = sorted(folder for folder in path.iterdir() if folder.is_dir() and folder.name[0] != ".")
+    files = [(file, label) for label in labels for file in sorted(label.iterdir())]
+    files = [(file, label) for file, label in files if file.is_file() and file.name[0] != "."]
+    if not files:
+        raise LoadError(
+            f"{path} is not a folder saved by datasets, nor one that holds a folder of files a label.",
+            "Write it with Dataset.save_to_disk, or put each file into a folder named after its label.",
+        )
+    for file, label in files:
+        content = str(file.absolute())
+        yield {"image": content, "audio": content, "label": label.name}, str(file)

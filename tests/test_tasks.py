@@ -438,8 +438,9 @@ def test_a_prompt_length_out_of_the_model_s_range_is_refused(max_length: int) ->
 
 def test_every_task_is_named_by_its_entry() -> None:
     names = [
-        "feature-extraction", "fill-mask", "multiple-choice", "polynomial-regression", "question-answering",
-        "text-classification", "text-generation", "token-classification",
+        "audio-classification", "feature-extraction", "fill-mask", "image-classification", "multiple-choice",
+        "polynomial-regression", "question-answering", "text-classification", "text-generation",
+        "token-classification",
     ]  # fmt: skip
     assert {name: task.name for name, task in TASKS.items()} == {name: name for name in names}
 

@@ -207,8 +207,8 @@ class Export:
 
     `files` maps each file to its SHA-256; `sha256` is that of the first, the graph that runs first.
 
-    `shapes_checked` holds (batch, sequence) pairs; `label_agreement` is the share of rows whose
-    label is the same (1.0 where the task has no labels to compare); sizes count the weights file.
+    `shapes_checked` holds shapes of the first input, batch first; `label_agreement` is the share of rows
+    whose label is the same (1.0 where the task has no labels to compare); sizes count the weights file.
     `cache` names the inputs that hold keys and values of earlier tokens, each with its number of heads
     and the size of one; what it generates with them, from prompts padded on the left, was compared for
     `prompts_continued` rows and `tokens_generated` tokens each.
@@ -226,7 +226,7 @@ class Export:
     tolerance: float
     label_agreement: float
     rows_checked: int
-    shapes_checked: tuple[tuple[int, int], ...]
+    shapes_checked: tuple[tuple[int, ...], ...]
     padding_checked: tuple[str, ...]
     size_bytes: int
     sha256: str
@@ -311,6 +311,7 @@ class Latency:
     `noise_floor` is the interval of the ratio between two sessions of the SAME original model.
     `phase` tells, where a model generates, what was timed: "prefill" reads a prompt of
     `sequence_length` tokens, "decode" makes one token more with that many cached.
+    `unit` is what the sequence length counts.
     """
 
     runtime: str
@@ -324,6 +325,7 @@ class Latency:
     ideal_speedup: float
     noise_floor: Interval
     phase: Phase = "forward"
+    unit: str = "tokens"
 
 
 @dataclass(frozen=True)

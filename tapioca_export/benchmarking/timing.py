@@ -86,6 +86,7 @@ class Workload:
     sequence_length: int
     batches: tuple[Inputs, ...]
     phase: Phase = "forward"
+    unit: str = "tokens"
 
 
 def make_workloads(
@@ -98,8 +99,9 @@ def make_workloads(
     """Build batches of exactly the shapes asked for; nothing in them is padding.
 
     Rows are drawn in a seeded order and used again where there are too few; each is repeated and
-    cut to the length. A model that generates gets each shape twice: as prompts to read, and as tokens
-    that are cached (zeros, as no values take longer than others) while one more is made.
+    cut to the length, unless all have one length anyway. A model that generates gets each shape twice:
+    as prompts to read, and as tokens that are cached (zeros, as no values take longer than others) while
+    one more is made.
 
     Args:
         task: Encodes the rows.
@@ -111,12 +113,15 @@ def make_workloads(
     Raises:
         ConfigError: If a length is beyond what the model can take.
     """
-    lengths = _sequence_lengths(task, samples, processor, settings)
+    lengths, is_fixed = _sequence_lengths(task, samples, processor, settings), bool(processor.fixed_length)
     order = np.random.default_rng(settings.seed).permutation(len(samples))
     order = order[: max(settings.batch_sizes) * NUM_BATCHES]
     rows = [task.encode([samples.rows[i]], processor) for i in order]
     shapes = [(size, length) for length in lengths for size in sorted(set(settings.batch_sizes))]
-    works = [Workload(size, length, tuple(_batches(rows, size, length))) for size, length in shapes]
+    works = [
+        Workload(size, length, tuple(_batches(rows, size, None if is_fixed else length)), unit=task.unit)
+        for size, length in shapes
+    ]
     if not cache:
         return tuple(works)
     prefills = [
@@ -132,7 +137,12 @@ def _sequence_lengths(
     task: Task, samples: Samples, processor: Processor, settings: BenchmarkSettings
 ) -> tuple[int, ...]:
     """Return the lengths asked for, or the samples' median and 95th percentile."""
-    is_text = processor.tokenizer is not None
+    if processor.fixed_length is not None:
+        if settings.sequence_lengths:
+            raise ConfigError(
+                f"--sequence-length has no meaning here: every row has {processor.fixed_length} {task.unit}."
+            )
+        return (processor.fixed_length,)
     if settings.sequence_lengths:
         longest = max(settings.sequence_lengths)
         if longest > processor.max_length:
@@ -140,7 +150,7 @@ def _sequence_lengths(
                 f"--sequence-length {longest} is longer than the model's {processor.max_length}."
             )
         # A prompt is made of (x, y) pairs.
-        lengths = {n if is_text else n - n % 2 for n in settings.sequence_lengths}
+        lengths = {n - n % 2 if task.is_prompt else n for n in settings.sequence_lengths}
         return tuple(sorted(lengths))
     real = np.concatenate(
         [
@@ -148,22 +158,24 @@ def _sequence_lengths(
             for batch in task.batches(samples, processor, _ENCODE_ROWS)
         ]
     )
-    if not is_text:
+    if task.is_prompt:
         return (int(real.max()),)
     rounded = np.ceil(np.quantile(real, (0.5, 0.95)) / _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
     return tuple(sorted({min(int(length), processor.max_length) for length in rounded}))
 
 
-def _batches(rows: Sequence[Inputs], size: int, length: int) -> Iterator[Inputs]:
-    """Yield batches of shape (size, length), no two alike while the rows last."""
+def _batches(rows: Sequence[Inputs], size: int, length: int | None) -> Iterator[Inputs]:
+    """Yield batches of shape (size, length), no two alike while the rows last; None: rows as they are."""
     num_batches = min(NUM_BATCHES, -(-len(rows) // size))
     for start in range(0, num_batches * size, size):
         chosen = [rows[i % len(rows)] for i in range(start, start + size)]
         yield {name: np.concatenate([_fit(row[name], length) for row in chosen]) for name in chosen[0]}
 
 
-def _fit(values: np.ndarray, length: int) -> np.ndarray:
+def _fit(values: np.ndarray, length: int | None) -> np.ndarray:
     """Repeat and cut an array of shape (1, T, ...) to (1, length, ...)."""
+    if length is None:
+        return values
     repeats = -(-length // values.shape[1])
     return np.concatenate([values] * repeats, axis=1)[:, :length]
 
@@ -212,6 +224,7 @@ def measure_latency(
             speedup=Ratio(float(np.median(speedup)), interval),
             ideal_speedup=original.num_layers_left / pruned.num_layers_left,
             noise_floor=noise_floor(seconds["original"] / seconds["original again"], settings.seed),
+            unit=workload.unit,
         )
         rows.append(row)
     return tuple(rows)

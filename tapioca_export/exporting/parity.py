@@ -40,7 +40,7 @@ def prove_outputs(
         except Exception as error:
             raise ParityError(f"the file does not run on your rows: {first_line(error)}") from error
         actual = task.compared(task.joined([found[name] for name in task.outputs]), batch)
-        shape = next(iter(batch.values())).shape[:2]
+        shape = next(iter(batch.values())).shape
         difference = np.inf
         if actual.shape == expected.shape and np.isfinite(actual).all():
             difference = float(np.abs(actual - expected).max())
@@ -48,11 +48,11 @@ def prove_outputs(
         if difference > tolerance or agreement < 1:
             raise ParityError(
                 f"logits differ by {difference:.2g} (tolerance {tolerance:.2g}), labels agree on "
-                f"{agreement:.0%} of the rows, at batch {shape[0]} x {shape[1]} values, padded {side}.",
+                f"{agreement:.0%} of the rows, at batch {' x '.join(map(str, shape))} values, padded {side}.",
                 f"{_UNUSABLE}; raise --atol only if you know why.",
             )
         worst = max(worst, difference)
-        shapes.append((int(shape[0]), int(shape[1])))
+        shapes.append(tuple(map(int, shape)))
         sides.append(side)
         num_rows += shape[0]
         agreeing += agreement * shape[0]
@@ -110,10 +110,10 @@ def parity_batches(model: LoadedModel, samples: Samples) -> Iterator[tuple[str, 
         else:
             chosen = [mixed[(start + i) % len(mixed)] for i in range(size)]
             start += size
-        sides = ("none",) if size == 1 or model.processor.tokenizer is None else ("right", "left")
+        sides = ("none",) if size == 1 else model.task.padding_sides
         for side in sides:
             inputs = model.task.encode(chosen, model.processor, None if side == "none" else side)
             yield side, inputs
-            if model.processor.tokenizer is None:  # rows of one length: check a shorter one as well
+            if model.task.is_prompt:  # rows of one length: check a shorter one as well
                 half = next(iter(inputs.values())).shape[1] // 4 * 2
                 yield side, {name: values[:, :half] for name, values in inputs.items()}

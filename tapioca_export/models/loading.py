@@ -133,8 +133,9 @@ def infer_task(config: Any) -> str:
     model_class = getattr(transformers, architecture, None)
     try:
         task = TasksManager.infer_task_from_model(model_class) if model_class else None
-    except ValueError:
-        task = None
+    except ValueError:  # it does not know classes that share their place in an auto class
+        known = (name for name in TASKS if architecture in _classes(TASKS[name]))
+        task = next(known, None)
     if task not in TASKS:
         raise ConfigError(
             f"The task of architecture {architecture} is {task or 'not known'}, which is not supported.",
@@ -148,6 +149,12 @@ def auto_class(task: Task) -> Any:
     from optimum.exporters.tasks import TasksManager
 
     return TasksManager.get_model_class_for_task(task.optimum_task)
+
+
+def _classes(task: Task) -> set[str]:
+    """Return the names of the classes that a task's auto class chooses from."""
+    found = auto_class(task)._model_mapping._model_mapping.values()
+    return {name for names in found for name in ((names,) if isinstance(names, str) else names)}
 
 
 def aligned(network: Any) -> Any:

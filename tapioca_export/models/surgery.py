@@ -19,6 +19,7 @@ from .stacks import build_empty, config_at, mended_config, refuse_dependent_type
 # Config switches under which layers are no blocks of their own.
 DEPENDENT_SWITCHES = {
     "scale_attn_by_inverse_layer_idx": "attention is scaled by the layer's index, which dropping changes",
+    "use_weighted_layer_sum": "the head reads a weighted sum of all layers",
     "num_kv_shared_layers": "the last layers use keys and values of layers below",
 }
 # Weights that only the lowest layer has, and all use: they move to the layer that is lowest then.

@@ -318,9 +318,9 @@ class Probe:
 
     def _read(self, batch: Batch, boundaries: Sequence[torch.Tensor]) -> tuple[torch.Tensor, np.ndarray, int]:
         """Return answer states (L+1, B, P, H), summed cosines (L,) and the number of real tokens."""
-        task = self.model.task
+        task, batch = self.model.task, replace(batch, num_states=boundaries[0].shape[1])
         weights = torch.from_numpy(task.readout(batch, self.processor))
-        mask = torch.from_numpy(task.token_mask(batch.inputs)).bool()
+        mask = torch.from_numpy(task.state_mask(batch, self.processor)).bool()
         device = boundaries[0].device
         states = torch.stack([weights.to(device) @ stream.float() for stream in boundaries])
         cosines = [

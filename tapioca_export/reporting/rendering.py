@@ -220,8 +220,8 @@ def _profile_section(report: Report) -> Section:
         figures.influence_figure(profile),
     )
     intro = (
-        f"ID: {profile.id.num_samples} samples, {profile.id.num_tokens} tokens. Target: "
-        f"{profile.target.num_samples} samples, {profile.target.num_tokens} tokens. "
+        f"ID: {profile.id.num_samples} samples, {profile.id.num_tokens} positions. Target: "
+        f"{profile.target.num_samples} samples, {profile.target.num_tokens} positions. "
         f"The answer is read at: {profile.position}."
     )
     return Section("profile", "Residual stream", intro, plots)

@@ -274,7 +274,7 @@ def _export_cells(export: Export) -> dict[str, str]:
         "tolerance": f"{export.tolerance:.0e}",
         "label agreement": f"{export.label_agreement * 100:.1f} %",
         "rows checked": str(export.rows_checked),
-        "shapes checked (batch, tokens)": ", ".join(f"({b}, {t})" for b, t in export.shapes_checked),
+        "input shapes checked": ", ".join(f"({', '.join(map(str, s))})" for s in export.shapes_checked),
         "padding checked": ", ".join(export.padding_checked) or "n/a",
         "size": size_text(export.size_bytes),
         "SHA-256": ", ".join(export.files.values()),

@@ -84,7 +84,7 @@ def shape_text(row: Latency) -> str:
     """Return what was timed."""
     what = {"forward": "", "prefill": "prompts, ", "decode": "one token more, "}[row.phase]
     cached = " cached" if row.phase == "decode" else ""
-    return f"{what}batch {row.batch_size}, {row.sequence_length} tokens{cached}"
+    return f"{what}batch {row.batch_size}, {row.sequence_length} {row.unit}{cached}"
 
 
 def setting_text(row: Latency) -> str:

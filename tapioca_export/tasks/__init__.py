@@ -9,6 +9,7 @@ Shapes: N samples, B rows of a batch, T tokens, P positions where an answer is r
 
 from __future__ import annotations
 
+from .audio_classification import AudioClassification
 from .base import (
     TASKS,
     Batch,
@@ -24,6 +25,7 @@ from .base import (
 from .causal import MultipleChoice, TextGeneration
 from .feature_extraction import FeatureExtraction
 from .fill_mask import FillMask
+from .image_classification import ImageClassification
 from .polynomial_regression import PolynomialRegression
 from .question_answering import QuestionAnswering
 from .text_classification import TextClassification
@@ -31,10 +33,12 @@ from .token_classification import TokenClassification
 
 __all__ = [
     "TASKS",
+    "AudioClassification",
     "Batch",
     "Division",
     "FeatureExtraction",
     "FillMask",
+    "ImageClassification",
     "Inputs",
     "MultipleChoice",
     "PolynomialRegression",

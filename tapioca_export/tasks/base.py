@@ -62,12 +62,14 @@ class Readings:
 class Batch:
     """Rows `indices` of the samples, encoded; the values of `inputs` start with axis B.
 
-    With `readings`, the network is asked for the probabilities of these tokens only.
+    With `readings`, the network is asked for the probabilities of these tokens only. `num_states` is T
+    of the residual stream, once a forward has shown it: images and sounds do not show it themselves.
     """
 
     indices: np.ndarray
     inputs: Inputs
     readings: Readings | None = None
+    num_states: int | None = None
 
     def __len__(self) -> int:
         """Count the rows."""
@@ -111,7 +113,9 @@ class Processor:
     """What a checkpoint or export folder says about inputs and labels.
 
     `tokenizer` is None for tasks without text; `max_length` is in tokens (or prompt values);
-    `position` is where the model's head reads the answer.
+    `position` is where the model's head reads the answer. `extractor` makes arrays of images or sounds;
+    where it makes all rows equally long, `fixed_length` is how long. Convolutions that shorten a row are
+    `convolutions`, (kernel, stride) each. With `pads_freely`, padding changes no answer.
     """
 
     folder: str
@@ -119,6 +123,10 @@ class Processor:
     max_length: int
     tokenizer: Any = None
     id2label: Mapping[int, str] = field(default_factory=dict)
+    extractor: Any = None
+    fixed_length: int | None = None
+    convolutions: tuple[tuple[int, int], ...] = ()
+    pads_freely: bool = True
     # A fast tokenizer keeps the padding and truncation of its last call, and saves them.
     unused_tokenizer: Any = None
     # Answers to one context stand in one sequence, each blind to the others; proven before it is used.
@@ -127,9 +135,10 @@ class Processor:
     files: Mapping[str, str] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer as it was loaded, where the task has one, and the other files."""
-        if self.unused_tokenizer is not None:
-            self.unused_tokenizer.save_pretrained(folder)
+        """Write what encodes rows as it was loaded (tokenizer, extractor), and the other files."""
+        for part in (self.unused_tokenizer, self.extractor):
+            if part is not None:
+                part.save_pretrained(folder)
         for name, text in self.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
@@ -162,6 +171,11 @@ class Task(ABC):
     generates: ClassVar[bool] = False
     # The batches that are scored show the states that are profiled, so that one pass gives both.
     profiles_while_scoring: ClassVar[bool] = True
+    # Where rows are padded, in turn, when a saved file is proven.
+    padding_sides: ClassVar[tuple[str, ...]] = ("right", "left")
+    # Rows are prompts of (x, y) pairs, all of one length; the model takes shorter ones as well.
+    is_prompt: ClassVar[bool] = False
+    unit: ClassVar[str] = "tokens"  # of a row's length, in words
     # A row has several answers to one context, which could be encoded once.
     has_shared_contexts: ClassVar[bool] = False
 
@@ -253,6 +267,10 @@ class Task(ABC):
             return inputs["attention_mask"]
         first = next(iter(inputs.values()))
         return np.ones(first.shape[:2], dtype=np.int64)
+
+    def state_mask(self, batch: Batch, processor: Processor) -> np.ndarray:
+        """Return 1 for real positions of the residual stream and 0 for padding, shape (B, T)."""
+        return self.token_mask(batch.inputs)
 
     def rows(
         self, columns: Mapping[str, str], processor: Processor

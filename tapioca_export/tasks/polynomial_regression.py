@@ -32,6 +32,8 @@ class PolynomialRegression(Task):
     columns = ("x", "y")
     is_right_or_wrong = False
     best_value = 0.0
+    padding_sides = ("none",)
+    is_prompt = True
     MODEL_TYPE = "polynomial_regression"
     FIRST_SCORED_POINT = 3  # three points determine a parabola
 

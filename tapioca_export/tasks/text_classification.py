@@ -28,13 +28,14 @@ from .base import (
     all_rows,
     check_finite,
 )
+from .classifying import SingleLabel
 from .labels import label_id, label_set, numbers
 from .tokenizing import content_of, load_processor, random_texts, require_text, weights_at
 
 ROWS_AT_ONCE = 1000
 
 
-class TextClassification(Task):
+class TextClassification(SingleLabel):
     """One label a text, or a pair of texts; other heads: several labels, or numbers.
 
     The metric is accuracy, the loss cross-entropy.
@@ -42,12 +43,8 @@ class TextClassification(Task):
 
     name = "text-classification"
     optimum_task = "text-classification"
-    metric = "accuracy"
-    higher_is_better = True
     columns = ("text",)
     optional_columns = ("text_pair", "label")
-    is_right_or_wrong = True
-    best_value = 1.0
 
     def for_model(self, config: Any) -> Task:
         """Return the task that fits the head, by the rules of transformers."""
@@ -76,18 +73,6 @@ class TextClassification(Task):
     def read_label(self, label: Any, where: str, processor: Processor) -> Any:
         """Return what a row is scored against: the id of a label that is given by name or id."""
         return label_id(label, where, processor.id2label)
-
-    def check_labels(self, samples: Samples) -> None:
-        """Refuse samples that are all labelled alike: no metric on them means anything.
-
-        Raises:
-            LoadError: If all rows have the same label.
-        """
-        if samples.is_labelled and len(np.unique(samples.labels, axis=0)) < 2:
-            raise LoadError(
-                f"{samples.source}: all {len(samples)} {samples.role} rows have the same label.",
-                "Give samples whose labels differ.",
-            )
 
     def encode(self, rows: Sequence[Row], processor: Processor, padding_side: str | None = None) -> Inputs:
         """Tokenize, truncate and pad.
@@ -119,25 +104,6 @@ class TextClassification(Task):
     def readout(self, batch: Batch, processor: Processor) -> np.ndarray:
         """Read where the head reads: first real token, last real token, or mean of real tokens."""
         return weights_at(processor.position, self.token_mask(batch.inputs))
-
-    def score(self, outputs: np.ndarray, samples: Samples, rows: np.ndarray | None = None) -> Scores:
-        """Right or wrong, and cross-entropy in nats.
-
-        Raises:
-            SelectionError: If a logit is not finite.
-        """
-        from scipy.special import log_softmax
-
-        rows = all_rows(samples, rows)
-        check_finite(outputs, samples, rows)
-        labels = samples.labels[rows]
-        right = outputs.argmax(axis=-1) == labels
-        losses = -log_softmax(outputs.astype(np.float64), axis=-1)[np.arange(len(labels)), labels]
-        return Scores(right.astype(np.float64), losses)
-
-    def agreement(self, expected: np.ndarray, actual: np.ndarray) -> float:
-        """Return the share of rows with the same arg max."""
-        return float((expected.argmax(axis=-1) == actual.argmax(axis=-1)).mean())
 
 
 class MultiLabelClassification(TextClassification):
