@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .artifacts import Export, sha256, write
+from .artifacts import Export, LayerName, sha256, write
 from .errors import ExportError, ParityError, first_line
 from .models import LoadedModel, reference_logits, to_tensors
 from .registry import Table
@@ -90,7 +90,7 @@ def export_model(
     samples: Samples,
     folder: Path,
     settings: ExportSettings,
-    drop: tuple[int, ...] = (),
+    drop: tuple[LayerName, ...] = (),
 ) -> Export:
     """Export a model and prove the file equal to it.
 

@@ -5,6 +5,7 @@ Knows nothing about models, runtimes or how any number came about.
 
 from .files import check_output, read, refuse_inside, sha256, staged, to_json, write, write_text
 from .journal import Journal, Ledger
+from .numbering import LayerName, Numbering
 from .plans import Bounds, Plan
 from .records import (
     SCHEMA_VERSION,
@@ -49,8 +50,10 @@ __all__ = [
     "Interval",
     "Journal",
     "Latency",
+    "LayerName",
     "LayerProfile",
     "Ledger",
+    "Numbering",
     "Outcome",
     "Pair",
     "Plan",

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from .. import polynomial  # registers the embedded example with transformers
 from ..errors import ConfigError, LoadError, first_line
 from ..tasks import TASKS, Processor, ProcessorOptions, Task
-from .loaded import SPREAD, LoadedModel, LoadOptions
-from .stacks import find_stack
+from .loaded import SPREAD, LoadedModel, LoadOptions, answer_of
+from .stacks import in_order, prunable_stacks
 from .surgery import refuse_dependent_layers
 
 
@@ -59,9 +59,11 @@ def load_model(source: str | Path, task: str = "auto", options: LoadOptions | No
     processor = load_processor(chosen, source, config, options)
     # A network that accelerate has spread stays where it is.
     network = network.eval() if options.device == SPREAD else aligned(network).to(options.device).eval()
-    model = LoadedModel(
-        network, chosen, processor, str(source), find_stack(network), options.trust_remote_code
-    )
+    stacks = prunable_stacks(network)
+    if len(stacks) > 1:
+        example = chosen.examples(processor)[0]
+        stacks = in_order(network, stacks, lambda: answer_of(network, chosen, example))
+    model = LoadedModel(network, chosen, processor, str(source), stacks, options.trust_remote_code)
     refuse_dependent_layers(model)
     return model
 

@@ -169,7 +169,32 @@ class Task(ABC):
 
     @abstractmethod
     def readout(self, batch: Batch, processor: Processor) -> np.ndarray:
-        """Return weights (B, P, T) that read the answer's states off hidden states (B, T, H)."""
+        """Return weights (B, P, T) that read the answer's states off hidden states (B, T, H).
+
+        Of a model with several stacks, these are the states of the last to run, and so is `token_mask`.
+        """
+
+    def readout_of(self, stack: str, batch: Batch, shape: tuple[int, int]) -> np.ndarray:
+        """Return weights that read one state a row off a stack that the head does not read.
+
+        Here: the mean over the real tokens of each row's own sequence; where sequences are no rows (the
+        texts of all labels, say), over all of them. A token without weight is taken for padding.
+
+        Args:
+            stack: Its name; the head reads the last one, which is `readout`'s.
+            batch: B rows.
+            shape: (S, T) of its hidden states (S, T, H).
+
+        Returns:
+            Weights (B, S, T); those of a row add up to one.
+        """
+        mask = batch.inputs.get("attention_mask")
+        real = mask if mask is not None and mask.shape == shape else np.ones(shape)
+        if shape[0] != len(batch):
+            return np.repeat((real / real.sum())[None], len(batch), axis=0).astype(np.float32)
+        own = np.eye(len(batch))[:, :, None]  # each row has its own sequence
+        weights: np.ndarray = own * (real / real.sum(axis=1, keepdims=True))
+        return weights.astype(np.float32)
 
     def read_tokens(self, batch: Batch, processor: Processor) -> np.ndarray | None:
         """Return which tokens the head reads, (S, T) booleans; None where it reads all."""
