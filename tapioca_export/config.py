@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .artifacts import LayerName
 from .errors import ConfigError
+from .numbering import LayerName
 
 
 def _option(default: Any, help_: str, short: str | None = None, metavar: str | None = None) -> Any:

@@ -289,7 +289,8 @@ def _name_axes(graph: Any, task: Task) -> None:
     values = [*graph.inputs, *(output for node in graph for output in node.outputs)]
     for value in values:
         for axis, dimension in enumerate(value.shape or ()):
-            if not isinstance(dimension, int):  # a symbol, or an expression of symbols
+            # A symbol, or an expression of symbols; what has no name must not get one that others have.
+            if not isinstance(dimension, int) and dimension.value is not None:
                 value.shape[axis] = symbol.sub(lambda match: names[match.group()], str(dimension))
 
 

@@ -3,9 +3,9 @@
 Knows nothing about models, runtimes or how any number came about.
 """
 
+from ..numbering import LayerName, Numbering
 from .files import check_output, read, refuse_inside, sha256, staged, to_json, write, write_text
 from .journal import Journal, Ledger
-from .numbering import LayerName, Numbering
 from .plans import Bounds, Plan
 from .records import (
     SCHEMA_VERSION,

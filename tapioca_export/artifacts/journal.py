@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import OutputError
+from ..numbering import Numbering
 from .files import write_text
-from .numbering import Numbering
 from .records import SCHEMA_VERSION
 
 

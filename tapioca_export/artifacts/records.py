@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .numbering import LayerName
+from ..numbering import LayerName
 
 SCHEMA_VERSION = 1
 Interval = tuple[float, float]

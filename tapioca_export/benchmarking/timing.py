@@ -92,7 +92,7 @@ def make_workloads(
     """Build batches of exactly the shapes asked for; nothing in them is padding.
 
     Rows are drawn in a seeded order and used again where there are too few; each is repeated and
-    cut to the length.
+    cut to the length. What a decoder is given beside a sequence has the length of the longest row's.
 
     Raises:
         ConfigError: If a length is beyond what the model can take.
@@ -102,7 +102,7 @@ def make_workloads(
     order = order[: max(settings.batch_sizes) * NUM_BATCHES]
     rows = [task.encode([samples.rows[i]], processor) for i in order]
     return tuple(
-        Workload(size, length, tuple(_batches(rows, size, length)))
+        Workload(size, length, tuple(_batches(rows, size, _target_lengths(task, rows, length))))
         for length in lengths
         for size in sorted(set(settings.batch_sizes))
     )
@@ -134,12 +134,20 @@ def _sequence_lengths(
     return tuple(sorted({min(int(length), processor.max_length) for length in rounded}))
 
 
-def _batches(rows: Sequence[Inputs], size: int, length: int) -> Iterator[Inputs]:
-    """Yield batches of shape (size, length), no two alike while the rows last."""
+def _target_lengths(task: Task, rows: Sequence[Inputs], length: int) -> dict[str, int]:
+    """Return the length that each input is to have."""
+    return {
+        name: length if "sequence" in task.axes(name) else max(row[name].shape[1] for row in rows)
+        for name in rows[0]
+    }
+
+
+def _batches(rows: Sequence[Inputs], size: int, lengths: Mapping[str, int]) -> Iterator[Inputs]:
+    """Yield batches of so many rows of these lengths, no two alike while the rows last."""
     num_batches = min(NUM_BATCHES, -(-len(rows) // size))
     for start in range(0, num_batches * size, size):
         chosen = [rows[i % len(rows)] for i in range(start, start + size)]
-        yield {name: np.concatenate([_fit(row[name], length) for row in chosen]) for name in chosen[0]}
+        yield {name: np.concatenate([_fit(row[name], lengths[name]) for row in chosen]) for name in lengths}
 
 
 def _fit(values: np.ndarray, length: int) -> np.ndarray:

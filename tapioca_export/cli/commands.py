@@ -13,9 +13,9 @@ import click
 
 import tapioca_export as library
 
-from ..artifacts import LayerName, Numbering
 from ..config import RunConfig
 from ..errors import ConfigError, LoadError, TapiocaError
+from ..numbering import LayerName, Numbering
 from .options import FIELDS, comparing, options, planning, printing
 
 LOADING = (

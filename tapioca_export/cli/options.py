@@ -11,10 +11,10 @@ from typing import Any, get_type_hints
 
 import click
 
-from ..artifacts import LayerName
 from ..bars import DISABLED
 from ..config import RunConfig
 from ..errors import ConfigError, LoadError, UnknownNameError
+from ..numbering import LayerName
 
 FIELDS = {item.name: item for item in fields(RunConfig)}
 TYPES = get_type_hints(RunConfig)

@@ -119,6 +119,7 @@ def infer_task(config: Any) -> str:
         ConfigError: If Optimum cannot tell, or the task is not one of ours.
     """
     from optimum.exporters.tasks import TasksManager
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
     architecture = (config.architectures or ["none"])[0]
     if config.model_type == polynomial.PolynomialConfig.model_type:
@@ -128,6 +129,9 @@ def infer_task(config: Any) -> str:
         task = TasksManager.infer_task_from_model(model_class) if model_class else None
     except ValueError:
         task = None
+    # The class that writes a BART's answers can also fill masks, which is what Optimum says of it.
+    if task == "fill-mask" and architecture in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
+        task = "text2text-generation"
     if task not in TASKS:
         raise ConfigError(
             f"The task of architecture {architecture} is {task or 'not known'}, which is not supported.",

@@ -340,7 +340,7 @@ class Probe:
             num_tokens.append(int(mask.sum()))
         streams = [boundaries[number] for number in last]
         at = torch.from_numpy(task.readout(batch, self.processor))
-        mask = torch.from_numpy(task.token_mask(batch.inputs)).bool()
+        mask = torch.from_numpy(task.stream_mask(batch.inputs)).bool()
         states.append(torch.stack([at.to(streams[0].device) @ stream.float() for stream in streams]))
         cosines += _cosines(streams, mask)
         return states, np.asarray(cosines), np.asarray([*num_tokens, int(mask.sum())])

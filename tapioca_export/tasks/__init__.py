@@ -23,6 +23,7 @@ from .base import (
 )
 from .causal import MultipleChoice, TextGeneration
 from .polynomial_regression import PolynomialRegression
+from .text2text_generation import Text2TextGeneration
 from .text_classification import TextClassification
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Readings",
     "Scores",
     "Task",
+    "Text2TextGeneration",
     "TextClassification",
     "TextGeneration",
 ]

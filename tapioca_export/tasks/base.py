@@ -18,7 +18,7 @@ from ..registry import Table
 from ..samples import Row, Samples
 
 Inputs = dict[str, np.ndarray]
-Position = Literal["first-token", "last-token", "mean", "x-positions"]
+Position = Literal["first-token", "last-token", "mean", "x-positions", "answer-start"]
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,15 @@ class Processor:
     unused_tokenizer: Any = None
     # Answers to one context stand in one sequence, each blind to the others; proven before it is used.
     shares_context: bool = False
+    # Of an encoder-decoder: what `generate` is told, and the tokens that its answers begin with.
+    generation_config: Any = None
+    prompt: tuple[int, ...] = ()
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer as it was loaded, where the task has one."""
-        if self.unused_tokenizer is not None:
-            self.unused_tokenizer.save_pretrained(folder)
+        """Write the tokenizer as it was loaded, where the task has one, and what `generate` is told."""
+        for part in (self.unused_tokenizer, self.generation_config):
+            if part is not None:
+                part.save_pretrained(folder)
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,7 @@ class Task(ABC):
     def readout(self, batch: Batch, processor: Processor) -> np.ndarray:
         """Return weights (B, P, T) that read the answer's states off hidden states (B, T, H).
 
-        Of a model with several stacks, these are the states of the last to run, and so is `token_mask`.
+        Of a model with several stacks, these are the states of the last to run.
         """
 
     def readout_of(self, stack: str, batch: Batch, shape: tuple[int, int]) -> np.ndarray:
@@ -243,6 +247,10 @@ class Task(ABC):
             return inputs["attention_mask"]
         first = next(iter(inputs.values()))
         return np.ones(first.shape[:2], dtype=np.int64)
+
+    def stream_mask(self, inputs: Inputs) -> np.ndarray:
+        """Return 1 for real tokens and 0 for padding of the hidden states that `readout` reads, (B, T)."""
+        return self.token_mask(inputs)
 
     def rows(
         self, columns: Mapping[str, str], processor: Processor

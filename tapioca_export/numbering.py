@@ -16,7 +16,7 @@ from itertools import accumulate
 from math import comb
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError
+from .errors import ConfigError
 
 if TYPE_CHECKING:  # a search counts in numbers, and its records are named once it is done
     LayerName = Any
