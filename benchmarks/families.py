@@ -130,7 +130,7 @@ def try_stack(
     network: Any, stack: Stack, batch: dict[str, torch.Tensor], whole: Sequence[torch.Tensor]
 ) -> Verdict:
     """Try one stack: each layer that may go, then two of them saved and loaded."""
-    model = LoadedModel(network, None, None, network.config.model_type, stack)  # type: ignore[arg-type]
+    model = LoadedModel(network, None, None, network.config.model_type, (stack,))  # type: ignore[arg-type]
     reached = _reached(model, batch)
     if not reached:
         return Verdict("not reached", "these inputs do not get to it")
@@ -201,7 +201,7 @@ def _difference_of_drop(
 
 def _two(model: LoadedModel, layers: Sequence[int]) -> list[int]:
     """Choose two layers to drop so that a layer of every kind is left; one where no two will do."""
-    config = vars(config_at(model.network.config, model.stack.config))
+    config = vars(config_at(model.network.config, model.stacks[0].config))
     kinds = config.get("layer_types") or config.get("layers_block_type") or [None] * model.num_layers
     for pair in itertools.combinations(layers, 2):
         left = [kind for index, kind in enumerate(kinds) if index not in pair]

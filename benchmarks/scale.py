@@ -111,7 +111,8 @@ class Size:
         with torch.device("meta"):
             network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
         processor = Processor(self.name, "last-token", 8192, tokenizer=Tokenizer())
-        return PaperModel(network, TASKS["multiple-choice"], processor, self.name, Stack("", "model.layers"))
+        stacks = (Stack("", "model.layers"),)
+        return PaperModel(network, TASKS["multiple-choice"], processor, self.name, stacks)
 
     @cached_property
     def flops(self) -> Flops:

@@ -11,6 +11,8 @@ from .artifacts import (
     Benchmark,
     Comparison,
     Export,
+    LayerName,
+    Numbering,
     Plan,
     Profile,
     Report,
@@ -26,16 +28,16 @@ from .benchmarking import benchmark as compare_exports
 from .config import RunConfig
 from .errors import ConfigError, LoadError
 from .exporting import parity_batches
-from .models import check_layers, load_model
+from .models import LoadedModel, load_model
 from .pipeline import JOURNAL
 
 
-def profile(config: RunConfig, drop: Sequence[int] = ()) -> Profile:
+def profile(config: RunConfig, drop: Sequence[LayerName] = ()) -> Profile:
     """Write `profile.json`: ID and target profiles, and those without `drop` on the same axes."""
     steps.check(config)
     with staged(config.output, overwrite=config.overwrite) as folder, steps.using_threads(config):
         model, roles = steps.load_with_roles(config, ("select",))
-        drop = check_layers(drop, model.num_layers)
+        model.numbering.indices(drop)  # what does not exist is refused before anything is measured
         with steps.probing(config, model, roles) as probe:
             result = steps.measure(model, probe, drop)
         write(folder / "profile.json", result)
@@ -110,18 +112,29 @@ def prune(config: RunConfig, selection: Selection | None = None) -> Selection:
     with staged(config.output, overwrite=config.overwrite) as folder, steps.using_threads(config):
         model = load_model(config.model, config.task, steps.load_options(config))
         if selection is None:
-            drop = check_layers(config.drop, model.num_layers)
-            reason = "the layers were named by the user"
-            selection = Selection(config.model, model.task.name, "fixed", model.num_layers, drop, (), reason)
-        if selection.num_layers != model.num_layers:
-            raise ConfigError(
-                f"The selection is for {selection.num_layers} layers ({selection.model}), "
-                f"{config.model} has {model.num_layers}."
-            )
+            selection = _as_named(config, model)
+        of, here = Numbering.of(selection.stacks, selection.num_layers), model.numbering
+        if of != here:
+            raise ConfigError(f"The selection is for {of} ({selection.model}), {config.model} has {here}.")
         rows = steps.given_rows(config, model.task, model.processor)
         batches = [batch for _, batch in parity_batches(model, rows)] if rows else []
         steps.save_checkpoint(folder, model, selection, batches or model.task.examples(model.processor))
     return selection
+
+
+def _as_named(config: RunConfig, model: LoadedModel) -> Selection:
+    """Return the selection of the layers that the user named."""
+    numbering = model.numbering
+    return Selection(
+        model=config.model,
+        task=model.task.name,
+        criterion="fixed",
+        num_layers=model.num_layers,
+        drop=numbering.names(sorted(numbering.indices(config.drop))),
+        steps=(),
+        stop_reason="the layers were named by the user",
+        stacks=numbering.stacks,
+    )
 
 
 def export(config: RunConfig) -> dict[str, Export]:

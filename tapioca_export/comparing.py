@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from . import steps
-from .artifacts import Accuracy, Compared, Comparison, Selection
+from .artifacts import Accuracy, Compared, Comparison, LayerName, Selection
 from .bars import progress_bar
 from .benchmarking import compare as compare_scores
 from .config import RunConfig
@@ -66,9 +66,8 @@ def check_depth(config: RunConfig, model: LoadedModel) -> None:
     Raises:
         ConfigError: Saying how many layers may be dropped.
     """
-    end = model.num_layers - config.protect_last
-    allowed = [layer for layer in droppable_layers(model) if config.protect_first <= layer < end]
-    most = min(len(allowed), model.num_layers - 1)
+    unprotected = model.numbering.unprotected(config.protect_first, config.protect_last)
+    most = model.numbering.most(set(droppable_layers(model)).intersection(unprotected))
     if (config.max_drop_layers or 0) > most:
         raise ConfigError(
             f"--max-drop-layers {config.max_drop_layers} is more than may be dropped: {most} of "
@@ -103,6 +102,7 @@ def on_report_rows(
         select_on=config.select_on,
         num_samples=selections[0].num_samples,
         seed=config.seed,
+        stacks=model.numbering.stacks,
     )
 
 
@@ -111,8 +111,8 @@ def _accuracies(
     model: LoadedModel,
     roles: Mapping[str, Samples],
     name: str,
-    sets: Sequence[tuple[int, ...]],
-) -> dict[tuple[int, ...], Accuracy]:
+    sets: Sequence[tuple[LayerName, ...]],
+) -> dict[tuple[LayerName, ...], Accuracy]:
     """Compare the model without each set of layers with the original, on "id" or "target" report rows."""
     with steps.probing(replace(config, select_on=name), model, roles, side="report") as probe:
         original = _scores(probe, ())
@@ -120,6 +120,7 @@ def _accuracies(
         return {drop: compare_scores(model.task, original, _scores(probe, drop)) for drop in bar}
 
 
-def _scores(probe: Probe, drop: tuple[int, ...]) -> Scores:
+def _scores(probe: Probe, drop: tuple[LayerName, ...]) -> Scores:
     """Score all rows with the layers skipped."""
-    return Scores(*probe.scores(drop, (), np.arange(probe.num_rows))[None])
+    layers = probe.numbering.indices(drop)
+    return Scores(*probe.scores(layers, (), np.arange(probe.num_rows))[None])

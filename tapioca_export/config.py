@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError
+from .numbering import LayerName
 
 
 def _option(default: Any, help_: str, short: str | None = None, metavar: str | None = None) -> Any:
@@ -57,8 +58,8 @@ class RunConfig:
     )
     pick: str = _option("best", "Which point of the search: best, bsba, final, or a number.", None, "PICK")
     max_drop_layers: int | None = _option(None, "Drop at most this many layers.")
-    protect_first: int = _option(0, "Never drop this many first layers.")
-    protect_last: int = _option(0, "Never drop this many last layers.")
+    protect_first: int = _option(0, "Never drop this many first layers (of each stack).")
+    protect_last: int = _option(0, "Never drop this many last layers (of each stack).")
     search: str = _option(
         "greedy", "Way through the sets of layers: greedy (exact), racing, beam, exhaustive.", None, "NAME"
     )
@@ -75,7 +76,9 @@ class RunConfig:
         "index", "Among equals, drop the lowest index, or the lowest loss.", None, "RULE"
     )
     select_on: str = _option("target", "Rows that drive the search: target or id.", None, "ROWS")
-    drop: tuple[int, ...] = _option((), "Layers to drop, 0-based, such as 3,7.", None, "LAYERS")
+    drop: tuple[LayerName, ...] = _option(
+        (), "Layers to drop, 0-based, such as 3,7; of several stacks, encoder:3,decoder:7.", None, "LAYERS"
+    )
     format: tuple[str, ...] = _option(("onnx",), "Export format; repeatable.", None, "FORMAT")
     opset: int | None = _option(None, "ONNX opset (default: the exporter's).")
     atol: float = _option(1e-4, "Largest difference of any logit between file and PyTorch.")

@@ -36,6 +36,7 @@ PIPELINE_TAGS = {
     "text-classification": "text-classification",
     "multiple-choice": "text-generation",
     "text-generation": "text-generation",
+    "text2text-generation": "text2text-generation",
 }
 
 

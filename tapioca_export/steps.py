@@ -15,7 +15,18 @@ from typing import Any
 import torch
 
 from . import provenance
-from .artifacts import Benchmark, Export, Journal, Plan, Profile, Selection, read, refuse_inside, write
+from .artifacts import (
+    Benchmark,
+    Export,
+    Journal,
+    LayerName,
+    Plan,
+    Profile,
+    Selection,
+    read,
+    refuse_inside,
+    write,
+)
 from .benchmarking import BenchmarkSettings, resolve_provider
 from .config import RunConfig
 from .costing import PlanSettings, predict
@@ -26,7 +37,6 @@ from .models import (
     SPREAD,
     LoadedModel,
     LoadOptions,
-    check_layers,
     droppable_layers,
     find_task,
     load_config,
@@ -68,7 +78,7 @@ def check(config: RunConfig, *, searches: bool = False) -> None:
         if config.engine == "local" and (config.num_workers != 1 or config.ray_address):
             option = "--ray-address" if config.ray_address else f"--num-workers {config.num_workers}"
             raise ConfigError(f"{option} has no meaning for --engine local.", "Add --engine ray.")
-        selection_settings(config, held=())
+        selection_settings(config)
         refuse_pruned(config)
     for name in config.format:
         ExportSettings(name, config.opset, config.atol)
@@ -87,12 +97,17 @@ def check(config: RunConfig, *, searches: bool = False) -> None:
         ) from error
 
 
-def selection_settings(config: RunConfig, held: tuple[int, ...]) -> SelectionSettings:
-    """Return what of the configuration concerns the search.
+def selection_settings(config: RunConfig, model: LoadedModel | None = None) -> SelectionSettings:
+    """Return what of the configuration, and of the model's layers, concerns the search.
 
     Raises:
-        ConfigError: If values do not go together.
+        ConfigError: If values do not go together, or `drop` names layers that the model does not have.
     """
+    drop, stacks = config.drop, {}
+    held: tuple[int, ...] = ()
+    if model is not None:
+        drop, stacks = model.numbering.indices(config.drop), model.numbering.stacks
+        held = tuple(sorted(set(range(model.num_layers)) - set(droppable_layers(model))))
     return SelectionSettings(
         criterion=config.criterion,
         epsilon=config.epsilon,
@@ -101,8 +116,9 @@ def selection_settings(config: RunConfig, held: tuple[int, ...]) -> SelectionSet
         protect_first=config.protect_first,
         protect_last=config.protect_last,
         tie_break=config.tie_break,
-        drop=config.drop,
+        drop=drop,
         held=held,
+        stacks=stacks,
         seed=config.seed,
         search=config.search,
         full_scores=config.full_scores,
@@ -215,7 +231,8 @@ def probing(
     rows = samples[config.select_on]
     ledger = None
     if journal is not None:
-        ledger = Journal(journal, fingerprint(config, roles), len(rows), discard=config.overwrite)
+        mark, discard = fingerprint(config, roles), config.overwrite
+        ledger = Journal(journal, mark, len(rows), discard=discard, numbering=model.numbering)
     with nullcontext() if config.engine == "local" else _engine(config, model, rows) as engine:
         probe = Probe(
             model,
@@ -250,10 +267,7 @@ def choose(config: RunConfig, model: LoadedModel, probe: Probe, roles: Mapping[s
         ConfigError: If `drop` names layers that the model does not have.
         SelectionError: If the criterion cannot be applied.
     """
-    if config.criterion == "fixed":
-        check_layers(config.drop, model.num_layers)
-    held = tuple(sorted(set(range(model.num_layers)) - set(droppable_layers(model))))
-    settings = selection_settings(config, held)
+    settings = selection_settings(config, model)
     num_samples = len(roles[f"{config.select_on}-select"])
     return select_layers(probe, settings, model=config.model, task=model.task, num_samples=num_samples)
 
@@ -287,26 +301,28 @@ def plan(config: RunConfig, model: LoadedModel, roles: Mapping[str, Samples]) ->
         return predict(model, samples, search, settings)
 
 
-def measure(model: LoadedModel, probe: Probe, drop: Sequence[int]) -> Profile:
+def measure(model: LoadedModel, probe: Probe, drop: Sequence[LayerName]) -> Profile:
     """Profile ID and target, before and after the layers are dropped."""
-    before = probe.deviation()
+    before, numbering = probe.deviation(), model.numbering
     result = Profile(
         model=model.source,
         task=model.task.name,
         position=model.processor.position,
-        layers=tuple(range(model.num_layers)),
+        layers=numbering.names(range(model.num_layers)),
         id=probe.profile("id"),
         target=probe.profile("target"),
         deviation=before,
+        stacks=numbering.stacks,
     )
     if not drop:
         return result
-    after, comparable = probe.deviation(drop), probe.deviation(over=drop).mean
+    layers = sorted(numbering.indices(drop))
+    after, comparable = probe.deviation(layers), probe.deviation(over=layers).mean
     return replace(
         result,
-        drop=tuple(drop),
-        pruned_id=probe.profile("id", drop),
-        pruned_target=probe.profile("target", drop),
+        drop=numbering.names(layers),
+        pruned_id=probe.profile("id", layers),
+        pruned_target=probe.profile("target", layers),
         pruned_deviation=after,
         deviation_removed=1 - after.mean / comparable if comparable else None,
     )
@@ -319,13 +335,17 @@ def save_checkpoint(folder: Path, model: LoadedModel, selection: Selection, batc
         UnsupportedModelError: If the checkpoint does not reload as the model that was measured.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_pruned(model, selection.drop, folder, batches)
+    save_pruned(model, model.numbering.indices(selection.drop), folder, batches)
     write(folder / "selection.json", selection)
     provenance.write_model_card(folder, selection)
 
 
 def export_all(
-    config: RunConfig, model: LoadedModel, rows: Samples, folders: Mapping[str, Path], drop: tuple[int, ...]
+    config: RunConfig,
+    model: LoadedModel,
+    rows: Samples,
+    folders: Mapping[str, Path],
+    drop: tuple[LayerName, ...],
 ) -> dict[str, Export]:
     """Export a model, on the CPU, in every format, each into its folder, and prove each.
 
@@ -346,7 +366,7 @@ def selection_of(folder: str) -> Selection | None:
     return read(path, Selection) if path.is_file() else None
 
 
-def dropped_before(model: str) -> tuple[int, ...]:
+def dropped_before(model: str) -> tuple[LayerName, ...]:
     """Return the layers that a checkpoint of ours says it lacks."""
     selection = selection_of(model)
     return selection.drop if selection else ()

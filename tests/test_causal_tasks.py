@@ -22,7 +22,7 @@ from tapioca_export import RunConfig
 from tapioca_export.artifacts import Benchmark, Run, Selection, read
 from tapioca_export.cli import main
 from tapioca_export.errors import ConfigError, LoadError
-from tapioca_export.models import LoadedModel, find_stack, load_model, skipping
+from tapioca_export.models import LoadedModel, load_model, prunable_stacks, skipping
 from tapioca_export.profiling import Probe
 from tapioca_export.profiling.sharing import shares_context
 from tapioca_export.samples import MIN_ROWS, Row, Samples, load_roles
@@ -52,7 +52,7 @@ def make_network(family: str, **overrides: object) -> transformers.PreTrainedMod
 def make_model(family: str, task: str = CHOICES, **overrides: object) -> LoadedModel:
     network = make_network(family, **overrides)
     processor = Processor(family, "last-token", LONGEST, make_tokenizer("llama"))
-    return LoadedModel(network, TASKS[task], processor, family, find_stack(network))
+    return LoadedModel(network, TASKS[task], processor, family, prunable_stacks(network))
 
 
 def words(generator: random.Random, least: int, most: int) -> str:

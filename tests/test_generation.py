@@ -22,7 +22,7 @@ from tapioca_export.errors import ExportError, ParityError
 from tapioca_export.exporting import FORMATS, ExportSettings, Written, export_model
 from tapioca_export.exporting.parity import TOKENS, prove_generation
 from tapioca_export.generation import cache_bytes, generate, one_token_step, with_cache, with_positions
-from tapioca_export.models import LoadedModel, drop_layers, find_stack, generated
+from tapioca_export.models import LoadedModel, drop_layers, generated, prunable_stacks
 from tapioca_export.samples import Samples
 from tapioca_export.tasks import TASKS, Inputs, Processor
 
@@ -76,7 +76,7 @@ def make_model(case: str) -> LoadedModel:
     network = awaken(transformers.AutoModelForCausalLM.from_config(config))
     tokenizer = make_tokenizer("llama")
     processor = Processor(case, "last-token", LONGEST, tokenizer, unused_tokenizer=tokenizer)
-    model = LoadedModel(network, TASKS["text-generation"], processor, case, find_stack(network))
+    model = LoadedModel(network, TASKS["text-generation"], processor, case, prunable_stacks(network))
     return drop_layers(model, DROPPED)
 
 
@@ -213,7 +213,7 @@ def test_prompts_that_leave_less_room_are_continued_by_fewer_tokens(
     for room, expected in ((5, 5), (0, 0)):
         tight = LoadedModel(
             model.network, model.task, Processor("", "last-token", shortest + room, make_tokenizer("llama")),
-            "", model.stack,
+            "", model.stacks,
         )  # fmt: skip
         assert prove_generation(tight, rows, run, written)["tokens_generated"] == expected
 
@@ -234,7 +234,7 @@ def test_a_model_that_keeps_something_else_is_refused_with_the_reason(tmp_path: 
     )
     network = awaken(transformers.MambaForCausalLM(config))
     processor = Processor("mamba", "last-token", LONGEST, make_tokenizer("llama"))
-    model = LoadedModel(network, TASKS["text-generation"], processor, "mamba", find_stack(network))
+    model = LoadedModel(network, TASKS["text-generation"], processor, "mamba", prunable_stacks(network))
     with pytest.raises(ExportError, match="keeps something else than keys and values of every layer"):
         export_model(model, make_rows(model), tmp_path, ExportSettings())
     assert not any(tmp_path.iterdir())

@@ -34,7 +34,7 @@ def some_batches(model: LoadedModel, samples: Samples) -> list[Inputs]:
 def drop_by_hand(model: LoadedModel, layers: tuple[int, ...]) -> LoadedModel:
     """Return a deep copy without the layers: nothing but a shorter list and new indices."""
     other = copy.deepcopy(model)
-    parent, _, name = other.stack.path.rpartition(".")
+    parent, _, name = other.stacks[0].path.rpartition(".")
     kept = [layer for i, layer in enumerate(other.layers) if i not in layers]
     for index, layer in enumerate(kept):
         for module in layer.modules():

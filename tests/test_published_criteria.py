@@ -109,8 +109,8 @@ def test_magnitudes_are_the_absolute_sums_of_what_a_file_holds_but_biases(
     stored = load_file(tmp_path / "model.safetensors")
     expected = [0.0] * NUM_LAYERS
     for name, values in stored.items():
-        if name.startswith(model.stack.path) and not name.endswith(".bias"):
-            layer = int(name.removeprefix(f"{model.stack.path}.").split(".")[0])
+        if name.startswith(model.stacks[0].path) and not name.endswith(".bias"):
+            layer = int(name.removeprefix(f"{model.stacks[0].path}.").split(".")[0])
             expected[layer] += float(np.abs(values.astype(np.float64)).sum())
     assert magnitudes(model) == pytest.approx(expected, rel=1e-12)
 
@@ -175,7 +175,7 @@ def test_gradients_are_held_for_the_layers_only(tiny: Tiny, sample_files: Files)
     for name, parameter in model.network.named_parameters():
         parameter.register_post_accumulate_grad_hook(lambda _, name=name: seen.add(name))
     sensitivities(model, read_rows(model, sample_files), 64)
-    assert seen == {f"{model.stack.path}.{name}" for name, _ in model.layers.named_parameters()}
+    assert seen == {f"{model.stacks[0].path}.{name}" for name, _ in model.layers.named_parameters()}
 
 
 def test_the_angular_distance_of_equal_orthogonal_and_opposite_states_is_0_a_half_and_1() -> None:

@@ -12,7 +12,15 @@ import transformers
 from conftest import awaken, make_decoder, make_model
 
 from tapioca_export.errors import UnsupportedModelError
-from tapioca_export.models import LoadedModel, Stack, drop_layers, find_stack, find_stacks, skipping, stacks
+from tapioca_export.models import (
+    LoadedModel,
+    Stack,
+    drop_layers,
+    find_stacks,
+    prunable_stacks,
+    skipping,
+    stacks,
+)
 from tapioca_export.models.skipping import stream_of, with_stream
 from tapioca_export.tasks import TASKS, Processor
 
@@ -21,7 +29,7 @@ IDS = torch.arange(5, 17).reshape(2, 6)
 
 def loaded(network: Any, stack: Stack) -> LoadedModel:
     processor = Processor("folder", "last-token", 64)
-    return LoadedModel(network, TASKS["text-classification"], processor, "folder", stack)
+    return LoadedModel(network, TASKS["text-classification"], processor, "folder", (stack,))
 
 
 def t5(num_layers: int = 3, num_decoder_layers: int = 4) -> Any:
@@ -63,7 +71,7 @@ def test_each_stack_is_found_by_the_number_that_counts_it() -> None:
 
 
 def test_a_stack_of_one_layer_is_found() -> None:
-    assert find_stack(make_decoder("llama", num_hidden_layers=1)).path == "model.layers"
+    assert prunable_stacks(make_decoder("llama", num_hidden_layers=1))[0].path == "model.layers"
 
 
 def test_stacks_of_one_name_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +90,7 @@ def test_half_an_encoder_decoder_is_not_taken_for_a_whole_model(monkeypatch: pyt
     monkeypatch.setattr(stacks, "build_empty", fails_at_five)
     assert len(find_stacks(t5())) == 1
     with pytest.raises(UnsupportedModelError, match=r"an encoder and a decoder.*five is odd"):
-        find_stack(t5())
+        prunable_stacks(t5())
 
 
 def test_why_a_class_refuses_a_depth_is_said() -> None:
@@ -94,7 +102,7 @@ def test_why_a_class_refuses_a_depth_is_said() -> None:
 
     network = Even(make_decoder("llama").config)
     with pytest.raises(UnsupportedModelError, match=r"no unique layer stack.*an odd depth$"):
-        find_stack(network)
+        prunable_stacks(network)[0]
     with pytest.raises(UnsupportedModelError, match="an odd depth"):
         drop_layers(loaded(network, Stack("", "model.layers")), [0])
 
@@ -117,7 +125,7 @@ def test_t5s_relative_positions_move_to_the_new_lowest_layer(name: str, drop: li
 
 def test_the_model_that_layers_are_dropped_from_stays_whole() -> None:
     network = make_decoder("llama")
-    before, model = logits(network), loaded(network, find_stack(network))
+    before, model = logits(network), loaded(network, prunable_stacks(network)[0])
     pruned = drop_layers(model, [1, 2])
     assert (model.num_layers, pruned.num_layers) == (4, 2)
     assert (network.config.num_hidden_layers, pruned.network.config.num_hidden_layers) == (4, 2)
@@ -129,7 +137,7 @@ def test_the_model_that_layers_are_dropped_from_stays_whole() -> None:
 def test_what_is_tied_stays_tied() -> None:
     network = make_decoder("gpt2")
     assert network.lm_head.weight is network.transformer.wte.weight
-    pruned = drop_layers(loaded(network, find_stack(network)), [0]).network
+    pruned = drop_layers(loaded(network, prunable_stacks(network)[0]), [0]).network
     assert pruned.lm_head.weight is pruned.transformer.wte.weight
 
 
@@ -141,7 +149,7 @@ def test_weights_that_a_config_wrongly_calls_tied_stay_apart(tmp_path: Path) -> 
     config.tie_word_embeddings = True
     network = transformers.LlamaForCausalLM.from_pretrained(tmp_path, config=config).eval()
     assert network.lm_head.weight is not network.model.embed_tokens.weight
-    model = loaded(network, find_stack(network))
+    model = loaded(network, prunable_stacks(network)[0])
     with skipping(model, [1]):
         skipped = logits(network)
     pruned = drop_layers(model, [1]).network
@@ -156,7 +164,7 @@ def test_what_a_network_was_given_besides_its_config_goes_with_it(tmp_path: Path
     make_decoder("llama").save_pretrained(tmp_path)
     network = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
     network.generation_config.max_new_tokens = 7
-    pruned = drop_layers(loaded(network, find_stack(network)), [1]).network
+    pruned = drop_layers(loaded(network, prunable_stacks(network)[0]), [1]).network
     assert pruned.generation_config.max_new_tokens == 7
     assert pruned._weight_conversions is network._weight_conversions
 
@@ -214,4 +222,4 @@ def test_a_backbones_feature_maps_follow_its_layers() -> None:
 
 
 def test_a_classifier_is_found_whole() -> None:
-    assert find_stack(make_model("bert")) == Stack("", "bert.encoder.layer")
+    assert prunable_stacks(make_model("bert")) == (Stack("", "bert.encoder.layer"),)

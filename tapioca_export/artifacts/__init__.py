@@ -3,6 +3,7 @@
 Knows nothing about models, runtimes or how any number came about.
 """
 
+from ..numbering import LayerName, Numbering
 from .files import check_output, read, refuse_inside, sha256, staged, to_json, write, write_text
 from .journal import Journal, Ledger
 from .plans import Bounds, Plan
@@ -50,8 +51,10 @@ __all__ = [
     "Interval",
     "Journal",
     "Latency",
+    "LayerName",
     "LayerProfile",
     "Ledger",
+    "Numbering",
     "Outcome",
     "Pair",
     "Phase",

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import OutputError
+from ..numbering import Numbering
 from .files import write_text
 from .records import SCHEMA_VERSION
 
@@ -85,15 +86,23 @@ class Journal(Ledger):
         fingerprint: By name, what must be equal for the numbers to be the same.
         num_rows: Rows that drive the search.
         discard: Begin anew where the file is the journal of another search.
+        numbering: How the file names layers (default: by their numbers).
 
     Raises:
         OutputError: If the file is the journal of another search, or cannot be written.
     """
 
     def __init__(
-        self, path: Path, fingerprint: Mapping[str, Any], num_rows: int, *, discard: bool = False
+        self,
+        path: Path,
+        fingerprint: Mapping[str, Any],
+        num_rows: int,
+        *,
+        discard: bool = False,
+        numbering: Numbering | None = None,
     ) -> None:
         super().__init__()
+        self._numbering = numbering
         header = {"kind": "search", "schema_version": SCHEMA_VERSION, "fingerprint": dict(fingerprint)}
         lines, size = _whole_lines(path)
         if lines and lines[0] != header and not discard:
@@ -103,6 +112,8 @@ class Journal(Ledger):
             write_text(path, json.dumps(header) + "\n")
         self._notes = {json.dumps(line) for line in lines if line.get("kind") == "candidate"}
         for line in lines[1:]:
+            if numbering is not None and "sets" in line:
+                line["sets"] = [list(map(numbering.index, dropped)) for dropped in line["sets"]]
             if "values" in line:
                 super().add_rows(line, num_rows)
             elif "deviations" in line:
@@ -124,7 +135,7 @@ class Journal(Ledger):
 
     def note(self, line: Mapping[str, Any]) -> None:
         """Write a line for readers, once: a resumed search comes by the same places again."""
-        text = json.dumps(dict(line))
+        text = json.dumps(self._named(line))
         if text not in self._notes:
             self._notes.add(text)
             self._append(line)
@@ -132,9 +143,19 @@ class Journal(Ledger):
     def _append(self, line: Mapping[str, Any]) -> None:
         try:
             with self._path.open("ab") as file:
-                file.write(json.dumps(dict(line)).encode() + b"\n")
+                file.write(json.dumps(self._named(line)).encode() + b"\n")
         except OSError as error:
             raise OutputError(f"Cannot write {self._path}: {error.strerror}.") from error
+
+    def _named(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a line with the names of layers instead of their numbers."""
+        named = dict(line)
+        if self._numbering is not None:
+            name, names = self._numbering.name, self._numbering.names
+            named |= {key: name(line[key]) for key in ("layer", "against") if key in line}
+            named |= {key: list(names(line[key])) for key in ("dropped",) if key in line}
+            named |= {key: [list(names(layers)) for layers in line[key]] for key in ("sets",) if key in line}
+        return named
 
 
 def _whole_lines(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -3,12 +3,18 @@
 A layer index is always the 0-based index in the ORIGINAL model, in every field and file. Boundaries
 are numbered 0..L: boundary 0 is the residual stream after the embedding, boundary l+1 the one after
 layer l.
+
+Of a model with several stacks, a layer is named `encoder:3`, its stack and its index there; `stacks`
+maps their names to their depths, in the order in which a forward runs them. Lists with an entry a layer
+or boundary then hold stack after stack, so that S stacks have L+S boundaries.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from ..numbering import LayerName
 
 SCHEMA_VERSION = 1
 Interval = tuple[float, float]
@@ -21,9 +27,9 @@ Interval = tuple[float, float]
 class LayerProfile:
     """Statistics of the residual stream of one model on one set of samples.
 
-    `norms` and `distances` have L+1 entries (boundaries), `influences` L (layers). The boundary
-    after a dropped layer repeats its predecessor; a dropped layer's influence is None. Bands are
-    95 % percentile bootstrap intervals over samples.
+    `norms` and `distances` have L+1 entries (boundaries), `influences` L (layers); `num_tokens` counts
+    those of all stacks. The boundary after a dropped layer repeats its predecessor; a dropped layer's
+    influence is None. Bands are 95 % percentile bootstrap intervals over samples.
     """
 
     norms: tuple[float, ...]
@@ -69,15 +75,16 @@ class Profile:
     model: str
     task: str
     position: str
-    layers: tuple[int, ...]
+    layers: tuple[LayerName, ...]
     id: LayerProfile
     target: LayerProfile
     deviation: Deviation
-    drop: tuple[int, ...] = ()
+    drop: tuple[LayerName, ...] = ()
     pruned_id: LayerProfile | None = None
     pruned_target: LayerProfile | None = None
     pruned_deviation: Deviation | None = None
     deviation_removed: float | None = None
+    stacks: dict[str, int] = field(default_factory=dict)
     kind: Literal["profile"] = "profile"
     schema_version: int = SCHEMA_VERSION
 
@@ -110,21 +117,21 @@ class Candidate:
     estimates from `rows` rows, and at the confidence asked for the metric is no better than `bound`.
     """
 
-    layer: int
+    layer: LayerName
     score: float
     metric: float | None = None
     loss: float | None = None
     outcome: Outcome = "full"
     rows: int | None = None
     bound: float | None = None
-    against: int | None = None
+    against: LayerName | None = None
 
 
 @dataclass(frozen=True)
 class Step:
     """One accepted round: the layer dropped, and every candidate it was chosen from."""
 
-    layer: int
+    layer: LayerName
     score: float
     metric: float | None
     loss: float | None
@@ -173,7 +180,7 @@ class Selection:
     task: str
     criterion: str
     num_layers: int
-    drop: tuple[int, ...]
+    drop: tuple[LayerName, ...]
     steps: tuple[Step, ...]
     stop_reason: str
     metric: str | None = None
@@ -194,6 +201,7 @@ class Selection:
     cut: bool = False
     prediction: Prediction | None = None
     cost: Cost | None = None
+    stacks: dict[str, int] = field(default_factory=dict)
     kind: Literal["selection"] = "selection"
     schema_version: int = SCHEMA_VERSION
 
@@ -231,7 +239,7 @@ class Export:
     size_bytes: int
     sha256: str
     num_layers: int
-    drop: tuple[int, ...] = ()
+    drop: tuple[LayerName, ...] = ()
     max_length: int | None = None
     cache: dict[str, tuple[int, int]] = field(default_factory=dict)
     prompts_continued: int = 0
@@ -307,7 +315,8 @@ class Ratio:
 class Latency:
     """Original against pruned at one shape, measured interleaved in one process.
 
-    `ideal_speedup` is layers before / layers after: what would be seen if only layers took time.
+    `ideal_speedup` is layers before / layers after, of all stacks: what would be seen if only layers took
+    time, and all the same.
     `noise_floor` is the interval of the ratio between two sessions of the SAME original model.
     `phase` tells, where a model generates, what was timed: "prefill" reads a prompt of
     `sequence_length` tokens, "decode" makes one token more with that many cached.
@@ -352,7 +361,7 @@ class Benchmark:
     size_bytes: Pair
     peak_memory_bytes: Pair
     load_seconds: Pair
-    drop: tuple[int, ...] = ()
+    drop: tuple[LayerName, ...] = ()
     optimism_gap: float | None = None
     cache_bytes_per_token: Pair | None = None
     skipped: tuple[str, ...] = ()
@@ -373,7 +382,7 @@ class Compared:
     """
 
     criterion: str
-    drop: tuple[int, ...]
+    drop: tuple[LayerName, ...]
     depth: int
     stop_reason: str
     target: Accuracy
@@ -399,6 +408,7 @@ class Comparison:
     select_on: str = "target"
     num_samples: int = 0
     seed: int = 0
+    stacks: dict[str, int] = field(default_factory=dict)
     kind: Literal["comparison"] = "comparison"
     schema_version: int = SCHEMA_VERSION
 

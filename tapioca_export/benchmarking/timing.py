@@ -101,7 +101,7 @@ def make_workloads(
     Rows are drawn in a seeded order and used again where there are too few; each is repeated and
     cut to the length, unless all have one length anyway. A model that generates gets each shape twice:
     as prompts to read, and as tokens that are cached (zeros, as no values take longer than others) while
-    one more is made.
+    one more is made. What a decoder is given beside a sequence is as long as the longest row's.
 
     Args:
         task: Encodes the rows.
@@ -166,10 +166,14 @@ def _sequence_lengths(
 
 def _batches(rows: Sequence[Inputs], size: int, length: int | None) -> Iterator[Inputs]:
     """Yield batches of shape (size, length), no two alike while the rows last; None: rows as they are."""
+    lengths = {
+        name: max(row[name].shape[1] for row in rows) if name.startswith("decoder_") else length
+        for name in rows[0]
+    }
     num_batches = min(NUM_BATCHES, -(-len(rows) // size))
     for start in range(0, num_batches * size, size):
         chosen = [rows[i % len(rows)] for i in range(start, start + size)]
-        yield {name: np.concatenate([_fit(row[name], length) for row in chosen]) for name in chosen[0]}
+        yield {name: np.concatenate([_fit(row[name], lengths[name]) for row in chosen]) for name in lengths}
 
 
 def _fit(values: np.ndarray, length: int | None) -> np.ndarray:

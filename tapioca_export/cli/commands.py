@@ -15,6 +15,7 @@ import tapioca_export as library
 
 from ..config import RunConfig
 from ..errors import ConfigError, LoadError, TapiocaError
+from ..numbering import LayerName, Numbering
 from .options import FIELDS, comparing, options, planning, printing
 
 LOADING = (
@@ -144,10 +145,13 @@ def profile(as_json: bool, quiet: bool, **flags: Any) -> None:
 
     def text() -> str:
         deviation = result.deviation
-        rows = zip(result.layers, result.id.norms[1:], result.target.norms[1:], deviation.norms[1:],
-                   deviation.distances[1:], strict=True)  # fmt: skip
-        lines = ["layer   ID norm  target norm  norm deviation  distance deviation"]
-        lines += [f"{n:5d}  {a:8.4g}  {b:11.4g}  {c:14.3f}  {d:18.3f}" for n, a, b, c, d in rows]
+        numbering = Numbering.of(result.stacks, len(result.layers))
+        behind = [boundary for part in numbering.boundaries for boundary in part[1:]]
+        columns = (result.id.norms, result.target.norms, deviation.norms, deviation.distances)
+        rows = zip(result.layers, *([column[b] for b in behind] for column in columns), strict=True)
+        width = max(5, *(len(str(layer)) for layer in result.layers))
+        lines = [f"{'layer':>{width}s}   ID norm  target norm  norm deviation  distance deviation"]
+        lines += [f"{n!s:>{width}s}  {a:8.4g}  {b:11.4g}  {c:14.3f}  {d:18.3f}" for n, a, b, c, d in rows]
         floor = deviation.noise_floor.mean
         lines.append(f"Mean deviation {deviation.mean:.3f}; two halves of ID differ by up to {floor:.3f}.")
         if result.deviation_removed is not None:
@@ -375,5 +379,5 @@ def doctor() -> None:
         )
 
 
-def _join(layers: tuple[int, ...]) -> str:
+def _join(layers: tuple[LayerName, ...]) -> str:
     return ", ".join(map(str, layers)) or "nothing"

@@ -14,6 +14,7 @@ import click
 from ..bars import DISABLED
 from ..config import RunConfig
 from ..errors import ConfigError, LoadError, UnknownNameError
+from ..numbering import LayerName
 
 FIELDS = {item.name: item for item in fields(RunConfig)}
 TYPES = get_type_hints(RunConfig)
@@ -21,15 +22,21 @@ TYPES = get_type_hints(RunConfig)
 LISTS = ("drop", "compare")
 
 
-def _layers(ctx: click.Context, parameter: click.Parameter, value: Any) -> tuple[int, ...]:
-    """Parse `3,7`, or a config file's list."""
+def _layers(ctx: click.Context, parameter: click.Parameter, value: Any) -> tuple[LayerName, ...]:
+    """Parse `3,7` or `encoder:3,decoder:7`, or a config file's list."""
     if value is None:
         return ()
     parts = value if isinstance(value, list) else str(value).split(",")
-    try:
-        return tuple(int(str(part)) for part in parts)
-    except ValueError:
-        raise click.BadParameter("give layer numbers separated by commas, such as 3,7.") from None
+    names: list[LayerName] = []
+    for part in parts:
+        stack, colon, number = str(part).strip().rpartition(":")
+        try:
+            names.append(f"{stack}:{int(number)}" if colon else int(number))
+        except ValueError:
+            raise click.BadParameter(
+                "give layer numbers separated by commas, such as 3,7, or encoder:3,decoder:7."
+            ) from None
+    return tuple(names)
 
 
 def _names(ctx: click.Context, parameter: click.Parameter, value: Any) -> tuple[str, ...] | None:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..artifacts import Export, sha256, write
+from ..artifacts import Export, LayerName, sha256, write
 from ..errors import ParityError
 from ..models import LoadedModel
 from ..samples import Samples
@@ -24,7 +24,7 @@ def export_model(
     samples: Samples,
     folder: Path,
     settings: ExportSettings,
-    drop: tuple[int, ...] = (),
+    drop: tuple[LayerName, ...] = (),
 ) -> Export:
     """Export a model and prove the file equal to it.
 

@@ -9,8 +9,8 @@ from .loaded import SPREAD, LoadedModel, LoadOptions, generated, to_tensors
 from .loading import find_task, load_config, load_model, load_processor
 from .proof import reference_logits, save_pruned
 from .skipping import EndOfForward, StandIn, skipping, stand_ins, stream_of, with_stream
-from .stacks import Stack, find_stack, find_stacks
-from .surgery import check_layers, drop_layers, droppable_layers
+from .stacks import Stack, find_stacks, in_order, prunable_stacks
+from .surgery import drop_layers, droppable_layers
 
 __all__ = [
     "SPREAD",
@@ -19,16 +19,16 @@ __all__ = [
     "LoadedModel",
     "Stack",
     "StandIn",
-    "check_layers",
     "drop_layers",
     "droppable_layers",
-    "find_stack",
     "find_stacks",
     "find_task",
     "generated",
+    "in_order",
     "load_config",
     "load_model",
     "load_processor",
+    "prunable_stacks",
     "reference_logits",
     "save_pruned",
     "skipping",

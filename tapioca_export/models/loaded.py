@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..artifacts import Numbering
 from ..tasks import Batch, Inputs, Processor, Readings, Task
 from .stacks import Stack
 
@@ -36,27 +37,37 @@ class LoadOptions:
 class LoadedModel:
     """A network in evaluation mode, with what encodes its inputs.
 
-    `stack` says where its layers are. The network's state is never changed for good.
+    `stacks` say where its layers are, in the order in which a forward runs them. A layer is a number,
+    counted through all of them. The network's state is never changed for good.
     """
 
     network: Any
     task: Task
     processor: Processor
     source: str
-    stack: Stack
+    stacks: tuple[Stack, ...]
     trust_remote_code: bool = False
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The layers, in the network's own list."""
-        layers = self.network.get_submodule(self.stack.path)
+        """The layers of all stacks, in one list."""
+        return nn.ModuleList(layer for stack in self.stacks for layer in self.layers_of(stack))
+
+    def layers_of(self, stack: Stack) -> nn.ModuleList:
+        """Return the layers of one stack, in the network's own list."""
+        layers = self.network.get_submodule(stack.path)
         assert isinstance(layers, nn.ModuleList)
         return layers
 
     @property
+    def numbering(self) -> Numbering:
+        """How the layers are counted and named."""
+        return Numbering({stack.name: len(self.layers_of(stack)) for stack in self.stacks})
+
+    @property
     def num_layers(self) -> int:
-        """Count the layers."""
-        return len(self.layers)
+        """Count the layers of all stacks."""
+        return self.numbering.num_layers
 
     @property
     def device(self) -> torch.device:

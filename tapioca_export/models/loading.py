@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from .. import polynomial  # registers the embedded example with transformers
 from ..errors import ConfigError, LoadError, first_line
 from ..tasks import TASKS, Processor, ProcessorOptions, Task
-from .loaded import SPREAD, LoadedModel, LoadOptions
-from .stacks import find_stack
+from .loaded import SPREAD, LoadedModel, LoadOptions, answer_of
+from .stacks import in_order, prunable_stacks
 from .surgery import refuse_dependent_layers
 
 
@@ -59,9 +59,11 @@ def load_model(source: str | Path, task: str = "auto", options: LoadOptions | No
     processor = load_processor(chosen, source, config, options)
     # A network that accelerate has spread stays where it is.
     network = network.eval() if options.device == SPREAD else aligned(network).to(options.device).eval()
-    model = LoadedModel(
-        network, chosen, processor, str(source), find_stack(network), options.trust_remote_code
-    )
+    stacks = prunable_stacks(network)
+    if len(stacks) > 1:
+        example = chosen.examples(processor)[0]
+        stacks = in_order(network, stacks, lambda: answer_of(network, chosen, example))
+    model = LoadedModel(network, chosen, processor, str(source), stacks, options.trust_remote_code)
     refuse_dependent_layers(model)
     return model
 
@@ -126,6 +128,7 @@ def infer_task(config: Any) -> str:
         ConfigError: If Optimum cannot tell, or the task is not one of ours.
     """
     from optimum.exporters.tasks import TasksManager
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
     architecture = (config.architectures or ["none"])[0]
     if config.model_type == polynomial.PolynomialConfig.model_type:
@@ -136,6 +139,9 @@ def infer_task(config: Any) -> str:
     except ValueError:  # it does not know classes that share their place in an auto class
         known = (name for name in TASKS if architecture in _classes(TASKS[name]))
         task = next(known, None)
+    # The class that writes a BART's answers can also fill masks, which is what Optimum says of it.
+    if task == "fill-mask" and architecture in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
+        task = "text2text-generation"
     if task not in TASKS:
         raise ConfigError(
             f"The task of architecture {architecture} is {task or 'not known'}, which is not supported.",

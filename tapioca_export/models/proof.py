@@ -17,7 +17,7 @@ from ..tasks import TASKS, Inputs
 from .loaded import LoadedModel, answer_of
 from .loading import aligned, auto_class
 from .skipping import skipping
-from .surgery import check_layers, drop_layers
+from .surgery import drop_layers
 
 
 def save_pruned(model: LoadedModel, layers: Sequence[int], folder: Path, batches: Sequence[Inputs]) -> None:
@@ -37,7 +37,7 @@ def save_pruned(model: LoadedModel, layers: Sequence[int], folder: Path, batches
         UnsupportedModelError: If the checkpoint does not reload as the same model.
     """
     model.network.to("cpu")  # where the fresh process computes, bit for bit
-    with skipping(model, check_layers(layers, model.num_layers)):
+    with skipping(model, model.numbering.checked(layers)):
         expected = [reference_logits(model, batch) for batch in batches]
     pruned = drop_layers(model, layers)
     pruned.network.save_pretrained(folder)

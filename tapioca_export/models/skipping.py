@@ -85,21 +85,22 @@ def with_stream(output: Any, stream: torch.Tensor) -> Any:
 
 @contextmanager
 def stand_ins(model: LoadedModel, kinds: dict[type, bool] | None = None) -> Iterator[list[StandIn]]:
-    """Put a stand-in at every layer's place, in the model's own list, for the length of the block.
+    """Put a stand-in at every layer's place, in the model's own lists, for the length of the block.
 
     `kinds` remembers from one block to the next which layers return tensors.
     """
     kinds = {} if kinds is None else kinds
-    places = model.layers
-    layers = list(places)
+    lists = [model.layers_of(stack) for stack in model.stacks]
+    places = [(layers, index) for layers in lists for index in range(len(layers))]
+    layers = list(model.layers)
     replacements = [StandIn(layer, kinds).eval() for layer in layers]
     try:
-        for index, replacement in enumerate(replacements):
-            places[index] = replacement
+        for (own, index), replacement in zip(places, replacements, strict=True):
+            own[index] = replacement
         yield replacements
     finally:
-        for index, layer in enumerate(layers):
-            places[index] = layer
+        for (own, index), layer in zip(places, layers, strict=True):
+            own[index] = layer
 
 
 @contextmanager

@@ -65,25 +65,55 @@ def find_stacks(network: Any) -> tuple[Stack, ...]:
     return tuple(stack if names[stack.name] == 1 else replace(stack, name=stack.path) for stack in found)
 
 
-def find_stack(network: Any) -> Stack:
-    """Return the only stack of a network.
+def prunable_stacks(network: Any) -> tuple[Stack, ...]:
+    """Return the stacks of a network whose layers may go.
 
     Raises:
-        UnsupportedModelError: If there is none, or there are several, or one cannot be told.
+        UnsupportedModelError: If there is none, or half of an encoder-decoder cannot be told.
     """
     model_type = network.config.model_type
     refuse_dependent_type(model_type)
     found = find_stacks(network)
-    if len(found) > 1:
-        names = ", ".join(f"{stack.name} ({stack.path})" for stack in found)
-        raise UnsupportedModelError(
-            f"{model_type} has several layer stacks: {names}; models with one stack are supported."
-        )
-    if found and not network.config.is_encoder_decoder:
-        return found[0]
+    if found and (len(found) > 1 or not network.config.is_encoder_decoder):
+        return found
     what = "an encoder and a decoder" if found else "no list of layers that its config counts"
     refused = [error.message for error in _counted_lists(network) if isinstance(error, Exception)]
     raise UnsupportedModelError(" ".join([f"{model_type} has {what}: no unique layer stack.", *refused[:1]]))
+
+
+def in_order(network: Any, stacks: Sequence[Stack], run: Callable[[], object]) -> tuple[Stack, ...]:
+    """Return those of the stacks that a forward gets to, in the order in which it runs them.
+
+    What runs first can be replayed while what runs later is tried, if no layer runs between those of
+    another stack, or twice.
+
+    Args:
+        network: The network.
+        stacks: Its stacks.
+        run: Runs a forward.
+
+    Raises:
+        UnsupportedModelError: If layers run in another order than one stack after the other.
+    """
+    places = [(stack, layer) for stack in stacks for layer in network.get_submodule(stack.path)]
+    calls: list[int] = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda *_, place=place: calls.append(place))
+        for place, (_, layer) in enumerate(places)
+    ]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    order = list(dict.fromkeys(places[place][0] for place in calls))
+    if calls != [place for stack in order for place, (own, _) in enumerate(places) if own is stack]:
+        names = " and ".join(stack.name for stack in order)
+        raise UnsupportedModelError(
+            f"{network.config.model_type} does not run its stacks one after the other ({names}): "
+            "a layer cannot be tried while those before it are replayed."
+        )
+    return tuple(order) if len(order) > 1 else tuple(replace(stack, name="") for stack in order)
 
 
 def refuse_dependent_type(model_type: str) -> None:
@@ -258,7 +288,18 @@ def mended_config(config: Any, stack: Stack, keep: Sequence[int]) -> Any:
             setattr(part, name, mend(value, keep, depth))
     _mend_features(part, keep, depth)
     setattr(part, stack.field, len(keep))
+    _mend_cache(part)
     return whole
+
+
+def _mend_cache(config: Any) -> None:
+    """Say how many layers the decoder's cache has, where transformers would take the encoder's (T5).
+
+    `generate` sizes the cache by `decoder_layers`, if a config has it, else by the general number.
+    """
+    depth = vars(config).get("num_decoder_layers")
+    if depth is not None and config.is_encoder_decoder and depth != config.num_hidden_layers:
+        config.decoder_layers = depth
 
 
 def _mend_features(config: Any, keep: Sequence[int], depth: int) -> None:

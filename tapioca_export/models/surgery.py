@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigError, UnsupportedModelError
+from ..errors import UnsupportedModelError
 from .loaded import LoadedModel
-from .stacks import build_empty, config_at, mended_config, refuse_dependent_type
+from .stacks import Stack, build_empty, config_at, mended_config, refuse_dependent_type
 
 # Config switches under which layers are no blocks of their own.
 DEPENDENT_SWITCHES = {
@@ -34,11 +34,12 @@ def refuse_dependent_layers(model: LoadedModel) -> None:
     Raises:
         UnsupportedModelError: With the reason.
     """
-    config = config_at(model.network.config, model.stack.config)
-    refuse_dependent_type(config.model_type)
-    for switch, reason in DEPENDENT_SWITCHES.items():
-        if vars(config).get(switch):
-            raise UnsupportedModelError(f"{config.model_type} with {switch}: {reason}.")
+    for stack in model.stacks:
+        config = config_at(model.network.config, stack.config)
+        refuse_dependent_type(config.model_type)
+        for switch, reason in DEPENDENT_SWITCHES.items():
+            if vars(config).get(switch):
+                raise UnsupportedModelError(f"{config.model_type} with {switch}: {reason}.")
     owner: dict[int, int] = {}
     for index, layer in enumerate(model.layers):
         for name, parameter in layer.named_parameters():
@@ -46,7 +47,8 @@ def refuse_dependent_layers(model: LoadedModel) -> None:
             first = owner.setdefault(parameter.data_ptr() or id(parameter), index)
             if first != index:
                 raise UnsupportedModelError(
-                    f"Layers {first} and {index} of {model.source} share {name}; neither can go alone."
+                    f"Layers {_named(model, (first, index), ' and ')} of {model.source} share {name}; "
+                    "neither can go alone."
                 )
 
 
@@ -56,8 +58,8 @@ def droppable_layers(model: LoadedModel) -> tuple[int, ...]:
     A layer is held fast when the model type builds the layer at its place differently from the
     others (ModernBERT's first layer has no attention norm), so that none can move up.
     """
-    layers = range(model.num_layers)
-    return tuple(layer for layer in layers if model.num_layers > 1 and _fits(model, [layer]))
+    layers = model.numbering.left(range(model.num_layers), ())  # the only layer of a stack stays
+    return tuple(layer for layer in layers if _fits(model, [layer]))
 
 
 def _fits(model: LoadedModel, drop: Sequence[int]) -> bool:
@@ -74,9 +76,12 @@ def _smaller(model: LoadedModel, drop: Sequence[int]) -> tuple[Any, dict[str, to
     Raises:
         UnsupportedModelError: If no config describes it, or its class refuses the config.
     """
-    keep = [i for i in range(model.num_layers) if i not in drop]
-    config = mended_config(model.network.config, model.stack, keep)
-    return build_empty(type(model.network), config), _kept(model, keep)
+    config, weights = model.network.config, dict(model.network.state_dict(keep_vars=True))
+    for stack, layers in zip(model.stacks, model.numbering.ranges, strict=True):
+        keep = [layer - layers.start for layer in layers if layer not in drop]
+        if len(keep) < len(layers):
+            config, weights = mended_config(config, stack, keep), _kept(weights, stack, keep)
+    return build_empty(type(model.network), config), weights
 
 
 def _differences(network: Any, weights: Mapping[str, torch.Tensor]) -> list[str]:
@@ -85,44 +90,24 @@ def _differences(network: Any, weights: Mapping[str, torch.Tensor]) -> list[str]
     return sorted({name for name, _ in wanted ^ {(name, value.shape) for name, value in weights.items()}})
 
 
-def _named(layers: Sequence[int]) -> str:
-    return ", ".join(map(str, layers))
-
-
-def check_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
-    """Return the layers sorted.
-
-    Raises:
-        ConfigError: If one is out of range or named twice, or if none would be left.
-    """
-    for layer in layers:
-        if not 0 <= layer < num_layers:
-            raise ConfigError(
-                f"Layer {layer} does not exist: the model has {num_layers} layers.",
-                f"Layers are counted from 0 to {num_layers - 1}.",
-            )
-    if len(set(layers)) < len(layers):
-        twice = next(layer for layer in layers if list(layers).count(layer) > 1)
-        raise ConfigError(f"Layer {twice} is named twice.")
-    if len(layers) == num_layers:
-        raise ConfigError(f"All {num_layers} layers would be dropped.", "Keep at least one.")
-    return tuple(sorted(layers))
+def _named(model: LoadedModel, layers: Sequence[int], comma: str = ", ") -> str:
+    return comma.join(map(str, model.numbering.names(layers)))
 
 
 def drop_layers(model: LoadedModel, layers: Sequence[int]) -> LoadedModel:
     """Return the model without layers; it shares its weights with the model given, which stays whole.
 
     Raises:
-        ConfigError: If the layers do not exist or are all there are.
+        ConfigError: If the layers do not exist or are all that a stack has.
         UnsupportedModelError: If the model's class cannot hold the layers that are left.
     """
-    network, drop = model.network, check_layers(layers, model.num_layers)
+    network, drop = model.network, sorted(model.numbering.checked(layers))
     if not drop:
         return model
     smaller, weights = _smaller(model, drop)
     if names := _differences(smaller, weights):
         raise UnsupportedModelError(
-            f"{network.config.model_type} cannot do without layers {_named(drop)}: "
+            f"{network.config.model_type} cannot do without layers {_named(model, drop)}: "
             f"where others take their place, its class has other weights ({names[0]}).",
             "Drop others.",
         )
@@ -136,10 +121,10 @@ def drop_layers(model: LoadedModel, layers: Sequence[int]) -> LoadedModel:
     return replace(model, network=smaller.train(network.training))
 
 
-def _kept(model: LoadedModel, keep: Sequence[int]) -> dict[str, torch.Tensor]:
-    """Return the weights of the network with only the layers `keep`, under their new names."""
-    weights = dict(model.network.state_dict(keep_vars=True))
-    for path in (model.stack.path, *model.stack.beside):
+def _kept(weights: Mapping[str, torch.Tensor], stack: Stack, keep: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Return the weights of a network with only the layers `keep` of a stack, under their new names."""
+    weights = dict(weights)
+    for path in (stack.path, *stack.beside):
         layers: dict[int, dict[str, torch.Tensor]] = {}
         for name in [name for name in weights if name.startswith(f"{path}.")]:
             index, _, rest = name.removeprefix(f"{path}.").partition(".")

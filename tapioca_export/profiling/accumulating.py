@@ -2,8 +2,9 @@
 
 Knows nothing about networks or batches of tokens.
 
-Shapes: N samples, B rows of a batch, P answer positions, H hidden size, L layers, L+1 boundaries,
-R bootstrap replicates, M samples whose distances are measured.
+Shapes: N samples, B rows of a batch, P answer positions, H hidden size (of each stack its own), L layers
+of S stacks, D layers of one of them, L+S boundaries, R bootstrap replicates, M samples whose distances
+are measured.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import torch
 
-from ..artifacts import Curves, Interval, LayerProfile
+from ..artifacts import Curves, Interval, LayerProfile, Numbering
 from ..samples import Samples
 from ..tasks import Batch
 
@@ -31,31 +32,37 @@ class Accumulator:
     of lowest hash, whose states are kept.
     """
 
-    def __init__(self, samples: Samples, num_layers: int, num_replicates: int, seed: int) -> None:
+    def __init__(self, samples: Samples, numbering: Numbering, num_replicates: int, seed: int) -> None:
         self.hashes = samples.hashes
         self.seed = seed
         self.num_replicates = num_replicates
         order = sorted(range(len(samples)), key=lambda i: (self.hashes[i], i))
         self.chosen = set(order[:NUM_DISTANCE_SAMPLES])
-        shape = (num_replicates, num_layers + 1)
-        self.norm_sum = np.zeros(num_layers + 1)
-        self.cosine_sum = np.zeros(num_layers)
-        self.num_samples = self.num_tokens = 0
+        self.depths = tuple(numbering.depths.values())
+        num_boundaries = numbering.num_layers + len(self.depths)
+        shape = (num_replicates, num_boundaries)
+        self.norm_sum = np.zeros(num_boundaries)
+        self.cosine_sum = np.zeros(numbering.num_layers)
+        self.num_samples, self.num_tokens = 0, np.zeros(len(self.depths), dtype=np.int64)
         self.weight_sum, self.weighted_norm_sum = np.zeros(num_replicates), np.zeros(shape)
         self.half_count, self.half_norm_sum = np.zeros(num_replicates), np.zeros(shape)
-        self.states: dict[int, torch.Tensor] = {}
+        self.states: dict[int, list[torch.Tensor]] = {}
         self._matrices: list[np.ndarray] = []
 
-    def add(self, batch: Batch, states: torch.Tensor, cosines: np.ndarray, num_tokens: int) -> None:
-        """Add a batch: states (L+1, B, P, H), summed cosines (L,), real tokens."""
-        norms = states.double().norm(dim=-1).mean(dim=-1).T.cpu().numpy()  # (B, L+1)
+    def add(
+        self, batch: Batch, states: Sequence[torch.Tensor], cosines: np.ndarray, num_tokens: np.ndarray
+    ) -> None:
+        """Add a batch: states (D+1, B, P, H) of each stack, summed cosines (L,), real tokens (S,)."""
+        each = [part.double().norm(dim=-1).mean(dim=-1).T.cpu().numpy() for part in states]
+        norms = np.concatenate(each, axis=1)  # (B, L+S)
         self.norm_sum += norms.sum(axis=0)
         self.cosine_sum += cosines
         self.num_samples += len(batch)
         self.num_tokens += num_tokens
         for position, index in enumerate(batch.indices.tolist()):
             if index in self.chosen:
-                self.states[index] = states[:, position].cpu().clone()  # a view would keep the batch
+                # A view would keep the batch.
+                self.states[index] = [part[:, position].cpu().clone() for part in states]
         if self.num_replicates:
             weights, halves = self._draws(batch.indices.tolist())
             self.weight_sum += weights.sum(axis=0)
@@ -67,7 +74,7 @@ class Accumulator:
         """Return the profile of what was added."""
         matrices = self._distance_matrices()
         pairs = len(matrices[0]) * (len(matrices[0]) - 1)
-        cosines = self.cosine_sum / self.num_tokens
+        cosines = self.cosine_sum / np.repeat(self.num_tokens, self.depths)
         return LayerProfile(
             norms=tuple((self.norm_sum / self.num_samples).tolist()),
             distances=tuple(float(matrix.sum() / pairs) for matrix in matrices),
@@ -75,7 +82,7 @@ class Accumulator:
             norms_band=self._norms_band(),
             distances_band=self._distances_band(matrices),
             num_samples=self.num_samples,
-            num_tokens=self.num_tokens,
+            num_tokens=int(self.num_tokens.sum()),
         )
 
     def noise_floor(self) -> Curves:
@@ -87,7 +94,7 @@ class Accumulator:
         halves, count = halves[:, usable], self.half_count[usable, None]
         means = self.half_norm_sum[usable] / count
         other_means = (self.norm_sum - self.half_norm_sum[usable]) / (self.num_samples - count)
-        norms = _log_ratio(means, other_means, means)  # (R, L+1)
+        norms = _log_ratio(means, other_means, means)  # (R, L+S)
         sides = []
         for side in (halves.T, 1 - halves.T):  # (R, M)
             pairs = side.sum(axis=1) * (side.sum(axis=1) - 1)
@@ -115,11 +122,11 @@ class Accumulator:
     def _distance_matrices(self) -> list[np.ndarray]:
         """Return, a boundary, distances (M, M) between samples, averaged over answer positions."""
         if not self._matrices:
-            stacked = torch.stack([self.states[index] for index in sorted(self.states)], dim=2)
-            for states in stacked:  # (P, M, H)
-                # Without the matrix-product shortcut, whose rounding makes equal states differ.
-                pairs = torch.cdist(states, states, compute_mode="donot_use_mm_for_euclid_dist")
-                self._matrices.append(pairs.double().mean(dim=0).numpy())
+            for part in zip(*(self.states[index] for index in sorted(self.states)), strict=True):
+                for states in torch.stack(part, dim=2):  # (P, M, H)
+                    # Without the matrix-product shortcut, whose rounding makes equal states differ.
+                    pairs = torch.cdist(states, states, compute_mode="donot_use_mm_for_euclid_dist")
+                    self._matrices.append(pairs.double().mean(dim=0).numpy())
         return self._matrices
 
     def _norms_band(self) -> tuple[Interval, ...]:
@@ -137,7 +144,7 @@ class Accumulator:
 
 
 def _band(replicates: np.ndarray) -> tuple[Interval, ...]:
-    """Return 95 % percentile intervals of replicates (R, L+1)."""
+    """Return 95 % percentile intervals of replicates (R, L+S)."""
     low, high = np.percentile(replicates, [2.5, 97.5], axis=0)
     return tuple(zip(low.tolist(), high.tolist(), strict=True))
 
@@ -161,11 +168,17 @@ def log_ratios(profile: LayerProfile, reference: LayerProfile) -> tuple[list[flo
     return norms.tolist(), distances.tolist()
 
 
-def mean_deviation(norms: Sequence[float], distances: Sequence[float], dropped: Collection[int]) -> float:
-    """Average over the boundaries after surviving layers, the embedding's, and the last.
+def mean_deviation(
+    norms: Sequence[float], distances: Sequence[float], dropped: Collection[int], numbering: Numbering
+) -> float:
+    """Average over the boundaries after surviving layers, and over each stack's first and last one.
 
-    The last is what the head reads, whether or not the last layer survives.
+    The last is what the head, or the next stack, reads, whether or not the last layer survives.
     """
-    last = len(norms) - 1
-    kept = [b for b in range(last + 1) if b in (0, last) or b - 1 not in dropped]
+    kept = [
+        boundaries[place]
+        for layers, boundaries in zip(numbering.ranges, numbering.boundaries, strict=True)
+        for place in range(len(boundaries))
+        if place in (0, len(layers)) or layers[place - 1] not in dropped
+    ]
     return float(np.mean([(norms[b] + distances[b]) / 2 for b in kept]))

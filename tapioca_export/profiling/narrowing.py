@@ -62,7 +62,8 @@ def _narrow(module: nn.Module, read: torch.Tensor, hooks: ExitStack) -> None:
 def can_narrow(model: LoadedModel, samples: Samples, processor: Processor) -> bool:
     """Tell whether answers stay the same when the last layer is narrowed, on rows of all lengths.
 
-    Any layer may come to be the last, so one of every kind is tried in that place.
+    Any layer of the stack that the head reads, the last, may come to be the last one, so one of every
+    kind is tried in that place.
     """
     task = model.task
     order = np.concatenate(task.length_sorted(samples, processor, len(samples)))
@@ -71,7 +72,8 @@ def can_narrow(model: LoadedModel, samples: Samples, processor: Processor) -> bo
     read = task.read_tokens(batch, processor)
     if read is None:
         return False
-    kinds = {_kind(layer): index for index, layer in enumerate(model.layers)}
+    layers = model.layers
+    kinds = {_kind(layers[index]): index for index in model.numbering.ranges[-1]}
     return all(_stays_the_same(model, batch, samples, read, index) for index in kinds.values())
 
 

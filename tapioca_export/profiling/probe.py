@@ -4,12 +4,13 @@ Criteria ask a probe for numbers; they never touch the network. Knows nothing ab
 chosen.
 
 The papers' text was not to be had for the profiles, so these are this project's definitions:
-`h_l(x)` is the residual stream at boundary l where the task reads its answer, before any final norm;
+`h_l(x)` is the residual stream at boundary l where the task reads its answer, before any final norm (in
+a stack that the head does not read, as the task says, by default the mean over tokens);
 the norm profile is the mean of `||h_l(x)||` over samples, the distance profile the mean of
 `||h_l(x) - h_l(x')||` over pairs of samples, the deviation `|log ratio|` against the ID profile.
 
-Shapes: N samples, B rows of a batch, T tokens, P answer positions, H hidden size, L layers,
-L+1 boundaries, R bootstrap replicates, M samples whose distances are measured.
+Shapes: N samples, B rows of a batch, T tokens, P answer positions, H hidden size, L layers of S stacks,
+D layers of one of them, L+S boundaries, R bootstrap replicates, M samples whose distances are measured.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ class Probe:
         self.select_on = select_on
         self.batch_size = batch_size
         self.seed = seed
+        self.numbering = model.numbering
         self.num_layers = model.num_layers
         self.num_rows = len(samples[select_on])
         self.num_answers = model.task.num_answers(samples[select_on])
@@ -187,7 +189,7 @@ class Probe:
         """
         reference, floor = self._measure("id", frozenset())
         norms, distances = log_ratios(self.profile("target", dropped), reference)
-        mean = mean_deviation(norms, distances, dropped if over is None else over)
+        mean = mean_deviation(norms, distances, dropped if over is None else over, self.numbering)
         return Deviation(tuple(norms), tuple(distances), mean, floor)
 
     def deviations(self, dropped: Collection[int], layers: Sequence[int]) -> dict[int, Evaluation]:
@@ -212,28 +214,31 @@ class Probe:
     def _few_influences(self, samples: Samples) -> tuple[float, ...]:
         order = sorted(range(len(samples)), key=lambda i: (samples.hashes[i], i))
         few = replace(samples, rows=tuple(samples.rows[i] for i in sorted(order[:NUM_INFLUENCE_SAMPLES])))
-        total, num_tokens = np.zeros(self.num_layers), 0
+        total, num_tokens = np.zeros(self.num_layers), np.zeros(len(self.numbering.depths), dtype=np.int64)
         for batch, _, trace in self._passes(few, (), ()):
             _, cosines, tokens = self._read(batch, trace.boundaries)
             total, num_tokens = total + cosines, num_tokens + tokens
         self.ledger.add_cost(self._layer_forwards, self._layer_tokens)
-        return tuple((1 - total / num_tokens).tolist())
+        return tuple((1 - total / np.repeat(num_tokens, list(self.numbering.depths.values()))).tolist())
 
     def angular_distances(self, num_layers: int) -> tuple[float, ...]:
-        """Return the mean angle between boundaries l and l + num_layers, in half turns, for each l.
+        """Return the mean angle between entering layer l and num_layers on, in half turns, for each l.
 
-        Measured on the rows that drive the search, where the answer is read.
+        Measured on the rows that drive the search, where the answer is read; NaN where a stack ends before.
         """
         return self._once(("angles", num_layers), lambda: self._angles(num_layers))
 
     def _angles(self, num_layers: int) -> tuple[float, ...]:
-        samples, total = self.samples[self.select_on], np.zeros(self.num_layers - num_layers + 1)
+        samples, total = self.samples[self.select_on], np.full(self.num_layers, np.nan)
+        within = [layers[: max(0, len(layers) - num_layers + 1)] for layers in self.numbering.ranges]
+        for layers in within:
+            total[list(layers)] = 0.0
         for batch, _, trace in self._passes(samples, (), ()):
-            states = self._read(batch, trace.boundaries)[0]
-            angles = angular_distance(states[:-num_layers], states[num_layers:])  # (boundaries, B, P)
-            total += angles.double().mean(dim=-1).sum(dim=-1).cpu().numpy()
+            for layers, states in zip(within, self._read(batch, trace.boundaries)[0], strict=True):
+                angles = angular_distance(states[:-num_layers], states[num_layers:])  # (len(layers), B, P)
+                total[list(layers)] += angles.double().mean(dim=-1).sum(dim=-1).cpu().numpy()
         self.ledger.add_cost(self._layer_forwards, self._layer_tokens)
-        return tuple((total / len(samples)).tolist())
+        return tuple((total / len(samples)).tolist())[: self.num_layers - num_layers + 1]
 
     # --- weights --------------------------------------------------------------------------
 
@@ -266,7 +271,7 @@ class Probe:
         """Measure the target's deviation without `base` and each layer; metrics come along for nothing."""
         samples, task = self.samples["target"], self.model.task
         reference = self._measure("id", frozenset())[0]
-        states = {key: Accumulator(samples, self.num_layers, 0, self.seed) for key in layers}
+        states = {key: Accumulator(samples, self.numbering, 0, self.seed) for key in layers}
         scored = self.select_on == "target" and samples.is_labelled and task.profiles_while_scoring
         sets = {key: sorted(base | {key}) for key in layers}
         for batch, key, trace in self._passes(samples, tuple(sorted(base)), layers):
@@ -280,7 +285,7 @@ class Probe:
         deviations = []
         for key in layers:
             norms, distances = log_ratios(states[key].profile(sets[key]), reference)
-            deviations.append(mean_deviation(norms, distances, sets[key]))
+            deviations.append(mean_deviation(norms, distances, sets[key], self.numbering))
         self.ledger.add_deviations(
             {
                 "sets": list(sets.values()),
@@ -294,7 +299,7 @@ class Probe:
         """Return a profile with bands, and what random halves of its samples differ by."""
         if (name, dropped) not in self._measured:
             samples = self.samples[name]
-            accumulator = Accumulator(samples, self.num_layers, NUM_REPLICATES, self.seed)
+            accumulator = Accumulator(samples, self.numbering, NUM_REPLICATES, self.seed)
             for batch, _, trace in self._passes(samples, tuple(sorted(dropped)), ()):
                 accumulator.add(batch, *self._read(batch, trace.boundaries))
             self.ledger.add_cost(self._layer_forwards, self._layer_tokens)
@@ -316,25 +321,44 @@ class Probe:
                 self.watch(0)
             self._layer_forwards, self._layer_tokens = _cost(places)
 
-    def _read(self, batch: Batch, boundaries: Sequence[torch.Tensor]) -> tuple[torch.Tensor, np.ndarray, int]:
-        """Return answer states (L+1, B, P, H), summed cosines (L,) and the number of real tokens."""
-        task, batch = self.model.task, replace(batch, num_states=boundaries[0].shape[1])
-        weights = torch.from_numpy(task.readout(batch, self.processor))
+    def _read(
+        self, batch: Batch, boundaries: Sequence[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], np.ndarray, np.ndarray]:
+        """Return answer states (D+1, B, P, H) of each stack, summed cosines (L,) and real tokens (S,)."""
+        task = self.model.task
+        *before, (_, last) = zip(self.numbering.depths, self.numbering.boundaries, strict=True)
+        states, cosines, num_tokens = [], [], []
+        for name, part in before:
+            streams = [boundaries[number] for number in part]
+            weights = task.readout_of(name, batch, (streams[0].shape[0], streams[0].shape[1]))  # (B, S, T)
+            mask = torch.from_numpy(weights.any(axis=0))
+            rows = torch.from_numpy(weights).flatten(1)
+            states.append(
+                torch.stack([rows.to(s.device) @ s.float().flatten(0, 1) for s in streams])[:, :, None]
+            )
+            cosines += _cosines(streams, mask)
+            num_tokens.append(int(mask.sum()))
+        streams = [boundaries[number] for number in last]
+        batch = replace(batch, num_states=streams[0].shape[1])
+        at = torch.from_numpy(task.readout(batch, self.processor))
         mask = torch.from_numpy(task.state_mask(batch, self.processor)).bool()
-        device = boundaries[0].device
-        states = torch.stack([weights.to(device) @ stream.float() for stream in boundaries])
-        cosines = [
-            functional.cosine_similarity(before.float(), after.float(), dim=-1)[mask.to(device)]
-            .double()
-            .sum()
-            for before, after in pairwise(boundaries)
-        ]
-        return states, np.asarray([float(c) for c in cosines]), int(mask.sum())
+        states.append(torch.stack([at.to(streams[0].device) @ stream.float() for stream in streams]))
+        cosines += _cosines(streams, mask)
+        return states, np.asarray(cosines), np.asarray([*num_tokens, int(mask.sum())])
 
 
 def division_on(device: torch.device, num_threads: int) -> Division | None:
     """Return how batches are divided on a device; None: they are full."""
     return Division(BATCH_COST, THREAD_TOKENS * num_threads) if device.type == "cpu" else None
+
+
+def _cosines(streams: Sequence[torch.Tensor], mask: torch.Tensor) -> list[float]:
+    """Return the cosine of what enters and what leaves each layer, summed over real tokens."""
+    mask = mask.to(streams[0].device)
+    return [
+        float(functional.cosine_similarity(one.float(), other.float(), dim=-1)[mask].double().sum())
+        for one, other in pairwise(streams)
+    ]
 
 
 def _cost(places: Sequence[StandIn]) -> tuple[int, int]:

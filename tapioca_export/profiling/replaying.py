@@ -4,7 +4,7 @@ Batches are outermost: one pass a batch records what the layers return, and a ca
 layer l computes only the layers above l. Memory is one batch times the depth, never the data set.
 Knows nothing about which candidates are worth a pass, or why.
 
-Shapes: B rows of a batch, T tokens, H hidden size, L layers, L+1 boundaries.
+Shapes: B rows of a batch, T tokens, H hidden size, L layers of S stacks, L+S boundaries.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ class Found:
 
 @dataclass(frozen=True)
 class Trace:
-    """One forward: its result, what each layer returned, and the residual stream at each boundary."""
+    """One forward: its result, what each layer returned, and the residual stream at each boundary.
+
+    A stack's boundaries are one before its first layer and one behind each of its layers.
+    """
 
     answers: np.ndarray | None
     outputs: list[object]
@@ -156,9 +159,10 @@ def _forward(
     """Run the network's own forward, with some layers skipped and some answering from a recording."""
     outputs: list[object] = []
     boundaries: list[torch.Tensor] = []
+    starts = {layers.start for layers in model.numbering.ranges}
 
     def see(stream: torch.Tensor, output: object) -> None:
-        if not boundaries:
+        if len(outputs) in starts:
             boundaries.append(stream)
         boundaries.append(stream_of(output))
         outputs.append(output)

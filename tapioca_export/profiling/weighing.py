@@ -3,7 +3,7 @@
 Measured on the full model; each function leaves the network as it found it. Knows nothing about
 which layer goes, nor that a high number is good or bad.
 
-Shapes: H hidden size, L layers; any leading axes.
+Shapes: H hidden size, L layers of all stacks; any leading axes.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from html import escape
 
-from ..artifacts import Candidate, LayerProfile, Profile, Selection
+from ..artifacts import Candidate, LayerName, LayerProfile, Profile, Selection
 from .drawing import (
     BLUE,
     GREEN,
@@ -21,7 +22,7 @@ from .drawing import (
     line_trace,
     plot_spec,
 )
-from .tables import boundary_table, candidate_table, influence_table, profile_series
+from .tables import boundary_table, candidate_table, influence_table, numbering_of, profile_series
 from .wording import number
 
 _STYLE = {
@@ -38,35 +39,62 @@ _STYLE = {
 def profile_figure(profile: Profile, quantity: str, title: str, unit: str) -> Figure:
     """Draw `norms` or `distances` a boundary: ID and target, before and after, with bands."""
     traces: list[Spec] = []
+    numbering = numbering_of(profile)
     for name, part in profile_series(profile):
-        traces += _banded(name, part, quantity)
+        traces += _banded(name, part, quantity, numbering.boundaries)
     values = [v for _, part in profile_series(profile) for v in getattr(part, quantity)]
     wide = min(values) > 0 and max(values) / min(values) > 20
     layout = curve_layout(f"{unit}{', log scale' if wide else ''}", "boundary")
-    layout["xaxis"] |= integer_ticks(len(profile.id.norms))
+    layout["xaxis"] |= _ticks(numbering.boundary_names)
     layout["yaxis"]["type"] = "log" if wide else "linear"
-    layout |= _marked(profile.drop, offset=0.5)
-    caption = (
-        "Boundary 0 follows the embedding, boundary l+1 follows layer l. Bands are 95 % bootstrap "
-        f"intervals over samples.{_drop_note(profile)}"
+    layout |= _marked(profile, between_boundaries=True)
+    where = (
+        "Boundary 0 of a stack is what enters it, boundary l+1 follows its layer l."
+        if profile.stacks
+        else "Boundary 0 follows the embedding, boundary l+1 follows layer l."
     )
+    caption = f"{where} Bands are 95 % bootstrap intervals over samples.{_drop_note(profile)}"
     data = boundary_table(profile, quantity)
     return Figure(f"profile-{quantity}", title, caption, plot_spec(traces, layout), data)
 
 
-def _banded(name: str, part: LayerProfile, quantity: str) -> list[Spec]:
+def _cut(trace: Spec, stacks: Sequence[range]) -> list[Spec]:
+    """Cut a line where a stack ends: no layer leads from there to the next. The legend names it once."""
+    if len(stacks) == 1:
+        return [trace]
+    return [
+        trace
+        | {
+            "x": [trace["x"][place] for place in part],
+            "y": [trace["y"][place] for place in part],
+            "legendgroup": trace["name"],
+            "showlegend": part is stacks[0],
+        }
+        for part in stacks
+    ]
+
+
+def _ticks(names: Sequence[LayerName]) -> Spec:
+    """Return ticks at whole numbers, or at names, thinned alike."""
+    ticks = integer_ticks(len(names))
+    if all(isinstance(name, int) for name in names):
+        return ticks
+    places = list(range(0, len(names), ticks["dtick"]))
+    return {"tickmode": "array", "tickvals": places, "ticktext": [escape(str(names[n])) for n in places]}
+
+
+def _banded(name: str, part: LayerProfile, quantity: str, stacks: Sequence[range]) -> list[Spec]:
     colour, dash, symbol = _STYLE[name]
     values, band = getattr(part, quantity), getattr(part, f"{quantity}_band")
     x = list(range(len(values)))
     line = line_trace(name, x, values, colour) | {"mode": "lines+markers", "legendgroup": name}
     line["line"] |= {"dash": dash}
     line["marker"] |= {"symbol": symbol}
+    lines = _cut(line, stacks)
     if not band:
-        return [line]
+        return lines
     fill = {
         "type": "scatter",
-        "x": x + x[::-1],
-        "y": [high for _, high in band] + [low for low, _ in reversed(band)],
         "fill": "toself",
         "fillcolor": faint_colour(colour),
         "line": {"width": 0},
@@ -75,12 +103,20 @@ def _banded(name: str, part: LayerProfile, quantity: str) -> list[Spec]:
         "legendgroup": name,
         "showlegend": False,
     }
-    return [fill, line]
+    fills = [
+        fill
+        | {
+            "x": [*places, *reversed(places)],
+            "y": [band[n][1] for n in places] + [band[n][0] for n in reversed(places)],
+        }
+        for places in stacks
+    ]
+    return [*fills, *lines]
 
 
 def deviation_figure(profile: Profile, quantity: str, title: str) -> Figure:
     """Draw the target's deviation from ID a boundary, before and after, over the noise floor."""
-    floor = getattr(profile.deviation.noise_floor, quantity)
+    floor, numbering = getattr(profile.deviation.noise_floor, quantity), numbering_of(profile)
     x = list(range(len(floor)))
     noise = line_trace("noise floor", x, floor, GREY) | {
         "fill": "tozeroy",
@@ -95,9 +131,10 @@ def deviation_figure(profile: Profile, quantity: str, title: str) -> Figure:
         after["marker"] |= {"symbol": "triangle-up"}
         traces.append(after | {"mode": "lines+markers"})
     layout = curve_layout("|log ratio| to ID", "boundary")
-    layout["xaxis"] |= integer_ticks(len(x))
+    layout["xaxis"] |= _ticks(numbering.boundary_names)
     layout["yaxis"]["rangemode"] = "tozero"
-    layout |= _marked(profile.drop, offset=0.5)
+    layout |= _marked(profile, between_boundaries=True)
+    traces = [piece for trace in traces for piece in _cut(trace, numbering.boundaries)]
     caption = (
         "Distance of the target from ID. Below the noise floor (what two random halves of ID show "
         f"between them) there is nothing to see.{_drop_note(profile)}"
@@ -107,17 +144,17 @@ def deviation_figure(profile: Profile, quantity: str, title: str) -> Figure:
 
 def influence_figure(profile: Profile) -> Figure:
     """Draw each layer's influence; dropped layers leave gaps in the pruned series."""
-    traces = []
+    traces: list[Spec] = []
     for name, part in profile_series(profile):
         colour, dash, symbol = _STYLE[name]
         trace = line_trace(name, list(range(len(part.influences))), part.influences, colour)
         trace["line"] |= {"dash": dash}
         trace["marker"] |= {"symbol": symbol}
-        traces.append(trace | {"mode": "lines+markers"})
+        traces += _cut(trace | {"mode": "lines+markers"}, numbering_of(profile).ranges)
     layout = curve_layout("1 - cos(input, output)", "layer")
-    layout["xaxis"] |= integer_ticks(len(profile.id.influences))
+    layout["xaxis"] |= _ticks(profile.layers)
     layout["yaxis"]["rangemode"] = "tozero"
-    layout |= _marked(profile.drop, offset=0.0)
+    layout |= _marked(profile, between_boundaries=False)
     caption = f"How much each layer turns the residual stream.{_drop_note(profile)}"
     data = influence_table(profile)
     return Figure("influence", "Influence of each layer", caption, plot_spec(traces, layout), data)
@@ -127,11 +164,13 @@ def _drop_note(profile: Profile) -> str:
     return " Grey columns mark dropped layers." if profile.drop else ""
 
 
-def _marked(drop: Iterable[int], offset: float) -> Spec:
-    """Grey columns where layers were dropped; layer l lies between boundaries l and l+1."""
+def _marked(profile: Profile, *, between_boundaries: bool) -> Spec:
+    """Grey columns where layers were dropped; layer l of a stack lies between its boundaries l and l+1."""
     shapes, notes = [], []
-    for layer in drop:
-        middle = layer + offset
+    numbering = numbering_of(profile)
+    for layer in profile.drop:
+        place = numbering.index(layer)
+        middle = place + (numbering.stack_of(place) + 0.5 if between_boundaries else 0.0)
         shapes.append(
             {
                 "type": "rect",
@@ -146,7 +185,7 @@ def _marked(drop: Iterable[int], offset: float) -> Spec:
             }
         )
         note = {"x": middle, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
-        notes.append(note | {"text": str(layer), "font": {"size": 11}})
+        notes.append(note | {"text": escape(str(layer)), "font": {"size": 11}})
     return {"shapes": shapes, "annotations": notes}
 
 
@@ -229,14 +268,15 @@ def _candidates(
 
 
 def _hover(candidate: Candidate) -> str:
+    layer = escape(str(candidate.layer))
     if candidate.outcome == "abandoned":
         return (
-            f"layer {candidate.layer}<br>at best {number(candidate.bound)} after {candidate.rows} rows"
-            f"<br>abandoned: layer {candidate.against} is better"
+            f"layer {layer}<br>at best {number(candidate.bound)} after {candidate.rows} rows"
+            f"<br>abandoned: layer {escape(str(candidate.against))} is better"
         )
     rows = f"<br>estimated from {candidate.rows} rows" if candidate.outcome == "estimated" else ""
     return (
-        f"layer {candidate.layer}<br>metric {number(candidate.metric)}"
+        f"layer {layer}<br>metric {number(candidate.metric)}"
         f"<br>loss {number(candidate.loss)}<br>score {number(candidate.score)}{rows}"
     )
 
@@ -244,7 +284,7 @@ def _hover(candidate: Candidate) -> str:
 def _path(selection: Selection, field: str) -> list[Spec]:
     """The accepted path from the original model on, and the point on it that was picked."""
     points = [
-        (depth, getattr(step, field), f"drop {step.layer}")
+        (depth, getattr(step, field), f"drop {escape(str(step.layer))}")
         for depth, step in enumerate(selection.steps, start=1)
     ]
     if field == "metric" and selection.baseline_metric is not None:

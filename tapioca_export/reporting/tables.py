@@ -17,6 +17,7 @@ from ..artifacts import (
     Export,
     Latency,
     LayerProfile,
+    Numbering,
     Pair,
     Profile,
     Run,
@@ -41,6 +42,11 @@ class TextTable:
     is_numeric: bool = True
 
 
+def numbering_of(profile: Profile) -> Numbering:
+    """Return how a profile's layers and boundaries are counted and named."""
+    return Numbering.of(profile.stacks, len(profile.id.influences))
+
+
 def profile_series(profile: Profile) -> list[tuple[str, LayerProfile]]:
     """Return the named profiles that were measured, in reading order."""
     series = [
@@ -59,8 +65,8 @@ def boundary_table(profile: Profile, quantity: str) -> TextTable:
     columns = ["boundary", *(f"{name} (95 % band)" for name, _ in series)]
     columns += ["deviation", *(["deviation, pruned"] if after else []), "noise floor"]
     rows = []
-    for boundary in range(len(getattr(profile.id, quantity))):
-        cells = [str(boundary)]
+    for boundary, name in enumerate(numbering_of(profile).boundary_names):
+        cells = [str(name)]
         for _, part in series:
             band = getattr(part, f"{quantity}_band")
             value = number(getattr(part, quantity)[boundary])
@@ -77,10 +83,10 @@ def influence_table(profile: Profile) -> TextTable:
     """Return each layer's influence in each profile."""
     series = profile_series(profile)
     rows = []
-    for layer in range(len(profile.id.influences)):
+    for layer, name in enumerate(profile.layers):
         values = (part.influences[layer] for _, part in series)
         cells = ("dropped" if value is None else number(value) for value in values)
-        rows.append((str(layer), *cells))
+        rows.append((str(name), *cells))
     return TextTable("Influence of each layer", ("layer", *(name for name, _ in series)), tuple(rows))
 
 

@@ -10,7 +10,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from ..artifacts import Accuracy, Benchmark, Export, Interval, Latency, Pair, Profile, Selection
+from ..artifacts import (
+    Accuracy,
+    Benchmark,
+    Export,
+    Interval,
+    Latency,
+    LayerName,
+    Pair,
+    Profile,
+    Selection,
+)
 
 Effect = Literal["gain", "harm", "unclear"]
 
@@ -62,7 +72,7 @@ def model_text(model: str) -> str:
     return Path(model).name if Path(model).is_absolute() else model
 
 
-def layers_text(layers: Iterable[int]) -> str:
+def layers_text(layers: Iterable[LayerName]) -> str:
     """Return "layer 4" or "layers 4 and 7"."""
     names = [str(layer) for layer in layers]
     if len(names) == 1:

@@ -145,7 +145,7 @@ def random(round_: Round) -> Scored:
 
 @CRITERIA.add("last")
 def last(round_: Round) -> Scored:
-    """Drop the deepest layer first.
+    """Drop the deepest layer first; of several stacks, those of the last to run go first.
 
     Source: Gromov et al. 2024, arXiv:2403.17887, the simple variant (theirs keeps the very last
     layer: --protect-last 1).

@@ -120,5 +120,6 @@ class Progress:
 
     def _describe(self, layer: int | None = None) -> None:
         best = "" if self.best is None else f", best {self.metric} {self.best:.4g}"
-        last = "" if layer is None else f", layer {layer}"
+        name = self.settings.numbering(self.probe.num_layers).name
+        last = "" if layer is None else f", layer {name(layer)}"
         self.bar.set_description_str(f"Round {self.round} of at most {self.rounds}{last}{best}")

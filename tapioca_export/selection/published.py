@@ -82,13 +82,15 @@ def _flattest_block(round_: Round, size: int) -> Collection[int]:
     num_layers = round_.probe.num_layers
     # What was dropped so far counts as droppable: the block is the same in every round.
     droppable = {*round_.layers, *round_.dropped}
-    blocks = [range(low, low + size) for low in range(num_layers - size + 1)]
-    # All layers are no block: one must stay.
-    blocks = [block for block in blocks if droppable.issuperset(block) and size < num_layers]
+    # All layers of a stack are no block: one must stay.
+    stacks = [layers for layers in round_.settings.numbering(num_layers).ranges if size < len(layers)]
+    blocks = [layers[low : low + size] for layers in stacks for low in range(len(layers) - size + 1)]
+    blocks = [block for block in blocks if droppable.issuperset(block)]
     if not blocks:
+        each = " in each stack" if round_.settings.stacks else ""
         raise SelectionError(
             f"Criterion angular-distance finds no {size} adjacent layers to drop: of {num_layers}, "
-            f"{len(droppable)} may go, and one must stay.",
+            f"{len(droppable)} may go, and one must stay{each}.",
             "Lower --max-drop-layers, or protect fewer layers.",
         )
     distances = round_.probe.angular_distances(size)

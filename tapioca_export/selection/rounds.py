@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..artifacts import Candidate, Deviation, Evaluation, LayerProfile
+from ..artifacts import Candidate, Deviation, Evaluation, LayerProfile, Numbering
 from ..errors import ConfigError
 
 PICKS = ("best", "bsba", "final")
@@ -67,7 +67,7 @@ class Prober(Protocol):
         """Return each layer's block influence on some "id" or "target" samples."""
 
     def angular_distances(self, num_layers: int) -> tuple[float, ...]:
-        """Return the mean angle between boundaries l and l + num_layers, in half turns, for each l."""
+        """Return the mean angle between entering layer l and num_layers on, in half turns, for each l."""
 
     def magnitudes(self) -> tuple[float, ...]:
         """Return each layer's sum of absolute weights."""
@@ -85,7 +85,8 @@ class SelectionSettings:
     `held` are layers that the architecture cannot do without. `search` is "greedy" (exact), "racing"
     (statistical, at `confidence`), "beam" (of `width`) or "exhaustive"; `full_scores` has every
     candidate scored on all rows. `shortlist` is how many layers geometry proposes a round. A budget
-    cuts the search: seconds, or candidates that were scored.
+    cuts the search: seconds, or candidates that were scored. `stacks` are the depths of a model's stacks
+    by name, in the order in which they are counted; nothing where there is one.
     """
 
     criterion: str = "tale"
@@ -105,6 +106,11 @@ class SelectionSettings:
     shortlist: int = 5
     budget_seconds: float | None = None
     budget_evaluations: int | None = None
+    stacks: Mapping[str, int] = field(default_factory=dict)
+
+    def numbering(self, num_layers: int) -> Numbering:
+        """Return how the layers are named and may be dropped together."""
+        return Numbering.of(self.stacks, num_layers)
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing, before any work."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from ..artifacts import Candidate, Cost, Evaluation, Prediction, Selection, Step
+from ..artifacts import Candidate, Cost, Evaluation, Numbering, Prediction, Selection, Step
 from ..errors import ConfigError, SelectionError
 from .criteria import CRITERIA
 from .progress import Progress
@@ -41,8 +42,9 @@ def select_layers(
     search = SEARCHES[settings.search]
     started = time.perf_counter()
     # What needs no measuring is refused before anything is measured.
-    allowed, cap = _allowed_layers(probe.num_layers, settings), _cap(probe, settings)
-    rounds = min(len(allowed), probe.num_layers - 1, cap if cap is not None else probe.num_layers)
+    numbering = settings.numbering(probe.num_layers)
+    allowed, cap = _allowed_layers(numbering, settings), _cap(probe, settings)
+    rounds = min(numbering.most(allowed), cap if cap is not None else probe.num_layers)
     with Progress(settings, rounds, probe, getattr(task, "metric", "metric")) as progress:
         baseline = probe.metric() if probe.is_labelled else Evaluation()
         probe.watch = progress.on_rows
@@ -61,8 +63,8 @@ def select_layers(
         task=task.name,
         criterion=settings.criterion,
         num_layers=probe.num_layers,
-        drop=tuple(sorted(step.layer for step in drop)),
-        steps=steps,
+        drop=numbering.names(sorted(step.layer for step in drop)),
+        steps=tuple(_named_step(step, numbering) for step in steps),
         stop_reason=reason,
         metric=task.metric if labelled else None,
         higher_is_better=task.higher_is_better if labelled else None,
@@ -76,7 +78,7 @@ def select_layers(
         select_on=probe.select_on,
         num_samples=num_samples,
         seed=settings.seed,
-        rejected=walk.rejected,
+        rejected=tuple(_named(candidate, numbering) for candidate in walk.rejected),
         search=settings.search,
         confidence=settings.confidence if settings.search == "racing" else None,
         cut=is_cut,
@@ -88,7 +90,19 @@ def select_layers(
             time.perf_counter() - started,
             probe.ledger.layer_tokens,
         ),
+        stacks=numbering.stacks,
     )
+
+
+def _named_step(step: Step, numbering: Numbering) -> Step:
+    """Return a step with the names of its layers instead of their numbers."""
+    candidates = tuple(_named(candidate, numbering) for candidate in step.candidates)
+    return replace(step, layer=numbering.name(step.layer), candidates=candidates)
+
+
+def _named(candidate: Candidate, numbering: Numbering) -> Candidate:
+    against = None if candidate.against is None else numbering.name(candidate.against)
+    return replace(candidate, layer=numbering.name(candidate.layer), against=against)
 
 
 def _picked(
@@ -139,26 +153,32 @@ def pick_depth(metrics: Sequence[float | None], pick: str, higher_is_better: boo
     return max(depth for depth, value in enumerate(values) if value >= values[0])
 
 
-def _allowed_layers(num_layers: int, settings: SelectionSettings) -> tuple[int, ...]:
+def _allowed_layers(numbering: Numbering, settings: SelectionSettings) -> tuple[int, ...]:
     """Return the layers that may be dropped at all.
 
     Raises:
         SelectionError: If there are none.
     """
-    if settings.pick.isdecimal() and int(settings.pick) >= num_layers:
-        raise ConfigError(f"--pick {settings.pick}: the model has {num_layers} layers, one must stay.")
+    num_layers, stays = numbering.num_layers, "one must stay"
+    if numbering.stacks:
+        stays += " in each stack"
+    if settings.pick.isdecimal() and int(settings.pick) > numbering.most(range(num_layers)):
+        raise ConfigError(f"--pick {settings.pick}: the model has {num_layers} layers, {stays}.")
     if settings.criterion == "fixed":
         if held := sorted(set(settings.drop) & set(settings.held)):
-            raise SelectionError(f"Layer {held[0]} cannot go: the architecture builds it differently.")
+            name = numbering.name(held[0])
+            raise SelectionError(f"Layer {name} cannot go: the architecture builds it differently.")
         return settings.drop
-    if num_layers == 1:
-        raise SelectionError("The model has one layer, and one must stay.")
-    allowed = range(settings.protect_first, num_layers - settings.protect_last)
+    if num_layers == len(numbering.depths):
+        each = " in each stack" if numbering.stacks else ""
+        raise SelectionError(f"The model has one layer{each}, and one must stay.")
+    allowed = numbering.unprotected(settings.protect_first, settings.protect_last)
     layers = tuple(layer for layer in allowed if layer not in settings.held)
     if not layers:
         raise SelectionError(
             f"No layer may be dropped: of {num_layers}, the first {settings.protect_first} and the last "
-            f"{settings.protect_last} are protected, and {len(settings.held)} held by the architecture.",
+            f"{settings.protect_last}{' of each stack' if numbering.stacks else ''} are protected, and "
+            f"{len(settings.held)} held by the architecture.",
             "Lower --protect-first or --protect-last.",
         )
     return layers

@@ -7,7 +7,7 @@ the path to the best set it found there. Knows nothing about how a candidate is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -48,6 +48,15 @@ class Walk:
     tried: list[Candidate] = field(default_factory=list)
     plain_layers: int = 0
 
+    def __post_init__(self) -> None:
+        """Look up how layers are named and may be dropped together."""
+        self.numbering = self.settings.numbering(self.probe.num_layers)
+        self.most = self.numbering.most(self.allowed)
+
+    def left(self, dropped: Collection[int]) -> tuple[int, ...]:
+        """Return the layers of which any one can follow those that are dropped."""
+        return self.numbering.left(self.allowed, dropped)
+
     def ask(
         self, dropped: tuple[int, ...], layers: tuple[int, ...]
     ) -> tuple[tuple[Candidate, ...], str | None]:
@@ -77,7 +86,7 @@ class Walk:
 
     def step(self, dropped: tuple[int, ...], candidates: tuple[Candidate, ...]) -> Step:
         """Return the step to the best of the candidates, its metric measured where there are labels."""
-        best = best_of(candidates, self.settings.tie_break)
+        best = best_of(candidates, self.settings.tie_break, self.numbering.name)
         found = Evaluation(best.metric, best.loss)
         if found.metric is None and self.probe.is_labelled:
             found = self.probe.metric((*dropped, best.layer))
@@ -95,15 +104,14 @@ class Walk:
         """Return why no layer can follow the `depth` that are dropped, if none can."""
         if depth == self.cap:
             return f"{self.cap} layers dropped, the most that was asked for"
-        if depth == min(len(self.allowed), self.probe.num_layers - 1):
+        if depth == self.most:
             return "no layer is left that may be dropped"
         return None
 
     def beyond_floor(self, step: Step) -> str:
         """Say that a step was not taken."""
-        return (
-            f"dropping layer {step.layer} next gives {step.metric:.6g}, beyond the floor of {self.floor:.6g}"
-        )
+        name = self.numbering.name(step.layer)
+        return f"dropping layer {name} next gives {step.metric:.6g}, beyond the floor of {self.floor:.6g}"
 
 
 Search = Callable[[Walk], str]
@@ -121,7 +129,7 @@ def greedy(walk: Walk) -> str:
         dropped = tuple(step.layer for step in path)
         if reason := walk.end(len(path)):
             return reason
-        layers = tuple(layer for layer in walk.allowed if layer not in dropped)
+        layers = walk.left(dropped)
         walk.begin(len(path) + 1, len(layers))
         try:
             candidates, stop = walk.ask(dropped, layers)
@@ -163,7 +171,7 @@ def beam(walk: Walk) -> str:
         found: dict[frozenset[int], Path] = {}
         for path in kept:
             dropped = tuple(step.layer for step in path)
-            left = (layer for layer in walk.allowed if layer not in dropped)
+            left = walk.left(dropped)
             layers = tuple(layer for layer in left if frozenset({*dropped, layer}) not in found)
             try:
                 _go_on(walk, path, layers, found)
@@ -187,8 +195,8 @@ def exhaustive(walk: Walk) -> str:
     Source: brute force; what every other search is held against.
     """
     _need_metric(walk)
-    most = min(len(walk.allowed), walk.probe.num_layers - 1, walk.cap if walk.cap is not None else 10**6)
-    num_sets = sum(math.comb(len(walk.allowed), depth) for depth in range(1, most + 1))
+    most = min(walk.most, walk.cap if walk.cap is not None else 10**6)
+    num_sets = sum(walk.numbering.num_sets(walk.allowed)[1 : most + 1])
     if num_sets > MOST_SETS:
         raise ConfigError(
             f"--search exhaustive would score {num_sets:,} sets of layers; {MOST_SETS:,} are the most.",
@@ -196,9 +204,11 @@ def exhaustive(walk: Walk) -> str:
         )
     paths: dict[frozenset[int], Path] = {frozenset(): ()}
     for depth in range(1, most + 1):
-        walk.begin(depth, math.comb(len(walk.allowed), depth))
+        walk.begin(depth, walk.numbering.num_sets(walk.allowed)[depth])
         for dropped in combinations(walk.allowed, depth - 1):
-            layers = tuple(layer for layer in walk.allowed if not dropped or layer > dropped[-1])
+            if frozenset(dropped) not in paths:  # a stack would be empty
+                continue
+            layers = tuple(layer for layer in walk.left(dropped) if not dropped or layer > dropped[-1])
             try:
                 _go_on(walk, paths[frozenset(dropped)], layers, paths)
             except BudgetSpent:
@@ -230,7 +240,9 @@ def _go_on(walk: Walk, path: Path, layers: tuple[int, ...], found: dict[frozense
             found[frozenset({*dropped, c.layer})] = (*path, step)
 
 
-def best_of(candidates: Sequence[Candidate], tie_break: str) -> Candidate:
+def best_of(
+    candidates: Sequence[Candidate], tie_break: str, name: Callable[[int], object] = int
+) -> Candidate:
     """Return the candidate to drop; ties go to the lowest loss if asked for, then the lowest index.
 
     Raises:
@@ -238,7 +250,7 @@ def best_of(candidates: Sequence[Candidate], tie_break: str) -> Candidate:
     """
     for candidate in candidates:
         if not math.isfinite(candidate.score):
-            raise SelectionError(f"The score of layer {candidate.layer} is {candidate.score}.")
+            raise SelectionError(f"The score of layer {name(candidate.layer)} is {candidate.score}.")
 
     def rank(candidate: Candidate) -> tuple[bool, float, float, int]:
         loss = candidate.loss if tie_break == "loss" and candidate.loss is not None else 0.0

@@ -28,6 +28,7 @@ from .fill_mask import FillMask
 from .image_classification import ImageClassification
 from .polynomial_regression import PolynomialRegression
 from .question_answering import QuestionAnswering
+from .text2text_generation import Text2TextGeneration
 from .text_classification import TextClassification
 from .token_classification import TokenClassification
 
@@ -49,6 +50,7 @@ __all__ = [
     "Readings",
     "Scores",
     "Task",
+    "Text2TextGeneration",
     "TextClassification",
     "TextGeneration",
     "TokenClassification",

@@ -18,7 +18,7 @@ from ..registry import Table
 from ..samples import Row, Samples
 
 Inputs = dict[str, np.ndarray]
-Position = Literal["first-token", "last-token", "mask-token", "mean", "x-positions"]
+Position = Literal["answer-start", "first-token", "last-token", "mask-token", "mean", "x-positions"]
 
 
 @dataclass(frozen=True)
@@ -133,10 +133,13 @@ class Processor:
     shares_context: bool = False
     # Texts of other files that say how the model is to be used, by their paths in its folder.
     files: Mapping[str, str] = field(default_factory=dict)
+    # Of an encoder-decoder: what `generate` is told, and the tokens that its answers begin with.
+    generation_config: Any = None
+    prompt: tuple[int, ...] = ()
 
     def save(self, folder: Path) -> None:
-        """Write what encodes rows as it was loaded (tokenizer, extractor), and the other files."""
-        for part in (self.unused_tokenizer, self.extractor):
+        """Write what the model is used with, as it was loaded: tokenizer or extractor, other files."""
+        for part in (self.unused_tokenizer, self.extractor, self.generation_config):
             if part is not None:
                 part.save_pretrained(folder)
         for name, text in self.files.items():
@@ -215,7 +218,32 @@ class Task(ABC):
 
     @abstractmethod
     def readout(self, batch: Batch, processor: Processor) -> np.ndarray:
-        """Return weights (B, P, T) that read the answer's states off hidden states (B, T, H)."""
+        """Return weights (B, P, T) that read the answer's states off hidden states (B, T, H).
+
+        Of a model with several stacks, these are the states of the last to run.
+        """
+
+    def readout_of(self, stack: str, batch: Batch, shape: tuple[int, int]) -> np.ndarray:
+        """Return weights that read one state a row off a stack that the head does not read.
+
+        Here: the mean over the real tokens of each row's own sequence; where sequences are no rows (the
+        texts of all labels, say), over all of them. A token without weight is taken for padding.
+
+        Args:
+            stack: Its name; the head reads the last one, which is `readout`'s.
+            batch: B rows.
+            shape: (S, T) of its hidden states (S, T, H).
+
+        Returns:
+            Weights (B, S, T); those of a row add up to one.
+        """
+        mask = batch.inputs.get("attention_mask")
+        real = mask if mask is not None and mask.shape == shape else np.ones(shape)
+        if shape[0] != len(batch):
+            return np.repeat((real / real.sum())[None], len(batch), axis=0).astype(np.float32)
+        own = np.eye(len(batch))[:, :, None]  # each row has its own sequence
+        weights: np.ndarray = own * (real / real.sum(axis=1, keepdims=True))
+        return weights.astype(np.float32)
 
     def read_tokens(self, batch: Batch, processor: Processor) -> np.ndarray | None:
         """Return which tokens the head reads, (S, T) booleans; None where it reads all."""
@@ -269,7 +297,7 @@ class Task(ABC):
         return np.ones(first.shape[:2], dtype=np.int64)
 
     def state_mask(self, batch: Batch, processor: Processor) -> np.ndarray:
-        """Return 1 for real positions of the residual stream and 0 for padding, shape (B, T)."""
+        """Return 1 for real positions of the hidden states that `readout` reads, 0 for padding, (B, T)."""
         return self.token_mask(batch.inputs)
 
     def rows(

@@ -51,6 +51,7 @@ class CausalTask(Task):
     best_value = 1.0
     profiles_while_scoring = False
     text_column: ClassVar[str]
+    answer_input: ClassVar[str] = "input_ids"  # the tokens at which answers are read
 
     def load_processor(self, folder: Path | str, config: Any, options: ProcessorOptions) -> Processor:
         """Load the tokenizer.
@@ -113,7 +114,7 @@ class CausalTask(Task):
         """Encode each row's context with its longest answer as one sequence."""
         longest = [max(row.features["answers"], key=len, default=()) for row in rows]
         sequences = [(*row.features["context"], *answer) for row, answer in zip(rows, longest, strict=True)]
-        return _padded(sequences, processor, padding_side or "right")
+        return padded(sequences, processor, padding_side or "right")
 
     def batch(self, samples: Samples, indices: np.ndarray, processor: Processor) -> Batch:
         """Encode contexts with all their answers, and ask for the answers' tokens."""
@@ -126,7 +127,7 @@ class CausalTask(Task):
         nothing = np.zeros(0, dtype=np.int64)
         ends = np.asarray([len(context) - 1 for context in contexts])
         readings = Readings(nothing, nothing, nothing, nothing, ends)
-        return Batch(indices, _padded(contexts, processor, "right"), readings)
+        return Batch(indices, padded(contexts, processor, "right"), readings)
 
     def num_answers(self, samples: Samples) -> int:
         """Return the most answers of any row."""
@@ -141,14 +142,14 @@ class CausalTask(Task):
         generator = np.random.default_rng(0)
         size = len(processor.tokenizer)
         return [
-            _padded([generator.integers(0, size, n).tolist() for n in lengths], processor, "right")
+            padded([generator.integers(0, size, n).tolist() for n in lengths], processor, "right")
             for lengths in ((8, 4), (33, 5, 17))
         ]
 
     def readout(self, batch: Batch, processor: Processor) -> np.ndarray:
         """Read the last token of the context."""
         assert batch.readings is not None
-        num_tokens = batch.inputs["input_ids"].shape[1]
+        num_tokens = batch.inputs[self.answer_input].shape[1]
         weights = np.zeros((len(batch), 1, num_tokens), dtype=np.float32)
         weights[np.arange(len(batch)), 0, batch.readings.ends] = 1.0
         return weights
@@ -161,7 +162,7 @@ class CausalTask(Task):
     def read_tokens(self, batch: Batch, processor: Processor) -> np.ndarray | None:
         """Return the tokens whose logits are asked for."""
         assert batch.readings is not None
-        return batch.readings.read_in(batch.inputs["input_ids"].shape)
+        return batch.readings.read_in(batch.inputs[self.answer_input].shape)
 
     def evidence(self, logits: np.ndarray, batch: Batch) -> np.ndarray:
         """Return (B, K, 2) of logits (S, T, V): each token's log-probability, and whether it is likeliest."""
@@ -308,7 +309,7 @@ def _choice(label: Any, choices: Sequence[str], where: str) -> int | None:
     )
 
 
-def _padded(sequences: Sequence[Sequence[int]], processor: Processor, side: str) -> Inputs:
+def padded(sequences: Sequence[Sequence[int]], processor: Processor, side: str) -> Inputs:
     """Stack sequences of token ids, padded on one side to the longest."""
     longest = max(map(len, sequences))
     # Padding is never attended to, so that any token will do where the tokenizer has none for it.
@@ -331,7 +332,7 @@ def _apart(indices: np.ndarray, rows: Sequence[Row], processor: Processor) -> Ba
             for offset, token in enumerate(answer):
                 asked.append((number, len(sequences), len(context) - 1 + offset, token))
             sequences.append((*context, *answer[:-1]))
-    return Batch(indices, _padded(sequences, processor, "right"), _readings(asked, ends))
+    return Batch(indices, padded(sequences, processor, "right"), readings(asked, ends))
 
 
 def _shared(indices: np.ndarray, rows: Sequence[Row], processor: Processor) -> Batch:
@@ -348,7 +349,7 @@ def _shared(indices: np.ndarray, rows: Sequence[Row], processor: Processor) -> B
                 asked.append((number, number, last if offset == 0 else len(sequence) + offset - 1, token))
             sequence.extend(answer[:-1])
         sequences.append(sequence)
-    inputs = _padded(sequences, processor, "right")
+    inputs = padded(sequences, processor, "right")
     length = inputs["input_ids"].shape[1]
     mask = np.full((len(rows), 1, length, length), BLIND, dtype=np.float32)
     positions = np.zeros((len(rows), length), dtype=np.int64)
@@ -365,10 +366,10 @@ def _shared(indices: np.ndarray, rows: Sequence[Row], processor: Processor) -> B
             positions[number, start:end] = context_length + np.arange(size)
             start = end
     inputs |= {"attention_mask": mask, "position_ids": positions}
-    return Batch(indices, inputs, _readings(asked, ends))
+    return Batch(indices, inputs, readings(asked, ends))
 
 
-def _readings(asked: Sequence[tuple[int, int, int, int]], ends: Sequence[int]) -> Readings:
+def readings(asked: Sequence[tuple[int, int, int, int]], ends: Sequence[int]) -> Readings:
     """Return readings from (row, sequence, position, token)."""
     columns = np.asarray(asked, dtype=np.int64).reshape(-1, 4).T
     return Readings(columns[0], columns[1], columns[2], columns[3], np.asarray(ends))

@@ -235,6 +235,8 @@ def _head_position(config: Any) -> Position:
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+    if config.is_encoder_decoder:  # at the end of the decoder's copy of the text
+        return "last-token"
     if getattr(config, "classifier_pooling", None) == "mean":
         return "mean"
     return "first-token" if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "last-token"
