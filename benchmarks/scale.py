@@ -164,11 +164,11 @@ class Size:
 
     def trace(self, rehearsal: Rehearsal) -> int:
         """Bytes of hidden states held for one batch."""
-        return trace_bytes(self.model, *longest_batch(rehearsal))
+        return trace_bytes(self.model, longest_batch(rehearsal))
 
     def working(self, rehearsal: Rehearsal) -> int:
         """Bytes of one layer at work (three MLP states, scores of attention) and of the logits asked for."""
-        sequences, tokens = longest_batch(rehearsal)
+        ((sequences, tokens),) = longest_batch(rehearsal)
         layer = 3 * tokens * self.inner + self.heads * tokens**2
         logits = BATCH_SIZE * NUM_ANSWERS * ANSWER * VOCABULARY * 4
         return 2 * sequences * layer + 2 * logits

@@ -32,8 +32,12 @@ class Plan:
 
     `peak_memory_bytes` is that of the calibration, in which this process ran its longest batch of
     `longest_batch` (sequences, tokens) as a search does: the whole process, and what its heap comes
-    to lose; on a GPU, what is allocated there. Of it, `model_bytes` are weights and at most
-    `trace_bytes` hidden states.
+    to lose; on a GPU, what is allocated there. Of it, `model_bytes` are weights and at
+    most `trace_bytes` hidden states.
+
+    Of several stacks, what a round costs depends on which of them loses a layer: the bounds are those of
+    dropping the layers that run first and those that run last. `longest_batch` is given as the first
+    stack's; `flops` and `seconds` are estimates by the mean layer of all.
     """
 
     model: str

@@ -13,7 +13,7 @@ few batches run here. Memory is that of those batches, the longest among them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,10 +21,10 @@ import torch
 
 from ..artifacts import Bounds, Plan, Selection
 from ..memory import peak_resident_bytes
-from ..models import LoadedModel
+from ..models import LoadedModel, config_at
 from ..samples import Samples
 from .calibrating import Calibration, Clock, Flops, calibrate, count_flops
-from .rehearsing import CASES, Case, Rehearsal
+from .rehearsing import CASES, Case, Rehearsal, Shape
 
 # Of a device's memory, what a plan takes to be there for the process.
 USABLE = 0.9
@@ -89,9 +89,9 @@ def predict(
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
     calibration = calibrate(model, rows, processor, rehearsals[0].probe.length_sorted(rows), clock)
-    sequences, tokens = longest_batch(rehearsals[0])
+    shapes = longest_batch(rehearsals[0])
     weights = model_bytes(model)
-    trace = trace_bytes(model, sequences, tokens)
+    trace = trace_bytes(model, shapes)
     peak = peak_memory_bytes(model.device) + _known_bytes(rehearsals[1])
     costs = [found.cost for found in (least, most) if found.cost is not None]
     if settings.is_statistical:  # which rows it draws is chance: sure is the original alone
@@ -114,7 +114,7 @@ def predict(
         num_samples=len(rows),
         rounds=len(most.steps) + bool(most.rejected),
         batch_size=settings.batch_size,
-        longest_batch=(sequences, tokens),
+        longest_batch=shapes[0],
         evaluations=_bounds(cost.evaluations for cost in costs),
         layer_forwards=_bounds(cost.layer_forwards for cost in costs),
         layer_tokens=_bounds(cost.layer_tokens for cost in costs),
@@ -150,10 +150,13 @@ def time_all(rehearsal: Rehearsal, calibration: Calibration) -> float:
 # --- memory ---------------------------------------------------------------------------------
 
 
-def longest_batch(rehearsal: Rehearsal) -> tuple[int, int]:
-    """Return S and T of the batch of most tokens."""
+def longest_batch(rehearsal: Rehearsal) -> tuple[Shape, ...]:
+    """Return S and T, in each stack, of the batch of most tokens."""
     probe, rows = rehearsal.probe, rehearsal.shapes.samples
-    return max(map(rehearsal.shapes.of, probe.length_sorted(rows)), key=lambda shape: shape[0] * shape[1])
+    return max(
+        map(rehearsal.shapes.of, probe.length_sorted(rows)),
+        key=lambda shapes: sum(sequences * tokens for sequences, tokens in shapes),
+    )
 
 
 def model_bytes(model: LoadedModel) -> int:
@@ -161,11 +164,14 @@ def model_bytes(model: LoadedModel) -> int:
     return sum(p.numel() * p.element_size() for p in model.network.parameters())
 
 
-def trace_bytes(model: LoadedModel, sequences: int, tokens: int) -> int:
+def trace_bytes(model: LoadedModel, shapes: Sequence[Shape]) -> int:
     """Return the most bytes of hidden states that are held of one batch: those of all boundaries."""
-    hidden = model.network.config.get_text_config().hidden_size
-    size = int(next(model.network.parameters()).element_size())
-    return (model.num_layers + 1) * sequences * tokens * int(hidden) * size
+    size, total = int(next(model.network.parameters()).element_size()), 0
+    parts = zip(model.stacks, model.numbering.boundaries, shapes, strict=True)
+    for stack, boundaries, (sequences, tokens) in parts:
+        hidden = config_at(model.network.config, stack.config).get_text_config().hidden_size
+        total += len(boundaries) * sequences * tokens * int(hidden) * size
+    return total
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -27,6 +27,7 @@ from ..profiling.replaying import Found, Work
 from ..samples import Samples
 from ..tasks import Batch, Processor
 
+Shape = tuple[int, int]  # S sequences of T tokens
 Case = Literal["least", "most"]
 CASES: tuple[Case, ...] = ("least", "most")
 # Hardly anything, so that no floor is in the way of the number of rounds that was asked for.
@@ -38,7 +39,9 @@ class Item:
     """One batch: `rows` encoded, and S sequences of T tokens that pass through parts of the network.
 
     `starts` counts forwards begun (embeddings, masks), `layers` layers run, `heads` answers read.
-    `narrowed` of the layers are the last one of a forward, which need not do all of its work.
+    `narrowed` of the layers are the last one of a forward, which need not do all of its work. `through`
+    are the sequences and the tokens that pass through layers; of several stacks, S and T are the first's,
+    and `through` counts each stack's own.
     """
 
     rows: int
@@ -48,6 +51,7 @@ class Item:
     layers: int
     heads: int
     narrowed: int = 0
+    through: Shape = (0, 0)
 
 
 class Shapes:
@@ -71,31 +75,39 @@ class Shapes:
         self.processor = processor
         self._encode = model.task.profile_batch if is_profile else model.task.batch
 
-    def of(self, rows: np.ndarray) -> tuple[int, int]:
-        """Return S and T of a batch of these rows."""
-        sequences, tokens = self._each
-        return int(sequences[rows].sum()), int(tokens[rows].max())
+    def of(self, rows: np.ndarray) -> tuple[Shape, ...]:
+        """Return S and T, in each stack, of a batch of these rows."""
+        return tuple((int(part[0, rows].sum()), int(part[1, rows].max())) for part in self._each)
 
     @cached_property
-    def _each(self) -> tuple[np.ndarray, np.ndarray]:
-        """Sequences and tokens of each row alone, (N,)."""
-        sequences, tokens = np.zeros((2, len(self.samples)), dtype=np.int64)
-        seen: dict[int, int] = {}
+    def _each(self) -> np.ndarray:
+        """Sequences and tokens of each row alone, in each stack, (stacks, 2, N)."""
+        found = np.zeros((len(self.model.stacks), 2, len(self.samples)), dtype=np.int64)
+        seen: dict[tuple[int, ...], list[int]] = {}
         for row in range(len(self.samples)):
             batch = self._encode(self.samples, np.asarray([row]), self.processor)
-            sequences[row], length = next(iter(batch.inputs.values())).shape[:2]
-            if length not in seen:
-                seen[length] = self._stream_length(batch)
-            tokens[row] = seen[length]
-        return sequences, tokens
+            # What a stack does to the number of sequences is not asked: each input has its own.
+            lengths = tuple(values.shape[1] for values in batch.inputs.values() if values.ndim > 1)
+            if lengths not in seen:
+                seen[lengths] = self._stream_lengths(batch)
+            found[:, 0, row] = len(next(iter(batch.inputs.values())))
+            found[:, 1, row] = seen[lengths]
+        return found
 
-    def _stream_length(self, batch: Batch) -> int:
+    def _stream_lengths(self, batch: Batch) -> list[int]:
+        """Return the tokens that enter each stack; no layer is run that can be passed by."""
+        lengths: list[int] = []
+        starts = [layers.start for layers in self.model.numbering.ranges]
         with stand_ins(self.model) as places:
-            places[0].ends = True
+            for place in places:
+                place.skips = True
+            for start in starts:
+                places[start].see = lambda stream, _: lengths.append(int(stream.shape[1]))
+            places[starts[-1]].ends = True
             try:
                 self.model.answers(batch)
             except EndOfForward as end:
-                return int(end.stream.shape[1])
+                return [*lengths, int(end.stream.shape[1])]
         raise AssertionError("a forward that passes no layer")
 
 
@@ -166,32 +178,41 @@ class Rehearsal:
             self.model.answers(task.batch(rows, shortest, self.probe.processor))
         return tuple(int(not kinds[type(layer)]) for layer in self.model.layers)
 
-    def work(self, shape: tuple[int, int], work: Work, *, whole: bool = False) -> Item:
+    def work(self, shapes: Sequence[Shape], work: Work, *, whole: bool = False) -> Item:
         """Return what one batch costs: a pass that records, and each candidate's layers above it."""
         costs = [self.skip_costs[n] if n in work.base else 1 for n in range(self.num_layers)]
         end = self.num_layers if whole or not work.layers else max(work.layers)
         times = self.recordings if work.layers and not whole else 1
-        layers = times * sum(costs[:end])
-        layers += sum(sum(costs[layer + 1 :]) + self.skip_costs[layer] for layer in work.layers)
+        runs = [times * cost if n < end else 0 for n, cost in enumerate(costs)]
+        for layer in work.layers:
+            runs[layer] += self.skip_costs[layer]
+            runs[layer + 1 :] = [ran + cost for ran, cost in zip(runs, costs, strict=True)][layer + 1 :]
+        each = [sum(runs[part.start : part.stop]) for part in self.model.numbering.ranges]
+        through = (
+            sum(ran * sequences for ran, (sequences, _) in zip(each, shapes, strict=True)),
+            sum(ran * sequences * tokens for ran, (sequences, tokens) in zip(each, shapes, strict=True)),
+        )
         heads = len(work.layers) + (end == self.num_layers)
         highest = max((n for n in range(self.num_layers) if n not in work.base), default=-1)
         narrowed = 0 if whole else sum(layer < highest for layer in work.layers) or heads - len(work.layers)
-        return Item(times * len(work.rows), *shape, times + len(work.layers), layers, heads, narrowed)
+        starts = times + len(work.layers)
+        return Item(times * len(work.rows), *shapes[0], starts, sum(runs), heads, narrowed, through)
 
     # --- profiles -------------------------------------------------------------------------
 
     def profile(self, name: str, dropped: Collection[int] = ()) -> LayerProfile:
         """Count a profile, once; every number in it is as good as another."""
         self._pass_once(("profile", name, frozenset(dropped)), name, dropped)
-        nothing = ((0.0, 0.0),) * (self.num_layers + 1)
-        ones, ranks = (1.0,) * (self.num_layers + 1), self._ranks()
+        num_boundaries = self.num_layers + len(self.model.stacks)
+        nothing = ((0.0, 0.0),) * num_boundaries
+        ones, ranks = (1.0,) * num_boundaries, self._ranks()
         return LayerProfile(ones, ones, ranks, nothing, nothing, len(self.samples[name]), 0)
 
     def deviation(self, dropped: Collection[int] = (), over: Collection[int] | None = None) -> Deviation:
         """Count both profiles: the target's is ID's at once, or each layer that goes brings it closer."""
         self.profile("id")
         self.profile("target", dropped)
-        nothing = (0.0,) * (self.num_layers + 1)
+        nothing = (0.0,) * (self.num_layers + len(self.model.stacks))
         return Deviation(nothing, nothing, self._mean(dropped), Curves(nothing, nothing, 0.0))
 
     def deviations(self, dropped: Collection[int], layers: Sequence[int]) -> dict[int, Evaluation]:
@@ -255,10 +276,10 @@ class Rehearsal:
         rows = self.samples[name]
         chosen = np.argsort(rows.hashes, kind="stable")[:num_rows] if num_rows else np.arange(len(rows))
         for part in self.probe.length_sorted(rows, np.sort(chosen)):
-            shape = self._profiled[name].of(part)
-            item = self.work(shape, Work(base, tuple(layers), part), whole=True)
+            shapes = self._profiled[name].of(part)
+            item = self.work(shapes, Work(base, tuple(layers), part), whole=True)
             self.groups.append([item])
-            self.ledger.add_cost(*_cost(item))
+            self.ledger.add_cost(*item.through)
 
 
 class _PaperEngine(Engine):
@@ -275,7 +296,7 @@ class _PaperEngine(Engine):
         for work in items:
             item = self.rehearsal.work(self.rehearsal.shapes.of(work.rows), work)
             group.append(item)
-            found.append(Found(*self.numbers(work), *_cost(item)))
+            found.append(Found(*self.numbers(work), *item.through))
         self.rehearsal.groups.append(group)
         return found
 
@@ -301,11 +322,6 @@ class _PaperEngine(Engine):
         hardness = (places == 0) + TRIFLE * (probe.num_rows - places) / probe.num_rows**2
         losses = hardness + 10 * penalties
         return probe.best_value - sign * penalties, losses
-
-
-def _cost(item: Item) -> tuple[int, int]:
-    """Return sequences and tokens through layers."""
-    return item.sequences * item.layers, item.sequences * item.tokens * item.layers
 
 
 def _line(work: Work, engine: _PaperEngine) -> dict[str, object]:

@@ -9,7 +9,7 @@ from .loaded import SPREAD, LoadedModel, LoadOptions, generated, to_tensors
 from .loading import find_task, load_config, load_model, load_processor
 from .proof import reference_logits, save_pruned
 from .skipping import EndOfForward, StandIn, skipping, stand_ins, stream_of, with_stream
-from .stacks import Stack, find_stacks, in_order, prunable_stacks
+from .stacks import Stack, config_at, find_stacks, in_order, prunable_stacks
 from .surgery import drop_layers, droppable_layers
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "LoadedModel",
     "Stack",
     "StandIn",
+    "config_at",
     "drop_layers",
     "droppable_layers",
     "find_stacks",
