@@ -26,18 +26,14 @@ PACKAGES = (
     "optimum",
     "numpy",
     "scipy",
+    "scikit-learn",
+    "seqeval",
+    "torchmetrics",
     "pillow",
     "soundfile",
 )
-# What the hub calls a task, where it knows it.
-PIPELINE_TAGS = {
-    "audio-classification": "audio-classification",
-    "image-classification": "image-classification",
-    "text-classification": "text-classification",
-    "multiple-choice": "text-generation",
-    "text-generation": "text-generation",
-    "text2text-generation": "text2text-generation",
-}
+# The hub's name of a task, where it is not ours; it has none for the embedded example.
+PIPELINE_TAGS = {"multiple-choice": "text-generation", "polynomial-regression": None}
 
 
 def versions() -> dict[str, str]:
@@ -112,7 +108,7 @@ def write_model_card(folder: Path, selection: Selection) -> None:
     data = ModelCardData(
         base_model=base,
         library_name="transformers",
-        pipeline_tag=PIPELINE_TAGS.get(selection.task),
+        pipeline_tag=PIPELINE_TAGS.get(selection.task, selection.task),
         tags=["pruned", "layer-pruning", "tapioca-export"],
     )
     layers = ", ".join(map(str, selection.drop)) or "none"
