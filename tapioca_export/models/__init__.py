@@ -6,8 +6,9 @@ in the model that was loaded.
 """
 
 from .loaded import SPREAD, LoadedModel, LoadOptions, to_tensors
-from .loading import infer_task, load_config, load_model, load_processor
+from .loading import infer_task, load_config, load_model, load_processor, outline_model
 from .proof import reference_logits, save_pruned
+from .rewriting import write_pruned
 from .skipping import EndOfForward, StandIn, skipping, stand_ins, stream_of, with_stream
 from .stacks import Stack, find_stack, find_stacks
 from .surgery import check_layers, drop_layers, droppable_layers
@@ -28,6 +29,7 @@ __all__ = [
     "load_config",
     "load_model",
     "load_processor",
+    "outline_model",
     "reference_logits",
     "save_pruned",
     "skipping",
@@ -35,4 +37,5 @@ __all__ = [
     "stream_of",
     "to_tensors",
     "with_stream",
+    "write_pruned",
 ]

@@ -59,8 +59,43 @@ def load_model(source: str | Path, task: str = "auto", options: LoadOptions | No
     processor = load_processor(chosen, source, config, options)
     # A network that accelerate has spread stays where it is.
     network = network.eval() if options.device == SPREAD else aligned(network).to(options.device).eval()
+    return _with_stack(network, chosen, processor, source, options)
+
+
+def outline_model(source: str | Path, task: str = "auto", options: LoadOptions | None = None) -> LoadedModel:
+    """Build a checkpoint's network without its weights: names and shapes, and nothing that computes.
+
+    Args:
+        source: A local folder, or a name on the Hugging Face hub.
+        task: A name of `TASKS`, or "auto" to infer it from the checkpoint's architecture.
+        options: Safety switches; the device is of no matter.
+
+    Raises:
+        LoadError: If there is no config, no tokenizer, or no such network.
+        ConfigError: If the task cannot be inferred or does not fit the model.
+        UnsupportedModelError: If the layers cannot be told, or are not independent.
+    """
+    from accelerate import init_empty_weights
+
+    options = options or LoadOptions()
+    config = load_config(source, options)
+    chosen = TASKS[infer_task(config) if task == "auto" else task]
+    _refuse_pickled_weights(source)
+    try:
+        with init_empty_weights(include_buffers=False):
+            network = auto_class(chosen).from_config(config, trust_remote_code=options.trust_remote_code)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        raise LoadError(f"Cannot build a {chosen.name} model from {source}: {first_line(error)}") from error
+    processor = load_processor(chosen, source, config, options)
+    return _with_stack(network.eval(), chosen, processor, source, options)
+
+
+def _with_stack(
+    network: Any, task: Task, processor: Processor, source: str | Path, options: LoadOptions
+) -> LoadedModel:
+    """Find the layers, and refuse those that are not independent."""
     model = LoadedModel(
-        network, chosen, processor, str(source), find_stack(network), options.trust_remote_code
+        network, task, processor, str(source), find_stack(network), options.trust_remote_code
     )
     refuse_dependent_layers(model)
     return model

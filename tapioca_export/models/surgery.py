@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ..errors import ConfigError, UnsupportedModelError
 from .loaded import LoadedModel
-from .stacks import build_empty, config_at, mended_config, refuse_dependent_type
+from .stacks import Stack, build_empty, config_at, mended_config, refuse_dependent_type
 
+T = TypeVar("T")
 # Config switches under which layers are no blocks of their own.
 DEPENDENT_SWITCHES = {
     "scale_attn_by_inverse_layer_idx": "attention is scaled by the layer's index, which dropping changes",
@@ -137,9 +138,14 @@ def drop_layers(model: LoadedModel, layers: Sequence[int]) -> LoadedModel:
 
 def _kept(model: LoadedModel, keep: Sequence[int]) -> dict[str, torch.Tensor]:
     """Return the weights of the network with only the layers `keep`, under their new names."""
-    weights = dict(model.network.state_dict(keep_vars=True))
-    for path in (model.stack.path, *model.stack.beside):
-        layers: dict[int, dict[str, torch.Tensor]] = {}
+    return rearranged(dict(model.network.state_dict(keep_vars=True)), model.stack, keep)
+
+
+def rearranged(weights: Mapping[str, T], stack: Stack, keep: Sequence[int]) -> dict[str, T]:
+    """Return what stands for each weight with only the layers `keep` of a stack, under its new name."""
+    weights = dict(weights)
+    for path in (stack.path, *stack.beside):
+        layers: dict[int, dict[str, T]] = {}
         for name in [name for name in weights if name.startswith(f"{path}.")]:
             index, _, rest = name.removeprefix(f"{path}.").partition(".")
             layers.setdefault(int(index), {})[rest] = weights.pop(name)
