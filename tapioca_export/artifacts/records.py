@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 SCHEMA_VERSION = 1
 Interval = tuple[float, float]
+Proof = Literal["logits", "weights"]
 
 
 # --- profile.json ---------------------------------------------------------------------------
@@ -167,6 +168,7 @@ class Selection:
     `steps` is the whole trajectory, `drop` (sorted) the part of it that `pick` names.
     `rejected` holds the candidates of the round that ended the search, if one did. `cut` tells that a
     budget ended it; `confidence` is that of a statistical race, None where every comparison is exact.
+    Beside a checkpoint, `proof` says what was compared to prove it, and `note` what else is to be known.
     """
 
     model: str
@@ -194,6 +196,8 @@ class Selection:
     cut: bool = False
     prediction: Prediction | None = None
     cost: Cost | None = None
+    proof: Proof | None = None
+    note: str | None = None
     kind: Literal["selection"] = "selection"
     schema_version: int = SCHEMA_VERSION
 

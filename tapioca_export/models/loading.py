@@ -13,6 +13,7 @@ from .. import polynomial  # registers the embedded example with transformers
 from ..errors import ConfigError, LoadError, first_line
 from ..tasks import TASKS, Processor, ProcessorOptions, Task
 from .loaded import SPREAD, LoadedModel, LoadOptions
+from .shards import read_weights
 from .stacks import find_stack
 from .surgery import refuse_dependent_layers
 
@@ -65,13 +66,15 @@ def load_model(source: str | Path, task: str = "auto", options: LoadOptions | No
 def outline_model(source: str | Path, task: str = "auto", options: LoadOptions | None = None) -> LoadedModel:
     """Build a checkpoint's network without its weights: names and shapes, and nothing that computes.
 
+    The files are all here afterwards, and only the headers of those with weights were read.
+
     Args:
         source: A local folder, or a name on the Hugging Face hub.
         task: A name of `TASKS`, or "auto" to infer it from the checkpoint's architecture.
         options: Safety switches; the device is of no matter.
 
     Raises:
-        LoadError: If there is no config, no tokenizer, or no such network.
+        LoadError: If there is no config, no tokenizer, no such network, or the weights are not whole.
         ConfigError: If the task cannot be inferred or does not fit the model.
         UnsupportedModelError: If the layers cannot be told, or are not independent.
     """
@@ -87,6 +90,7 @@ def outline_model(source: str | Path, task: str = "auto", options: LoadOptions |
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise LoadError(f"Cannot build a {chosen.name} model from {source}: {first_line(error)}") from error
     processor = load_processor(chosen, source, config, options)
+    read_weights(source, local_files_only=options.local_files_only)
     return _with_stack(network.eval(), chosen, processor, source, options)
 
 
@@ -94,9 +98,7 @@ def _with_stack(
     network: Any, task: Task, processor: Processor, source: str | Path, options: LoadOptions
 ) -> LoadedModel:
     """Find the layers, and refuse those that are not independent."""
-    model = LoadedModel(
-        network, task, processor, str(source), find_stack(network), options.trust_remote_code
-    )
+    model = LoadedModel(network, task, processor, str(source), find_stack(network), options.trust_remote_code)
     refuse_dependent_layers(model)
     return model
 

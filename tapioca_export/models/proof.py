@@ -56,7 +56,7 @@ def save_pruned(
     except UnmappedNamesError as error:
         drop_layers(model, layers).network.save_pretrained(folder)
         model.processor.save(folder)
-        note = f"{error.message} They were saved from memory, in float32."
+        note = f"{error.message} The weights were saved from memory, in float32."
     actual = reload_logits(folder, model, batches)
     for number, (one, other) in enumerate(zip(expected, actual, strict=True)):
         if not np.array_equal(one, other):

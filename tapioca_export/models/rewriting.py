@@ -27,7 +27,7 @@ from transformers.utils.hub import cached_file
 
 from ..errors import LoadError, OutputError, UnsupportedModelError, first_line
 from .loaded import LoadedModel
-from .shards import Stored, read_weights, write_weights
+from .shards import read_weights, write_weights
 from .surgery import drop_layers, rearranged
 
 # What goes with a checkpoint as it is, beside its config and tokenizer.
@@ -37,10 +37,11 @@ SIDE_FILES = ("generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
 class UnmappedNamesError(UnsupportedModelError):
     """A checkpoint whose tensors cannot be told apart by layer from their names alone."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "--proof logits loads the weights and saves them from memory.")
 
-def write_pruned(
-    model: LoadedModel, layers: Sequence[int], folder: Path, *, local_files_only: bool = True
-) -> None:
+
+def write_pruned(model: LoadedModel, layers: Sequence[int], folder: Path) -> None:
     """Write a checkpoint without layers: each tensor that is kept as it is in the source, byte for byte.
 
     What is proven: transformers' loader, given the names and shapes of what is written, finds that
@@ -51,7 +52,6 @@ def write_pruned(
         model: The whole model; its network may be empty.
         layers: Indices to drop; may be empty.
         folder: An existing folder to write to.
-        local_files_only: Never ask the hub: of a model that was loaded from there, all is here.
 
     Raises:
         ConfigError: If the layers do not exist or are all there are.
@@ -60,7 +60,8 @@ def write_pruned(
         UnsupportedModelError: If what is left is not what the model's class wants.
         OutputError: If the folder cannot be written.
     """
-    weights = read_weights(model.source, local_files_only=local_files_only)
+    _refuse_more_than_tensors(model)
+    weights = read_weights(model.source, local_files_only=True)  # on the hub there may be others by now
     pruned = drop_layers(model, layers)
     kept = [layer for layer in range(model.num_layers) if layer not in layers]
     shapes = {name: stored.shape for name, stored in weights.tensors.items()}
@@ -74,9 +75,11 @@ def write_pruned(
         write_weights({new: weights.tensors[old] for new, old in taken.items()}, weights, folder)
         _write_config(pruned, folder)
         model.processor.save(folder)
-        _copy_side_files(model.source, folder, local_files_only)
+        _copy_side_files(model.source, folder)
     except OSError as error:
-        raise OutputError(f"Cannot write {folder}: {error.strerror}.", "Make room, or name another.") from error
+        raise OutputError(
+            f"Cannot write {folder}: {error.strerror}.", "Make room, or name another."
+        ) from error
 
 
 # --- names ----------------------------------------------------------------------------------
@@ -114,10 +117,10 @@ def _renamed(
     Raises:
         UnmappedNamesError: If there is no such name, or more than one.
     """
-    if getattr(model.network.config, "quantization_config", None) is not None:
-        raise UnmappedNamesError(f"The weights of {model.source} are quantized.")
     old, new = _Names(model.network), _Names(pruned.network)
-    moved = {before: after for after, before in rearranged({n: n for n in old.weights}, model.stack, keep).items()}
+    moved = {
+        before: after for after, before in rearranged({n: n for n in old.weights}, model.stack, keep).items()
+    }
     meant: dict[str, tuple[str, str | None]] = {}
     taken: dict[str, str] = {}
     for name in sorted(names, key=dot_natural_key):
@@ -134,6 +137,28 @@ def _renamed(
     if {name: again(name) for name in sorted(meant, key=dot_natural_key)} != meant:
         raise UnmappedNamesError(f"What the names in {model.source} mean depends on each other.")
     return {taken[name]: name for name in names if name in taken}
+
+
+def _refuse_more_than_tensors(model: LoadedModel) -> None:
+    """Refuse checkpoints that are more than their tensors.
+
+    Raises:
+        UnmappedNamesError: With the reason.
+    """
+    config, reason = model.network.config, None
+    if getattr(config, "quantization_config", None) is not None:
+        reason = "its weights are quantized"
+    elif getattr(config, "transformers_weights", None) is not None:
+        reason = "its config names the file of its weights"
+    elif cached_file(
+        model.source,
+        "adapter_config.json",
+        local_files_only=True,
+        _raise_exceptions_for_missing_entries=False,
+    ):
+        reason = "an adapter goes on top of it"
+    if reason:
+        raise UnmappedNamesError(f"{model.source} cannot be rewritten file by file: {reason}.")
 
 
 def _renumberings(name: str, before: str, after: str) -> list[str]:
@@ -165,7 +190,9 @@ def _amiss(
         )
     except Exception as error:  # classes, foreign ones too, refuse weights with errors of any kind
         return [first_line(error)]
-    return [f"{item} ({kind.removesuffix('_keys')})" for kind in kinds for item in sorted(map(str, info[kind]))]
+    return [
+        f"{item} ({kind.removesuffix('_keys')})" for kind in kinds for item in sorted(map(str, info[kind]))
+    ]
 
 
 # --- what goes with the weights -------------------------------------------------------------
@@ -191,15 +218,9 @@ def _set_dtype(config: Any, raw: Mapping[str, Any], default: str | None) -> None
             _set_dtype(inner, raw.get(name) or {}, config.dtype)
 
 
-def _copy_side_files(source: str, folder: Path, local_files_only: bool) -> None:
+def _copy_side_files(source: str, folder: Path) -> None:
     """Copy what goes with the checkpoint as it is, where there is nothing of the name yet."""
-    config = cached_file(source, "config.json", local_files_only=local_files_only)
-    cached_file(  # fetches it
-        source,
-        SIDE_FILES[0],
-        local_files_only=local_files_only,
-        _raise_exceptions_for_missing_entries=False,
-    )
+    config = cached_file(source, "config.json", local_files_only=True)
     for pattern in SIDE_FILES:
         for file in Path(config).parent.glob(pattern):
             if file.is_file() and not (folder / file.name).exists():

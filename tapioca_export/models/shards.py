@@ -75,7 +75,9 @@ def read_weights(source: str | Path, *, local_files_only: bool) -> Weights:
             stamps[file] = _stamp(file)
             found = _read_header(file)
         except OSError as error:
-            raise LoadError(f"Cannot read {file}: {error.strerror}.", "Fetch the checkpoint again.") from error
+            raise LoadError(
+                f"Cannot read {file}: {error.strerror}.", "Fetch the checkpoint again."
+            ) from error
         except SafetensorError as error:
             raise LoadError(
                 f"{file} is no whole safetensors file: {first_line(error)}.", "Fetch the checkpoint again."
@@ -92,14 +94,18 @@ def read_weights(source: str | Path, *, local_files_only: bool) -> Weights:
 
 
 def _files_of(source: str | Path, local_files_only: bool) -> tuple[list[Path], set[str]]:
-    """Return a checkpoint's weight files as transformers finds them, and the tensors its index names."""
+    """Return a checkpoint's weight files as transformers finds them, and the tensors its index names.
+
+    What goes with them from the hub is fetched too.
+    """
+    options = {"local_files_only": local_files_only, "_raise_exceptions_for_missing_entries": False}
 
     def find(name: str) -> str | None:
-        return cached_file(
-            str(source), name, local_files_only=local_files_only, _raise_exceptions_for_missing_entries=False
-        )
+        found: str | None = cached_file(str(source), name, **options)
+        return found
 
     try:
+        find("generation_config.json")
         if (single := find(SAFE_WEIGHTS_NAME)) is not None:
             return [Path(single)], set()
         if (index := find(SAFE_WEIGHTS_INDEX_NAME)) is None:
@@ -158,9 +164,7 @@ def _read_header(file: Path) -> dict[str, Stored]:
     for name in sorted(names, key=lambda name: header[name]["data_offsets"]):
         start, end = header[name]["data_offsets"]
         shape = tuple(header[name]["shape"])
-        stored[name] = Stored(
-            file, header[name]["dtype"], shape, LENGTH_BYTES + length + start, end - start
-        )
+        stored[name] = Stored(file, header[name]["dtype"], shape, LENGTH_BYTES + length + start, end - start)
     return stored
 
 
