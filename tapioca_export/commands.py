@@ -27,7 +27,7 @@ from .benchmarking import benchmark as compare_exports
 from .config import RunConfig
 from .errors import ConfigError, LoadError
 from .exporting import parity_batches
-from .models import check_layers, load_model, outline_model
+from .models import check_layers, load_model, outline_model, refuse_larger_than_memory
 from .pipeline import JOURNAL
 
 
@@ -116,9 +116,11 @@ def prune(config: RunConfig, selection: Selection | None = None, proof: Proof = 
         raise ConfigError("--proof weights computes nothing on samples.", "Leave out --id and --target.")
     steps.check(config)
     steps.refuse_pruned(config)
-    find = load_model if proof == "logits" else outline_model
     with staged(config.output, overwrite=config.overwrite) as folder, steps.using_threads(config):
-        model = find(config.model, config.task, steps.load_options(config))
+        model = outline_model(config.model, config.task, steps.load_options(config))
+        if proof == "logits":
+            refuse_larger_than_memory(model)
+            model = load_model(config.model, model.task.name, steps.load_options(config))
         if selection is None:
             drop = check_layers(config.drop, model.num_layers)
             reason = "the layers were named by the user"

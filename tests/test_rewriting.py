@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from conftest import ALL_FAMILIES, DECODERS, awaken, make_decoder, make_model, make_tokenizer
 from safetensors.torch import load_file, save_file
 
+from tapioca_export import memory
 from tapioca_export.artifacts import Selection, read
 from tapioca_export.cli import main
 from tapioca_export.errors import LoadError, OutputError, UnsupportedModelError
@@ -29,6 +30,7 @@ from tapioca_export.models import (
     find_stacks,
     load_model,
     outline_model,
+    proof,
     rewriting,
     save_pruned,
     shards,
@@ -134,12 +136,20 @@ def test_tensors_of_mixed_types_stay_what_they_are_and_start_where_their_type_ca
     tensors = load_file(source / "model.safetensors")
     wide = "bert.encoder.layer.3.output.dense.weight"
     tensors[wide] = tensors[wide].float() + 1e-6
-    tensors["classifier.bias"] = tensors["classifier.bias"].float()
-    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    # Six bytes come first, from a file of their own, and all goes into one.
+    odd = {"classifier.bias": tensors.pop("classifier.bias")}
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    for name, part in zip(names, (odd, tensors), strict=True):
+        save_file(part, source / name, {"format": "pt"})
+    weight_map = {**dict.fromkeys(odd, names[0]), **dict.fromkeys(tensors, names[1])}
+    index = {"metadata": {}, "weight_map": weight_map}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    (source / "model.safetensors").unlink()
     found = written(tmp_path, outline_model(source), DROP)
-    after = tensors_in(found)
+    after = load_file(found / "model.safetensors")
     assert torch.equal(after["bert.encoder.layer.1.output.dense.weight"], tensors[wide])
     assert after["bert.encoder.layer.1.output.dense.weight"].dtype == torch.float32
+    assert torch.equal(after["classifier.bias"], odd["classifier.bias"])
     stored = shards.read_weights(found, local_files_only=True).tensors
     assert {tensor.start % 4 for tensor in stored.values() if tensor.dtype == "F32"} == {0}
 
@@ -151,6 +161,7 @@ def test_what_is_written_is_proven_by_logits_in_float32(tmp_path: Path) -> None:
     batches = model.task.examples(model.processor)
     assert save_pruned(model, DROP, folder, batches) is None
     assert {tensor.dtype for tensor in tensors_in(folder).values()} == {torch.bfloat16}
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 def test_dropping_nothing_copies_every_tensor(tmp_path: Path) -> None:
@@ -288,18 +299,18 @@ def refused(result: Result, *words: str) -> None:
         assert word in result.stderr
 
 
-@pytest.mark.parametrize("proof", ["logits", "weights"])
+@pytest.mark.parametrize("by", ["logits", "weights"])
 def test_a_checkpoint_says_how_it_was_proven(
-    tiny: Tiny, tmp_path: Path, proof: str, monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, tmp_path: Path, by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if proof == "weights":
+    if by == "weights":
         monkeypatch.setattr(transformers.BertForSequenceClassification, "forward", None)
         monkeypatch.setattr("tapioca_export.commands.load_model", None)
-    result = prune(tiny("bert"), tmp_path / "out", "--proof", proof, "--num-threads", 1)
+    result = prune(tiny("bert"), tmp_path / "out", "--proof", by, "--num-threads", 1)
     assert result.exit_code == 0, result.output
-    assert read(tmp_path / "out/selection.json", Selection).proof == proof
+    assert read(tmp_path / "out/selection.json", Selection).proof == by
     card = (tmp_path / "out/README.md").read_text()
-    assert ("No logits were computed" in card) == (proof == "weights")
+    assert ("No logits were computed" in card) == (by == "weights")
     assert load_model(tmp_path / "out").num_layers == 2
 
 
@@ -323,6 +334,17 @@ def test_what_goes_with_a_checkpoint_is_carried_over_and_other_weights_are_not(t
     assert not (tmp_path / "out/extra.safetensors").exists()
 
 
+def in_a_fresh_process(arguments: list[object], **environment: str) -> None:
+    child = subprocess.run(
+        [sys.executable, "-m", "tapioca_export", *map(str, arguments)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr
+
+
 def test_a_name_on_the_hub_is_read_from_the_cache(tmp_path: Path) -> None:
     repository = tmp_path / "hub/models--someone--tiny"
     (repository / "blobs").mkdir(parents=True)
@@ -332,20 +354,35 @@ def test_a_name_on_the_hub_is_read_from_the_cache(tmp_path: Path) -> None:
     for number, file in enumerate(sorted(snapshot.iterdir())):  # as the hub's client keeps them
         shutil.move(file, repository / f"blobs/{number}")
         file.symlink_to(f"../../blobs/{number}")
-    arguments = ["prune", "-m", "someone/tiny", "--drop", "0,2", "--proof", "weights", "-o", tmp_path / "out"]
-    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    child = subprocess.run(
-        [sys.executable, "-m", "tapioca_export", *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+    in_a_fresh_process(
+        ["prune", "-m", "someone/tiny", "--drop", "0,2", "--proof", "weights", "-o", tmp_path / "out"],
+        HF_HUB_CACHE=str(tmp_path / "hub"),
+        HF_HUB_OFFLINE="1",
     )
-    assert child.returncode == 0, child.stderr
     before, after = tensors_in(snapshot), tensors_in(tmp_path / "out")
     name = "bert.encoder.layer.{}.output.dense.weight"
     assert torch.equal(after[name.format(1)], before[name.format(3)])
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
+
+
+def test_code_that_is_trusted_goes_with_the_checkpoint(tmp_path: Path) -> None:
+    source = save(tmp_path / "m", "bert")
+    code = "import transformers\n\n\nclass Mine(transformers.BertForSequenceClassification):\n    pass\n"
+    (source / "modeling_mine.py").write_text(code)
+    config = json.loads((source / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForSequenceClassification": "modeling_mine.Mine"}
+    (source / "config.json").write_text(json.dumps(config))
+    refused(prune(source, tmp_path / "out", "--proof", "weights"), "needs custom code", "--trust-remote-code")
+    in_a_fresh_process(
+        [
+            "prune", "-m", source, "--drop", "0,2", "--proof", "weights", "--trust-remote-code", "-o",
+            tmp_path / "out",
+        ],
+        HF_MODULES_CACHE=str(tmp_path / "modules"),
+    )  # fmt: skip
+    assert (tmp_path / "out/modeling_mine.py").read_text() == code
+    after = json.loads((tmp_path / "out/config.json").read_text())
+    assert (after["auto_map"], after["architectures"]) == (config["auto_map"], ["Mine"])
 
 
 # --- hostile and broken files ---------------------------------------------------------------
@@ -427,6 +464,10 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
         lambda m: edit_index(m, lambda w: w.update({min(w): "/etc/x.safetensors"})),
         ("'/etc/x.safetensors'", "in its folder"),
     ),
+    "file is a pickle": (
+        lambda m: edit_index(m, lambda w: w.update({min(w): "pytorch_model.bin"})),
+        ("'pytorch_model.bin'", "in its folder"),
+    ),
     "file is a number": (lambda m: edit_index(m, lambda w: w.update({min(w): 7})), ("names 7",)),
     "index is not JSON": (lambda m: (m / "model.safetensors.index.json").write_text("{"), ("no index",)),
     "index is a list": (lambda m: (m / "model.safetensors.index.json").write_text("[]"), ("no index",)),
@@ -493,6 +534,35 @@ def test_a_full_disk_is_one_line(tiny: Tiny, tmp_path: Path, monkeypatch: pytest
 
 
 # --- memory ---------------------------------------------------------------------------------
+
+
+def test_a_model_that_is_larger_than_memory_is_refused_before_it_is_loaded(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 4 * load_model(tiny("bert")).network.num_parameters()
+    for free, fits in ((size, True), (size - 1, False)):
+        monkeypatch.setattr(proof, "available_bytes", lambda free=free: free)
+        result = prune(tiny("bert"), tmp_path / f"{free}", "--num-threads", 1)
+        if fits:
+            assert result.exit_code == 0, result.output
+        else:
+            refused(result, "float32", "of memory are free", "--proof weights")
+    assert prune(tiny("bert"), tmp_path / "w", "--proof", "weights").exit_code == 0
+
+
+def test_what_is_tied_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = make_decoder("gpt2")
+    network.save_pretrained(tmp_path)
+    make_tokenizer("gpt2").save_pretrained(tmp_path)
+    monkeypatch.setattr(proof, "available_bytes", lambda: 4 * network.num_parameters())
+    proof.refuse_larger_than_memory(outline_model(tmp_path, "text-generation"))
+
+
+def test_the_memory_that_is_free_is_told() -> None:
+    found = memory.available_bytes()
+    assert found is not None
+    assert 50e6 < found < 1e15
+
 
 PEAKS = """
 import sys

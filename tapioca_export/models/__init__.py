@@ -7,7 +7,7 @@ in the model that was loaded.
 
 from .loaded import SPREAD, LoadedModel, LoadOptions, to_tensors
 from .loading import infer_task, load_config, load_model, load_processor, outline_model
-from .proof import reference_logits, save_pruned
+from .proof import reference_logits, refuse_larger_than_memory, save_pruned
 from .rewriting import write_pruned
 from .skipping import EndOfForward, StandIn, skipping, stand_ins, stream_of, with_stream
 from .stacks import Stack, find_stack, find_stacks
@@ -31,6 +31,7 @@ __all__ = [
     "load_processor",
     "outline_model",
     "reference_logits",
+    "refuse_larger_than_memory",
     "save_pruned",
     "skipping",
     "stand_ins",

@@ -87,6 +87,7 @@ def outline_model(source: str | Path, task: str = "auto", options: LoadOptions |
     try:
         with init_empty_weights(include_buffers=False):
             network = auto_class(chosen).from_config(config, trust_remote_code=options.trust_remote_code)
+        network.tie_weights()  # emptying them took them apart
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise LoadError(f"Cannot build a {chosen.name} model from {source}: {first_line(error)}") from error
     processor = load_processor(chosen, source, config, options)

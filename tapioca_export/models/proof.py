@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import UnsupportedModelError
+from ..errors import ConfigError, UnsupportedModelError
+from ..memory import available_bytes
 from ..tasks import TASKS, Inputs
 from .loaded import LoadedModel, answer_of
 from .loading import aligned, auto_class
@@ -68,6 +69,25 @@ def save_pruned(
                 "(--protect-first, --protect-last) or report the family.",
             )
     return note
+
+
+def refuse_larger_than_memory(model: LoadedModel) -> None:
+    """Refuse to load what cannot be: the system would end the process without a word.
+
+    Args:
+        model: An outline of it.
+
+    Raises:
+        ConfigError: If its weights in float32 alone are more than the memory that is free.
+    """
+    needed = sum(4 * weight.numel() for weight in model.network.parameters())  # what is tied, once
+    free = available_bytes()
+    if free is not None and needed > free:
+        raise ConfigError(
+            f"{model.source} takes {needed / 1e9:.1f} GB in float32, "
+            f"and {free / 1e9:.1f} GB of memory are free.",
+            "Add --proof weights: it prunes the files, and loads nothing.",
+        )
 
 
 def reference_logits(model: LoadedModel, inputs: Inputs) -> np.ndarray:
