@@ -15,6 +15,7 @@ from .artifacts import (
     Numbering,
     Plan,
     Profile,
+    Proof,
     Report,
     Run,
     Selection,
@@ -28,7 +29,7 @@ from .benchmarking import benchmark as compare_exports
 from .config import RunConfig
 from .errors import ConfigError, LoadError
 from .exporting import parity_batches
-from .models import LoadedModel, load_model
+from .models import LoadedModel, load_model, outline_model, refuse_larger_than_memory
 from .pipeline import JOURNAL
 
 
@@ -99,27 +100,40 @@ def compare(config: RunConfig, criteria: Sequence[str]) -> Comparison:
     return result
 
 
-def prune(config: RunConfig, selection: Selection | None = None) -> Selection:
+def prune(config: RunConfig, selection: Selection | None = None, proof: Proof = "logits") -> Selection:
     """Write a checkpoint without the layers of `config.drop`, or of a selection made earlier.
 
+    Args:
+        config: The model, and where to write.
+        selection: Which layers to drop, unless `config.drop` names them.
+        proof: "logits": a fresh process computes what the model with the layers skipped computes.
+            "weights": names, shapes and bytes are compared; no weight is loaded.
+
     Raises:
-        ConfigError: If neither or both are given, or they do not fit the model.
+        ConfigError: If neither or both are given, or they do not fit the model or the proof.
     """
     if (selection is None) == (not config.drop):
         raise ConfigError("Give either --drop or --selection.", "For instance --drop 3,7.")
+    if proof == "weights" and (config.id or config.target):
+        raise ConfigError("--proof weights computes nothing on samples.", "Leave out --id and --target.")
     steps.check(config)
     steps.refuse_pruned(config)
     with staged(config.output, overwrite=config.overwrite) as folder, steps.using_threads(config):
-        model = load_model(config.model, config.task, steps.load_options(config))
+        model = outline_model(config.model, config.task, steps.load_options(config))
+        if proof == "logits":
+            refuse_larger_than_memory(model)
+            model = load_model(config.model, model.task.name, steps.load_options(config))
         if selection is None:
             selection = _as_named(config, model)
         of, here = Numbering.of(selection.stacks, selection.num_layers), model.numbering
         if of != here:
             raise ConfigError(f"The selection is for {of} ({selection.model}), {config.model} has {here}.")
+        if proof == "weights":
+            return steps.save_checkpoint(folder, model, selection, None)
         rows = steps.given_rows(config, model.task, model.processor)
         batches = [batch for _, batch in parity_batches(model, rows)] if rows else []
-        steps.save_checkpoint(folder, model, selection, batches or model.task.examples(model.processor))
-    return selection
+        batches = batches or model.task.examples(model.processor)
+        return steps.save_checkpoint(folder, model, selection, batches)
 
 
 def _as_named(config: RunConfig, model: LoadedModel) -> Selection:

@@ -28,6 +28,16 @@ def peak_resident_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others KiB
 
 
+def available_bytes() -> int | None:
+    """Return the memory that this process could still be given, swap included; None where it is not told."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+    return (kib["MemAvailable"] + kib["SwapFree"]) * 1024
+
+
 def give_back_free_memory() -> None:
     """Hand memory that nothing uses back to the system, where the C library keeps it (glibc).
 

@@ -35,6 +35,18 @@ PACKAGES = (
 # The hub's name of a task, where it is not ours; it has none for the embedded example.
 PIPELINE_TAGS = {"multiple-choice": "text-generation", "polynomial-regression": None}
 
+# What the model card says of how a checkpoint was proven.
+PROOFS = {
+    "logits": (
+        "After it was saved, this checkpoint was reloaded in a fresh process, and its logits equalled, bit\n"
+        "for bit, those of the original model with these layers skipped."
+    ),
+    "weights": (
+        "After it was saved, its files were read back: every tensor is one of the original's, byte for\n"
+        "byte, and together they are what the model's class wants. No logits were computed."
+    ),
+}
+
 
 def versions() -> dict[str, str]:
     """Return the versions of what the numbers depend on."""
@@ -120,8 +132,7 @@ def write_model_card(folder: Path, selection: Selection) -> None:
 
 Layers removed, no retraining: {layers} of {selection.num_layers} (counted from 0); {kept} are left.
 Chosen by the criterion `{selection.criterion}` of tapioca-export; `selection.json` says why.
-After it was saved, this checkpoint was reloaded in a fresh process, and its logits equalled, bit for
-bit, those of the original model with these layers skipped.
+{PROOFS[selection.proof or "logits"]}
 
 """
     write_text(folder / "README.md", text)

@@ -43,6 +43,7 @@ from .models import (
     load_model,
     load_processor,
     save_pruned,
+    write_pruned,
 )
 from .profiling import MakeReplayer, Probe, division_on
 from .samples import Samples, Side, check_exists, read_samples
@@ -328,16 +329,34 @@ def measure(model: LoadedModel, probe: Probe, drop: Sequence[LayerName]) -> Prof
     )
 
 
-def save_checkpoint(folder: Path, model: LoadedModel, selection: Selection, batches: Sequence[Any]) -> None:
+def save_checkpoint(
+    folder: Path, model: LoadedModel, selection: Selection, batches: Sequence[Any] | None
+) -> Selection:
     """Write a checkpoint without the selected layers, with its selection and model card.
 
+    Args:
+        folder: Where to.
+        model: The whole model; an outline will do if there are no batches.
+        selection: Which layers go.
+        batches: What logits are compared on; None to compare names, shapes and bytes alone.
+
+    Returns:
+        The selection, which says now how the checkpoint was proven.
+
     Raises:
-        UnsupportedModelError: If the checkpoint does not reload as the model that was measured.
+        UnsupportedModelError: If the checkpoint is not the model without these layers.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_pruned(model, model.numbering.indices(selection.drop), folder, batches)
+    drop = model.numbering.indices(selection.drop)
+    if batches is None:
+        write_pruned(model, drop, folder)
+        selection = replace(selection, proof="weights", note=None)
+    else:
+        note = save_pruned(model, drop, folder, batches)
+        selection = replace(selection, proof="logits", note=note)
     write(folder / "selection.json", selection)
     provenance.write_model_card(folder, selection)
+    return selection
 
 
 def export_all(

@@ -552,6 +552,6 @@ def test_each_command_on_its_own_agrees_with_the_run(finished: Path, tmp_path: P
         assert result.exit_code == 0, result.output
     assert load_model(tmp_path / "pruned", config.task).num_layers == NUM_LAYERS - 2
     selections = [read(path / "selection.json", Selection) for path in (finished, tmp_path / "pruned")]
-    assert selections[0] == selections[1]
+    assert replace(selections[1], proof=None) == selections[0]
     benchmarks = [read(path / "benchmark.json", Benchmark) for path in (finished, tmp_path / "benchmark")]
     assert benchmarks[0].accuracy == benchmarks[1].accuracy

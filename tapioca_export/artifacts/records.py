@@ -18,6 +18,7 @@ from ..numbering import LayerName
 
 SCHEMA_VERSION = 1
 Interval = tuple[float, float]
+Proof = Literal["logits", "weights"]
 
 
 # --- profile.json ---------------------------------------------------------------------------
@@ -174,6 +175,7 @@ class Selection:
     `steps` is the whole trajectory, `drop` (sorted) the part of it that `pick` names.
     `rejected` holds the candidates of the round that ended the search, if one did. `cut` tells that a
     budget ended it; `confidence` is that of a statistical race, None where every comparison is exact.
+    Beside a checkpoint, `proof` says what was compared to prove it, and `note` what else is to be known.
     """
 
     model: str
@@ -202,6 +204,8 @@ class Selection:
     prediction: Prediction | None = None
     cost: Cost | None = None
     stacks: dict[str, int] = field(default_factory=dict)
+    proof: Proof | None = None
+    note: str | None = None
     kind: Literal["selection"] = "selection"
     schema_version: int = SCHEMA_VERSION
 

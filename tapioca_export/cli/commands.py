@@ -240,16 +240,24 @@ def _show_comparison(comparison: Any, as_json: bool, quiet: bool) -> None:
 @main.command()
 @options(*LOADING, "id", "target", "columns", *OUTPUT, "drop")
 @click.option("--selection", type=click.Path(path_type=Path), help="A selection.json to replay.")
-def prune(as_json: bool, quiet: bool, selection: Path | None, **flags: Any) -> None:
+@click.option(
+    "--proof",
+    type=click.Choice(["logits", "weights"]),
+    default="logits",
+    show_default=True,
+    help="Compare logits in a fresh process; or names, shapes and bytes, loading no weights.",
+)
+def prune(as_json: bool, quiet: bool, selection: Path | None, proof: Any, **flags: Any) -> None:
     """Remove layers from a checkpoint, and prove that it reloads as the same model."""
     config = _config(flags)
     from ..artifacts import Selection, read
 
     chosen = read(selection, Selection) if selection else None
 
-    result = library.prune(config, chosen)
+    result = library.prune(config, chosen, proof)
     left = result.num_layers - len(result.drop)
     text = f"{config.output}: {left} of {result.num_layers} layers (dropped: {_join(result.drop)})."
+    text += f"\n{result.note}" if result.note else ""
     _show(result, as_json, quiet, lambda: text)
 
 

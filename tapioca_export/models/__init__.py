@@ -6,8 +6,9 @@ in the model that was loaded.
 """
 
 from .loaded import SPREAD, LoadedModel, LoadOptions, generated, to_tensors
-from .loading import find_task, load_config, load_model, load_processor
-from .proof import reference_logits, save_pruned
+from .loading import find_task, load_config, load_model, load_processor, outline_model
+from .proof import reference_logits, refuse_larger_than_memory, save_pruned
+from .rewriting import write_pruned
 from .skipping import EndOfForward, StandIn, skipping, stand_ins, stream_of, with_stream
 from .stacks import Stack, config_at, find_stacks, in_order, prunable_stacks
 from .surgery import drop_layers, droppable_layers
@@ -29,12 +30,15 @@ __all__ = [
     "load_config",
     "load_model",
     "load_processor",
+    "outline_model",
     "prunable_stacks",
     "reference_logits",
+    "refuse_larger_than_memory",
     "save_pruned",
     "skipping",
     "stand_ins",
     "stream_of",
     "to_tensors",
     "with_stream",
+    "write_pruned",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from safetensors import SafetensorError
 from .. import polynomial  # registers the embedded example with transformers
 from ..errors import ConfigError, LoadError, first_line
 from ..tasks import TASKS, Processor, ProcessorOptions, Task
-from .loaded import SPREAD, LoadedModel, LoadOptions, answer_of
+from .loaded import SPREAD, LoadedModel, LoadOptions, answer_of, to_tensors
+from .shards import read_weights
 from .stacks import in_order, prunable_stacks
 from .surgery import refuse_dependent_layers
 
@@ -63,6 +66,46 @@ def load_model(source: str | Path, task: str = "auto", options: LoadOptions | No
     if len(stacks) > 1:
         example = chosen.examples(processor)[0]
         stacks = in_order(network, stacks, lambda: answer_of(network, chosen, example))
+    model = LoadedModel(network, chosen, processor, str(source), stacks, options.trust_remote_code)
+    refuse_dependent_layers(model)
+    return model
+
+
+def outline_model(source: str | Path, task: str = "auto", options: LoadOptions | None = None) -> LoadedModel:
+    """Build a checkpoint's network without its weights: names and shapes, and nothing that computes.
+
+    The files are all here afterwards, and only the headers of those with weights were read.
+
+    Args:
+        source: A local folder, or a name on the Hugging Face hub.
+        task: A name of `TASKS`, or "auto" to infer it from the checkpoint's architecture.
+        options: Safety switches; the device is of no matter.
+
+    Raises:
+        LoadError: If there is no config, no tokenizer, no such network, or the weights are not whole.
+        ConfigError: If the task cannot be inferred or does not fit the model.
+        UnsupportedModelError: If the layers cannot be told, or are not independent.
+    """
+    from accelerate import init_empty_weights
+
+    options = options or LoadOptions()
+    config = load_config(source, options)
+    chosen = find_task(config, task)
+    _refuse_pickled_weights(source)
+    try:
+        with init_empty_weights(include_buffers=False):
+            network = auto_class(chosen).from_config(config, trust_remote_code=options.trust_remote_code)
+        network.tie_weights()  # emptying them took them apart
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        raise LoadError(f"Cannot build a {chosen.name} model from {source}: {first_line(error)}") from error
+    processor = load_processor(chosen, source, config, options)
+    read_weights(source, local_files_only=options.local_files_only)
+    stacks = prunable_stacks(network.eval())
+    if len(stacks) > 1:
+        empty, example = copy.deepcopy(network).to("meta"), chosen.examples(processor)[0]
+        # Names tell layers apart whatever the order, where a forward without values cannot show it.
+        with contextlib.suppress(RuntimeError, NotImplementedError):
+            stacks = in_order(empty, stacks, lambda: empty(**to_tensors(example, "meta")))
     model = LoadedModel(network, chosen, processor, str(source), stacks, options.trust_remote_code)
     refuse_dependent_layers(model)
     return model

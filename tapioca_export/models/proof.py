@@ -12,16 +12,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import UnsupportedModelError
+from ..errors import ConfigError, UnsupportedModelError
+from ..memory import available_bytes
 from ..tasks import TASKS, Inputs
 from .loaded import LoadedModel, answer_of
 from .loading import aligned, auto_class
+from .rewriting import UnmappedNamesError, write_pruned
 from .skipping import skipping
 from .surgery import drop_layers
 
 
-def save_pruned(model: LoadedModel, layers: Sequence[int], folder: Path, batches: Sequence[Inputs]) -> None:
+def save_pruned(
+    model: LoadedModel, layers: Sequence[int], folder: Path, batches: Sequence[Inputs]
+) -> str | None:
     """Save a checkpoint without layers, and prove that it is the model that was measured.
+
+    The weights are those in the source's files, byte for byte. Only where those cannot be told apart by
+    layer, they are saved from memory, in float32.
 
     The proof: a fresh process loads the folder with the stock auto class and its logits on
     `batches` must equal, bit for bit, those of the model in memory with the layers skipped.
@@ -32,17 +39,26 @@ def save_pruned(model: LoadedModel, layers: Sequence[int], folder: Path, batches
         folder: An existing folder to write to.
         batches: Encoded samples to compare on.
 
+    Returns:
+        Why the weights were saved from memory, if they were.
+
     Raises:
         ConfigError: If the layers do not exist or are all there are.
+        LoadError: If the source's files cannot be read any more.
         UnsupportedModelError: If the checkpoint does not reload as the same model.
+        OutputError: If the folder cannot be written.
     """
     model.network.to("cpu")  # where the fresh process computes, bit for bit
     with skipping(model, model.numbering.checked(layers)):
         expected = [reference_logits(model, batch) for batch in batches]
-    pruned = drop_layers(model, layers)
-    pruned.network.save_pretrained(folder)
-    pruned.processor.save(folder)
-    actual = reload_logits(folder, pruned, batches)
+    note = None
+    try:
+        write_pruned(model, layers, folder)
+    except UnmappedNamesError as error:
+        drop_layers(model, layers).network.save_pretrained(folder)
+        model.processor.save(folder)
+        note = f"{error.message} The weights were saved from memory, in float32."
+    actual = reload_logits(folder, model, batches)
     for number, (one, other) in enumerate(zip(expected, actual, strict=True)):
         if not np.array_equal(one, other):
             difference = float(np.abs(one - other).max())
@@ -52,6 +68,26 @@ def save_pruned(model: LoadedModel, layers: Sequence[int], folder: Path, batches
                 "This family cannot be pruned correctly at these layers; protect them "
                 "(--protect-first, --protect-last) or report the family.",
             )
+    return note
+
+
+def refuse_larger_than_memory(model: LoadedModel) -> None:
+    """Refuse to load what cannot be: the system would end the process without a word.
+
+    Args:
+        model: An outline of it.
+
+    Raises:
+        ConfigError: If its weights in float32 alone are more than the memory that is free.
+    """
+    needed = sum(4 * weight.numel() for weight in model.network.parameters())  # what is tied, once
+    free = available_bytes()
+    if free is not None and needed > free:
+        raise ConfigError(
+            f"{model.source} takes {needed / 1e9:.1f} GB in float32, "
+            f"and {free / 1e9:.1f} GB of memory are free.",
+            "Add --proof weights: it prunes the files, and loads nothing.",
+        )
 
 
 def reference_logits(model: LoadedModel, inputs: Inputs) -> np.ndarray:
@@ -108,6 +144,7 @@ def _reload() -> None:
     task = TASKS[job["task"]]
     network, info = auto_class(task).from_pretrained(
         job["folder"],
+        dtype=torch.float32,  # in which the model was measured, whatever the file has
         output_loading_info=True,
         local_files_only=True,
         trust_remote_code=job["trust_remote_code"],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,6 +16,7 @@ from ..errors import UnsupportedModelError
 from .loaded import LoadedModel
 from .stacks import Stack, build_empty, config_at, mended_config, refuse_dependent_type
 
+T = TypeVar("T")
 # Config switches under which layers are no blocks of their own.
 DEPENDENT_SWITCHES = {
     "scale_attn_by_inverse_layer_idx": "attention is scaled by the layer's index, which dropping changes",
@@ -76,11 +77,12 @@ def _smaller(model: LoadedModel, drop: Sequence[int]) -> tuple[Any, dict[str, to
     Raises:
         UnsupportedModelError: If no config describes it, or its class refuses the config.
     """
-    config, weights = model.network.config, dict(model.network.state_dict(keep_vars=True))
+    config = model.network.config
     for stack, layers in zip(model.stacks, model.numbering.ranges, strict=True):
         keep = [layer - layers.start for layer in layers if layer not in drop]
         if len(keep) < len(layers):
-            config, weights = mended_config(config, stack, keep), _kept(weights, stack, keep)
+            config = mended_config(config, stack, keep)
+    weights = rearranged(model.network.state_dict(keep_vars=True), model, drop)
     return build_empty(type(model.network), config), weights
 
 
@@ -121,11 +123,19 @@ def drop_layers(model: LoadedModel, layers: Sequence[int]) -> LoadedModel:
     return replace(model, network=smaller.train(network.training))
 
 
-def _kept(weights: Mapping[str, torch.Tensor], stack: Stack, keep: Sequence[int]) -> dict[str, torch.Tensor]:
-    """Return the weights of a network with only the layers `keep` of a stack, under their new names."""
+def rearranged(weights: Mapping[str, T], model: LoadedModel, drop: Sequence[int]) -> dict[str, T]:
+    """Return what stands for each weight of the network without layers, under its new name."""
+    found = dict(weights)
+    for stack, layers in zip(model.stacks, model.numbering.ranges, strict=True):
+        found = _kept(found, stack, [layer - layers.start for layer in layers if layer not in drop])
+    return found
+
+
+def _kept(weights: Mapping[str, T], stack: Stack, keep: Sequence[int]) -> dict[str, T]:
+    """Return what stands for each weight with only the layers `keep` of a stack, under its new name."""
     weights = dict(weights)
     for path in (stack.path, *stack.beside):
-        layers: dict[int, dict[str, torch.Tensor]] = {}
+        layers: dict[int, dict[str, T]] = {}
         for name in [name for name in weights if name.startswith(f"{path}.")]:
             index, _, rest = name.removeprefix(f"{path}.").partition(".")
             layers.setdefault(int(index), {})[rest] = weights.pop(name)

@@ -1,0 +1,224 @@
+"""Write a checkpoint without layers from the files of the whole one: weights are copied, never loaded.
+
+Only names and shapes are needed of the network. Which tensor of a checkpoint is which weight, and whether
+what is written is all that the class wants, is asked of transformers' own loader.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils.hub import cached_file
+
+from ..errors import LoadError, OutputError, UnsupportedModelError, first_line
+from .loaded import LoadedModel
+from .shards import read_weights, write_weights
+from .surgery import drop_layers, rearranged
+
+# What goes with a checkpoint as it is, beside its config and tokenizer.
+SIDE_FILES = ("generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
+
+
+class UnmappedNamesError(UnsupportedModelError):
+    """A checkpoint whose tensors cannot be told apart by layer from their names alone."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "--proof logits loads the weights and saves them from memory.")
+
+
+def write_pruned(model: LoadedModel, layers: Sequence[int], folder: Path) -> None:
+    """Write a checkpoint without layers: each tensor that is kept as it is in the source, byte for byte.
+
+    What is proven: transformers' loader, given the names and shapes of what is written, finds that
+    nothing is missing, unexpected or of another shape; the files were read back, and every byte is the
+    source's.
+
+    Args:
+        model: The whole model; its network may be empty.
+        layers: Indices to drop; may be empty.
+        folder: An existing folder to write to.
+
+    Raises:
+        ConfigError: If the layers do not exist or are all there are.
+        LoadError: If the source cannot be read, lacks weights, or changes meanwhile.
+        UnmappedNamesError: If its tensors cannot be told apart by layer; nothing was written.
+        UnsupportedModelError: If what is left is not what the model's class wants.
+        OutputError: If the folder cannot be written.
+    """
+    _refuse_more_than_tensors(model)
+    weights = read_weights(model.source, local_files_only=True)  # on the hub there may be others by now
+    pruned = drop_layers(model, layers)
+    shapes = {name: stored.shape for name, stored in weights.tensors.items()}
+    if missing := _amiss(model.network, shapes, ("missing_keys", "mismatched_keys")):
+        raise LoadError(f"{model.source} has no weights for {missing[0]} ({len(missing)} such).")
+    taken = _renamed(model, pruned, layers, weights.tensors)
+    found = _amiss(pruned.network, {new: shapes[old] for new, old in taken.items()})
+    if found:
+        raise UnsupportedModelError(f"The checkpoint without these layers would not load: {found[0]}.")
+    try:
+        write_weights({new: weights.tensors[old] for new, old in taken.items()}, weights, folder)
+        _write_config(pruned, folder)
+        model.processor.save(folder)
+        _copy_side_files(model.source, folder)
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write {folder}: {error.strerror}.", "Make room, or name another."
+        ) from error
+
+
+# --- names ----------------------------------------------------------------------------------
+
+
+class _Names:
+    """Says which weight of a network a checkpoint's tensor is, by the rules of transformers' loader.
+
+    Some rules depend on names seen before: ask in the loader's order, that of `dot_natural_key`.
+    """
+
+    def __init__(self, network: Any) -> None:
+        rules = get_model_conversion_mapping(network)
+        self.renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+        self.converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+        self.prefix = network.base_model_prefix
+        self.weights = network.state_dict()
+
+    def __call__(self, name: str) -> tuple[str, str | None]:
+        """Return the weight's name, and the pattern by which it is converted, if it is."""
+        found, pattern = rename_source_key(name, self.renamings, self.converters, self.prefix, self.weights)
+        if found not in self.weights and name in self.weights:
+            found, pattern = rename_source_key(name, [], [], self.prefix, self.weights)
+        return found, pattern
+
+
+def _renamed(
+    model: LoadedModel, pruned: LoadedModel, drop: Sequence[int], names: Iterable[str]
+) -> dict[str, str]:
+    """Return the tensors that are kept, in the order given: new name -> name in the source.
+
+    A new name is the old one with one number changed such that the loader takes it for the weight it has
+    to be. Tensors that the loader would not use are left out.
+
+    Raises:
+        UnmappedNamesError: If there is no such name, or more than one.
+    """
+    old, new = _Names(model.network), _Names(pruned.network)
+    moved = {before: after for after, before in rearranged({n: n for n in old.weights}, model, drop).items()}
+    meant: dict[str, tuple[str, str | None]] = {}
+    taken: dict[str, str] = {}
+    for name in sorted(names, key=dot_natural_key):
+        weight, pattern = old(name)
+        if weight in moved:
+            wanted = (moved[weight], pattern)
+            fits = [other for other in _renumberings(name, weight, moved[weight]) if new(other) == wanted]
+            if len(fits) != 1 or fits[0] in meant:
+                raise UnmappedNamesError(
+                    f"{name} of {model.source} cannot be renamed with certainty as layers move up."
+                )
+            meant[fits[0]], taken[name] = wanted, fits[0]
+    again = _Names(pruned.network)
+    if {name: again(name) for name in sorted(meant, key=dot_natural_key)} != meant:
+        raise UnmappedNamesError(f"What the names in {model.source} mean depends on each other.")
+    return {taken[name]: name for name in names if name in taken}
+
+
+def _refuse_more_than_tensors(model: LoadedModel) -> None:
+    """Refuse checkpoints that are more than their tensors.
+
+    Raises:
+        UnmappedNamesError: With the reason.
+    """
+    config, reason = model.network.config, None
+    if getattr(config, "quantization_config", None) is not None:
+        reason = "its weights are quantized"
+    elif getattr(config, "transformers_weights", None) is not None:
+        reason = "its config names the file of its weights"
+    elif cached_file(
+        model.source,
+        "adapter_config.json",
+        local_files_only=True,
+        _raise_exceptions_for_missing_entries=False,
+    ):
+        reason = "an adapter goes on top of it"
+    if reason:
+        raise UnmappedNamesError(f"{model.source} cannot be rewritten file by file: {reason}.")
+
+
+def _renumberings(name: str, before: str, after: str) -> list[str]:
+    """Return the names that differ from one in one number, as `after` differs from `before`."""
+    changed = {pair for pair in zip(before.split("."), after.split("."), strict=True) if pair[0] != pair[1]}
+    if not changed:
+        return [name]
+    ((old, new),) = changed
+    places = re.finditer(rf"(?<!\d){old}(?!\d)", name)
+    return [f"{name[: place.start()]}{new}{name[place.end() :]}" for place in places]
+
+
+def _amiss(
+    network: Any,
+    shapes: Mapping[str, tuple[int, ...]],
+    kinds: Sequence[str] = ("missing_keys", "unexpected_keys", "mismatched_keys"),
+) -> list[str]:
+    """Return what the stock loader would find amiss, given tensors that have a shape and no contents."""
+    empty = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    try:
+        _, info = type(network).from_pretrained(
+            None,
+            config=copy.deepcopy(network.config),
+            state_dict=empty,
+            dtype=torch.float32,
+            device_map={"": "meta"},
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # classes, foreign ones too, refuse weights with errors of any kind
+        return [first_line(error)]
+    return [
+        f"{item} ({kind.removesuffix('_keys')})" for kind in kinds for item in sorted(map(str, info[kind]))
+    ]
+
+
+# --- what goes with the weights -------------------------------------------------------------
+
+
+def _write_config(pruned: LoadedModel, folder: Path) -> None:
+    """Write the config, with the source's type of weights, and the code of a class that is not stock."""
+    network = pruned.network
+    config = copy.deepcopy(network.config)
+    raw, _ = transformers.PreTrainedConfig.get_config_dict(pruned.source, local_files_only=True)
+    _set_dtype(config, raw, None)
+    config.architectures = [type(network).__name__]
+    if network.is_remote_code():
+        custom_object_save(network, folder, config=config)
+    config.save_pretrained(folder)
+
+
+def _set_dtype(config: Any, raw: Mapping[str, Any], default: str | None) -> None:
+    """Say of a config and those inside it what the file they were read from says of types."""
+    config.dtype = raw.get("dtype") or raw.get("torch_dtype") or default
+    for name in getattr(config, "sub_configs", {}) or {}:
+        if (inner := getattr(config, name, None)) is not None:
+            _set_dtype(inner, raw.get(name) or {}, config.dtype)
+
+
+def _copy_side_files(source: str, folder: Path) -> None:
+    """Copy what goes with the checkpoint as it is, where there is nothing of the name yet."""
+    config = cached_file(source, "config.json", local_files_only=True)
+    for pattern in SIDE_FILES:
+        for file in Path(config).parent.glob(pattern):
+            if file.is_file() and not (folder / file.name).exists():
+                shutil.copyfile(file, folder / file.name)

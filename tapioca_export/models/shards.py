@@ -1,0 +1,264 @@
+"""Safetensors files: what they hold, and new ones written from them, block by block.
+
+Bytes are copied as they are, and compared with what was written. At no time is more than two blocks in
+memory: files are read, not mapped, as a mapped file that shrinks ends the process without a word.
+Knows nothing about networks or layers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import SafetensorError, safe_open
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file, cached_files
+
+from ..artifacts import write_text
+from ..errors import LoadError, OutputError, first_line
+
+BLOCK = 1 << 18  # bytes; larger ones were slower, and new memory for each, far slower
+# Of the format: the header's length comes first, in as many bytes, and the data starts at a multiple.
+LENGTH_BYTES = ALIGNMENT = 8
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file: `size` bytes from byte `start` on; `dtype` by the format's names."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A checkpoint's tensors by name, in the order in which they lie in its files.
+
+    `stamps` tells, file by file, its size (bytes) and when it was last written (ns) as it was looked at.
+    """
+
+    tensors: Mapping[str, Stored]
+    stamps: Mapping[Path, tuple[int, int]]
+
+    @property
+    def largest_file(self) -> int:
+        """Bytes of tensors in the largest file."""
+        sizes = dict.fromkeys(self.stamps, 0)
+        for stored in self.tensors.values():
+            sizes[stored.file] += stored.size
+        return max(sizes.values())
+
+
+def read_weights(source: str | Path, *, local_files_only: bool) -> Weights:
+    """Find a checkpoint's files and read their headers, and nothing else of them.
+
+    Args:
+        source: A local folder, or a name on the Hugging Face hub.
+        local_files_only: Take what of the hub is here already.
+
+    Raises:
+        LoadError: If a file is missing, cut off or no safetensors file, or a tensor is in two of them, or
+            in none.
+    """
+    files, listed = _files_of(source, local_files_only)
+    tensors: dict[str, Stored] = {}
+    stamps = {}
+    for file in files:
+        try:
+            stamps[file] = _stamp(file)
+            found = _read_header(file)
+        except OSError as error:
+            raise LoadError(
+                f"Cannot read {file}: {error.strerror}.", "Fetch the checkpoint again."
+            ) from error
+        except SafetensorError as error:
+            raise LoadError(
+                f"{file} is no whole safetensors file: {first_line(error)}.", "Fetch the checkpoint again."
+            ) from error
+        if twice := sorted(tensors.keys() & found):
+            raise LoadError(f"{tensors[twice[0]].file} and {file} both hold a tensor {twice[0]}.")
+        tensors |= found
+    if nowhere := sorted(listed - tensors.keys()):
+        raise LoadError(
+            f"{source} has no tensor {nowhere[0]} ({len(nowhere)} such), though its index names it.",
+            "Fetch the checkpoint again.",
+        )
+    return Weights(tensors, stamps)
+
+
+def _files_of(source: str | Path, local_files_only: bool) -> tuple[list[Path], set[str]]:
+    """Return a checkpoint's weight files as transformers finds them, and the tensors its index names.
+
+    What goes with them from the hub is fetched too.
+    """
+    options = {"local_files_only": local_files_only, "_raise_exceptions_for_missing_entries": False}
+
+    def find(name: str) -> str | None:
+        found: str | None = cached_file(str(source), name, **options)
+        return found
+
+    try:
+        find("generation_config.json")
+        if (single := find(SAFE_WEIGHTS_NAME)) is not None:
+            return [Path(single)], set()
+        if (index := find(SAFE_WEIGHTS_INDEX_NAME)) is None:
+            raise LoadError(f"{source} has no *.safetensors weights.")
+        weight_map = _read_index(Path(index))
+        names = sorted(set(weight_map.values()))
+        if Path(source).is_dir():  # where `cached_files` would not name the one that is missing
+            return [Path(source) / name for name in names], set(weight_map)
+        found = cached_files(str(source), names, local_files_only=local_files_only)
+        return [Path(file) for file in found or ()], set(weight_map)
+    except (OSError, ValueError) as error:
+        raise LoadError(f"Cannot get the weights of {source}: {first_line(error)}") from error
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    """Return the file of each tensor.
+
+    Raises:
+        LoadError: If the index is none, or names a file elsewhere.
+    """
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = set(weight_map.values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LoadError(f"{index} is no index of weights: {first_line(error)}.") from error
+    for name in names:
+        is_inside = isinstance(name, str) and name.endswith(".safetensors")
+        if not is_inside or any(
+            path.is_absolute() or path.drive or ".." in path.parts
+            for path in (PurePosixPath(name), PureWindowsPath(name))
+        ):
+            raise LoadError(f"{index} names {name!r}, which is no safetensors file in its folder.")
+    if not names:
+        raise LoadError(f"{index} names no weights.")
+    return dict(weight_map)
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _read_header(file: Path) -> dict[str, Stored]:
+    """Return what a file holds, in the order of its bytes.
+
+    Raises:
+        OSError, SafetensorError: If it cannot be read, or does not hold what its header says.
+    """
+    # The library checks it all: known types, sizes that fit shapes, no gaps, no overlaps, the file's end.
+    with safe_open(file, framework="numpy") as opened:
+        names = set(opened.keys())
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
+        header = json.loads(stream.read(length))
+    stored = {}
+    for name in sorted(names, key=lambda name: header[name]["data_offsets"]):
+        start, end = header[name]["data_offsets"]
+        shape = tuple(header[name]["shape"])
+        stored[name] = Stored(file, header[name]["dtype"], shape, LENGTH_BYTES + length + start, end - start)
+    return stored
+
+
+def write_weights(tensors: Mapping[str, Stored], source: Weights, folder: Path) -> None:
+    """Write tensors into new files, each no larger than the source's largest, and compare every byte.
+
+    Args:
+        tensors: Where each lies now, by the name it gets.
+        source: What they are taken from.
+        folder: An existing folder, which gets `model.safetensors`, or files numbered as transformers
+            numbers them and their index.
+
+    Raises:
+        LoadError: If a source file changes meanwhile.
+        OutputError: If what was written cannot be read back as it was.
+        OSError: If the folder cannot be written.
+    """
+    split = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda stored: stored.size,
+        filename_pattern=SAFE_WEIGHTS_NAME.replace(".", "{suffix}."),
+        max_shard_size=source.largest_file,
+    )
+    for file, names in split.filename_to_tensors.items():
+        part = {name: tensors[name] for name in names}
+        _write_file(folder / file, part)
+        _compare(folder / file, part)  # while the system still has it all in memory
+        for stored in part.values():
+            if _stamp(stored.file) != source.stamps[stored.file]:
+                raise LoadError(f"{stored.file} changed while it was read.", "Run the command again.")
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_text(folder / SAFE_WEIGHTS_INDEX_NAME, json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _write_file(file: Path, tensors: Mapping[str, Stored]) -> None:
+    """Write one file: tensors of wide types first, so that each starts at a multiple of its width."""
+
+    def width(stored: Stored) -> float:
+        return stored.size / max(1, math.prod(stored.shape))
+
+    ordered = dict(sorted(tensors.items(), key=lambda item: -width(item[1])))  # else as they lie
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers refuses files without
+    end = 0
+    for name, stored in ordered.items():
+        start, end = end, end + stored.size
+        header[name] = {"dtype": stored.dtype, "shape": stored.shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    with file.open("wb") as output:
+        output.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
+        for blocks in map(_blocks, ordered.values()):
+            for block in blocks:
+                output.write(block)
+
+
+def _compare(file: Path, tensors: Mapping[str, Stored]) -> None:
+    """Read a file that was written, and hold every tensor against where it was taken from.
+
+    Raises:
+        OutputError: Naming one that differs.
+    """
+    try:
+        written = _read_header(file)
+    except SafetensorError as error:
+        raise OutputError(f"{file} cannot be read back: {first_line(error)}.", "Check the disk.") from error
+    different = written.keys() ^ tensors.keys()
+    for name in tensors.keys() & written.keys():
+        one, other = tensors[name], written[name]
+        same_kind = (one.dtype, one.shape, one.size) == (other.dtype, other.shape, other.size)
+        if not (same_kind and all(map(np.array_equal, _blocks(one), _blocks(other)))):
+            different.add(name)
+    if different:
+        raise OutputError(f"{file}: {min(different)} is not what was written.", "Check the disk.")
+
+
+def _blocks(stored: Stored) -> Iterator[memoryview]:
+    """Yield a tensor's bytes; each block lies where the one before lay.
+
+    Raises:
+        LoadError: If the file ends before the tensor does, or cannot be read.
+    """
+    buffer, left = memoryview(bytearray(BLOCK)), stored.size
+    try:
+        with stored.file.open("rb") as stream:
+            stream.seek(stored.start)
+            while left:
+                block = buffer[: min(BLOCK, left)]
+                if stream.readinto(block) < len(block):
+                    raise LoadError(
+                        f"{stored.file} ends before its weights do.", "Fetch the checkpoint again."
+                    )
+                left -= len(block)
+                yield block
+    except OSError as error:
+        raise LoadError(f"Cannot read {stored.file}: {error.strerror}.") from error
