@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -21,7 +22,14 @@ from tapioca_export.benchmarking.timing import time_rounds
 from tapioca_export.errors import ExportError, ParityError
 from tapioca_export.exporting import FORMATS, ExportSettings, Written, export_model
 from tapioca_export.exporting.parity import TOKENS, prove_generation
-from tapioca_export.generation import cache_bytes, generate, one_token_step, with_cache, with_positions
+from tapioca_export.generation import (
+    DECODER_FILES,
+    cache_bytes,
+    generate,
+    one_token_step,
+    with_cache,
+    with_positions,
+)
 from tapioca_export.models import LoadedModel, drop_layers, generated, prunable_stacks
 from tapioca_export.samples import Samples
 from tapioca_export.tasks import TASKS, Inputs, Processor
@@ -218,6 +226,14 @@ def test_prompts_that_leave_less_room_are_continued_by_fewer_tokens(
         assert prove_generation(tight, rows, run, written)["tokens_generated"] == expected
 
 
+def test_axes_whose_size_is_not_known_share_no_name(exported: tuple[LoadedModel, Export, Path]) -> None:
+    """ONNX Runtime takes axes of one name to be of one size, and uses memory again by it."""
+    graph = onnx.load(exported[2] / "model.onnx").graph
+    names = {axis.dim_param for value in graph.value_info for axis in value.type.tensor_type.shape.dim}
+    assert "None" not in names
+    assert {"batch", "sequence"} <= names
+
+
 def test_what_a_checkpoint_says_of_sampling_is_left_out_and_left_alone() -> None:
     model = make_model("llama")
     own = transformers.GenerationConfig(do_sample=True, temperature=9.0, repetition_penalty=5.0, max_length=3)
@@ -238,6 +254,84 @@ def test_a_model_that_keeps_something_else_is_refused_with_the_reason(tmp_path: 
     with pytest.raises(ExportError, match="keeps something else than keys and values of every layer"):
         export_model(model, make_rows(model), tmp_path, ExportSettings())
     assert not any(tmp_path.iterdir())
+
+
+# --- encoder-decoders -----------------------------------------------------------------------
+
+STACKS = {
+    "d_model": 32, "encoder_layers": NUM_LAYERS, "decoder_layers": NUM_LAYERS, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 128,
+    "decoder_start_token_id": 2, "forced_eos_token_id": None, **SPECIAL,
+}  # fmt: skip
+ENCODER_DECODERS: dict[str, dict[str, object]] = {
+    "t5": {
+        "vocab_size": 128, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": NUM_LAYERS,
+        "num_decoder_layers": NUM_LAYERS, "num_heads": 4, "decoder_start_token_id": 0, **SPECIAL,
+    },
+    "bart": {**STACKS, "max_position_embeddings": LONGEST},
+}  # fmt: skip
+
+
+def make_encoder_decoder(family: str) -> LoadedModel:
+    """Build a model that has lost a layer of each of its stacks."""
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(family, **ENCODER_DECODERS[family])
+    network = awaken(transformers.AutoModelForSeq2SeqLM.from_config(config))
+    tokenizer = make_tokenizer("llama")
+    processor = Processor(
+        family, "answer-start", LONGEST, tokenizer, unused_tokenizer=tokenizer,
+        generation_config=network.generation_config, prompt=(config.decoder_start_token_id,),
+    )  # fmt: skip
+    task = TASKS["text2text-generation"]
+    model = LoadedModel(network, task, processor, family, prunable_stacks(network))
+    return drop_layers(model, sorted(model.numbering.indices(("encoder:1", "decoder:2"))))
+
+
+def make_texts(model: LoadedModel) -> Samples:
+    generator, rows = random.Random(0), []
+    read_row = model.task.rows({}, model.processor)
+    for number in range(12):
+        text = " ".join(generator.choice(WORDS) for _ in range(generator.randint(1, 30)))
+        answer = " ".join(generator.choice(WORDS) for _ in range(generator.randint(1, 6)))
+        rows.append(read_row({"text": text, "answer": answer}, f"line {number}"))
+    return Samples("target-select", tuple(rows), "file", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_an_encoder_and_its_decoder_generate_the_tokens_of_pytorch(family: str, tmp_path: Path) -> None:
+    model = make_encoder_decoder(family)
+    export = export_model(model, make_texts(model), tmp_path, ExportSettings())
+    assert (export.prompts_continued, export.tokens_generated) == (4, TOKENS)
+    assert tuple(export.files) == DECODER_FILES
+    session = RUNTIMES["onnxruntime"](tmp_path, "cpu", 1)
+    inputs = {**prompts(model), "decoder_input_ids": np.full((3, 1), model.processor.prompt[0])}
+    expected = generated(model, inputs, TOKENS)
+    assert len(np.unique(expected)) > 2  # a graph that repeats itself would prove little
+    np.testing.assert_array_equal(generate(session, inputs, export.cache, TOKENS), expected)
+    check_names(tmp_path)
+    step = one_token_step({**inputs, "decoder_input_ids": inputs["decoder_input_ids"]}, export.cache)
+    assert session(step)["present.0.decoder.key"].shape == (3, 4, 14, 8)
+
+
+def check_names(folder: Path) -> None:
+    """Hold names against those of the ecosystem; layers are counted from 0."""
+    kinds = [f"{layer}.{kind}" for layer in range(NUM_LAYERS - 1) for kind in ("key", "value")]
+    own = [kind.replace(".", ".decoder.") for kind in kinds]
+    crossed = [kind.replace(".", ".encoder.") for kind in kinds]
+    names = {}
+    for name in DECODER_FILES:
+        session = onnxruntime.InferenceSession(folder / name)
+        names[name] = [{v.name for v in part} for part in (session.get_inputs(), session.get_outputs())]
+    encoder, first, further = (names[name] for name in DECODER_FILES)
+    assert encoder == [{"input_ids", "attention_mask"}, {"last_hidden_state"}]
+    assert first[0] == {"input_ids", "encoder_attention_mask", "encoder_hidden_states"}
+    assert first[1] == {"logits", *(f"present.{kind}" for kind in (*own, *crossed))}
+    past = {f"past_key_values.{kind}" for kind in (*own, *crossed)}
+    assert further == [
+        {"input_ids", "encoder_attention_mask", *past},
+        {"logits", *(f"present.{k}" for k in own)},
+    ]
 
 
 # --- timing ---------------------------------------------------------------------------------

@@ -298,7 +298,11 @@ def _mend_cache(config: Any) -> None:
     `generate` sizes the cache by `decoder_layers`, if a config has it, else by the general number.
     """
     depth = vars(config).get("num_decoder_layers")
-    if depth is not None and config.is_encoder_decoder and depth != config.num_hidden_layers:
+    if depth is None or not config.is_encoder_decoder:
+        return
+    if depth == config.num_hidden_layers:  # again, once both stacks have lost as many
+        vars(config).pop("decoder_layers", None)
+    else:
         config.decoder_layers = depth
 
 
