@@ -284,7 +284,6 @@ def _name_axes(graph: Any, task: Task) -> None:
         str(value.shape[axis]): name
         for value in graph.inputs
         for axis, name in enumerate(task.axes(value.name))
-        if not isinstance(value.shape[axis], int)  # the network takes one size only
     }
     symbol = re.compile("|".join(rf"\b{re.escape(old)}\b" for old in names))
     values = [*graph.inputs, *(output for node in graph for output in node.outputs)]
