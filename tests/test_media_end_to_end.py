@@ -11,6 +11,7 @@ import torch
 from media import RATE, drawn, make_extractor, make_network, write_media
 from planting import assert_found, plant
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("media-end-to-end")]
 PLANTED = 1
 WRONG = 0  # target rows have the other labels
 
@@ -58,14 +59,12 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return {"folder": folder / "out", "benchmark": benchmark, "column": column}
 
 
-@pytest.mark.slow
 def test_a_planted_layer_is_found_and_its_gain_is_kept(finished: dict[str, Any]) -> None:
     target = finished["benchmark"].accuracy["target"]
     assert target.original < 0.2
     assert target.pruned > 0.8
 
 
-@pytest.mark.slow
 def test_a_report_on_files_speaks_of_no_tokens_or_texts(finished: dict[str, Any]) -> None:
     for name in ("report.md", "report.html"):
         report = (finished["folder"] / name).read_text(encoding="utf-8")
@@ -74,7 +73,6 @@ def test_a_report_on_files_speaks_of_no_tokens_or_texts(finished: dict[str, Any]
         assert {"image": "16 patches", "audio": "time steps"}[finished["column"]] in body
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("place", ["original/onnx", "pruned/onnx", "pruned/checkpoint"])
 def test_what_encodes_files_stands_beside_each_model(finished: dict[str, Any], place: str) -> None:
     assert (finished["folder"] / place / "preprocessor_config.json").is_file()

@@ -298,7 +298,8 @@ def test_all_images_have_one_length_and_only_the_batch_varies(
     workloads = make_workloads(IMAGES, samples, processors["image"], settings)
     shapes = [(work.batch_size, work.sequence_length, work.unit) for work in workloads]
     assert shapes == [(1, 16, "patches"), (2, 16, "patches")]
-    assert [work.batches[0]["pixel_values"].shape[0] for work in workloads] == [1, 2]
+    made = [work.batches[0]["pixel_values"].shape for work in workloads]
+    assert made == [(1, 3, SIZE, SIZE), (2, 3, SIZE, SIZE)]
     with pytest.raises(ConfigError, match="--sequence-length has no meaning here: every row has 16 patches"):
         make_workloads(IMAGES, samples, processors["image"], replace(settings, sequence_lengths=(8,)))
 
