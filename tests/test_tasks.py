@@ -437,7 +437,10 @@ def test_a_prompt_length_out_of_the_model_s_range_is_refused(max_length: int) ->
 
 
 def test_every_task_is_named_by_its_entry() -> None:
-    names = ["multiple-choice", "polynomial-regression", "text-classification", "text-generation"]
+    names = [
+        "multiple-choice", "polynomial-regression", "text-classification", "text-generation",
+        "text2text-generation",
+    ]  # fmt: skip
     assert {name: task.name for name, task in TASKS.items()} == {name: name for name in names}
 
 
