@@ -27,6 +27,7 @@ from tapioca_export.models import (
 from tapioca_export.models.surgery import refuse_dependent_layers
 from tapioca_export.profiling.accumulating import mean_deviation
 from tapioca_export.profiling.replaying import passes
+from tapioca_export.selection import CRITERIA, Round, SelectionSettings
 from tapioca_export.tasks import TASKS, Batch, Inputs
 
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -299,3 +300,11 @@ def test_the_default_reads_the_mean_over_the_real_tokens_of_each_row() -> None:
     np.testing.assert_allclose(task.readout_of("vision", batch, (2, 5)).sum(axis=(1, 2)), 1, rtol=1e-6)
     shared = task.readout_of("text", batch, (4, 3))  # four texts that are no rows: all rows read all of them
     np.testing.assert_allclose(shared, np.full((2, 4, 3), 1 / 12), rtol=1e-6)
+
+
+def test_a_block_of_layers_lies_in_one_stack_and_is_not_all_of_it() -> None:
+    turns = {1: (0.5,) * 5, 2: (0.5, 0.4, 0.0, 0.1)}  # from encoder:2 into the decoder; all of the decoder
+    probe: Any = SimpleNamespace(num_layers=5, angular_distances=lambda size: turns[size])
+    settings = SelectionSettings(max_drop_layers=2, stacks=BOTH.stacks)
+    candidates = CRITERIA["angular-distance"](Round(probe, (), (0, 1, 2, 3, 4), settings)).candidates
+    assert [candidate.layer for candidate in candidates if candidate.score > 1] == [1, 2]

@@ -3,6 +3,8 @@
 As with causal models, no token need be generated: greedy generation gives exactly the wanted answer if,
 and only if, each of its tokens, the one that ends it included, is the likeliest after those before it.
 The encoder reads the text, and one forward of the decoder the whole answer.
+Greedy is the likeliest token, whatever else a checkpoint tells `generate` (beams, n-grams that may not
+repeat).
 
 Shapes: B rows of a batch, T tokens of texts or of answers.
 """

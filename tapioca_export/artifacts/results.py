@@ -1,0 +1,252 @@
+"""Frozen dataclasses of what came out: exports, benchmarks, comparisons, runs, reports; one file each.
+
+Layers are named as in `records`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..numbering import LayerName
+from .records import SCHEMA_VERSION, Cost, Interval, Profile, Selection
+
+# --- export.json ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Export:
+    """`export.json`: an exported model and the proof that it computes what PyTorch computes.
+
+    `files` maps each file to its SHA-256; `sha256` is that of the first, the graph that runs first.
+
+    `shapes_checked` holds shapes of the first input, batch first; `label_agreement` is the share of rows
+    whose label is the same (1.0 where the task has no labels to compare); sizes count the weights file.
+    `cache` names the inputs that hold keys and values of earlier tokens, each with its number of heads
+    and the size of one; what it generates with them, from prompts padded on the left, was compared for
+    `prompts_continued` rows and `tokens_generated` tokens each.
+    """
+
+    model: str
+    task: str
+    format: str
+    files: dict[str, str]
+    exporter: str
+    opset: int | None
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    max_abs_difference: float
+    tolerance: float
+    label_agreement: float
+    rows_checked: int
+    shapes_checked: tuple[tuple[int, ...], ...]
+    padding_checked: tuple[str, ...]
+    size_bytes: int
+    sha256: str
+    num_layers: int
+    drop: tuple[LayerName, ...] = ()
+    max_length: int | None = None
+    cache: dict[str, tuple[int, int]] = field(default_factory=dict)
+    prompts_continued: int = 0
+    tokens_generated: int = 0
+    note: str | None = None
+    kind: Literal["export"] = "export"
+    schema_version: int = SCHEMA_VERSION
+
+
+# --- benchmark.json -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Both models on the same report rows; `difference` is pruned minus original.
+
+    `interval` is a 95 % paired bootstrap interval of the difference; `p_value` is the exact McNemar
+    test for right/wrong metrics, a paired permutation test otherwise. `gained` and `lost` count the
+    rows that became better and worse.
+    """
+
+    metric: str
+    higher_is_better: bool
+    n: int
+    original: float
+    pruned: float
+    difference: float
+    interval: Interval
+    p_value: float
+    original_interval: Interval
+    pruned_interval: Interval
+    gained: int
+    lost: int
+
+    @property
+    def gain(self) -> float:
+        """Improvement of the pruned model: positive is better, whatever the metric."""
+        return self.difference if self.higher_is_better else -self.difference
+
+    @property
+    def gain_interval(self) -> Interval:
+        """Interval of `gain`."""
+        low, high = self.interval
+        return (low, high) if self.higher_is_better else (-high, -low)
+
+
+Phase = Literal["forward", "prefill", "decode"]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Latency of one model at one shape. `p90_ms` is None with fewer than 20 runs.
+
+    `throughput_per_s` counts sequences; `tokens_per_s`, where a model generates, tokens read or made.
+    """
+
+    p50_ms: float
+    p90_ms: float | None
+    runs: int
+    throughput_per_s: float
+    tokens_per_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of times: the median over interleaved rounds, with a 95 % bootstrap interval."""
+
+    median: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Original against pruned at one shape, measured interleaved in one process.
+
+    `ideal_speedup` is layers before / layers after, of all stacks: what would be seen if only layers took
+    time, and all the same.
+    `noise_floor` is the interval of the ratio between two sessions of the SAME original model.
+    `phase` tells, where a model generates, what was timed: "prefill" reads a prompt of
+    `sequence_length` tokens, "decode" makes one token more with that many cached.
+    `unit` is what the sequence length counts.
+    """
+
+    runtime: str
+    provider: str
+    batch_size: int
+    sequence_length: int
+    threads: int
+    original: Timing
+    pruned: Timing
+    speedup: Ratio
+    ideal_speedup: float
+    noise_floor: Interval
+    phase: Phase = "forward"
+    unit: str = "tokens"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One quantity of the original and of the pruned model."""
+
+    original: float
+    pruned: float
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """`benchmark.json`: original against pruned, both as exported files.
+
+    `accuracy` is keyed by role, "id" and "target"; a role without labels is absent.
+    `optimism_gap` is the gain on the select rows minus the gain on the report rows.
+    `cache_bytes_per_token` is what keys and values of one token take; None where nothing is cached.
+    `skipped` says in words what was asked for and could not be measured here.
+    """
+
+    task: str
+    accuracy: dict[str, Accuracy]
+    latency: tuple[Latency, ...]
+    size_bytes: Pair
+    peak_memory_bytes: Pair
+    load_seconds: Pair
+    drop: tuple[LayerName, ...] = ()
+    optimism_gap: float | None = None
+    cache_bytes_per_token: Pair | None = None
+    skipped: tuple[str, ...] = ()
+    kind: Literal["benchmark"] = "benchmark"
+    schema_version: int = SCHEMA_VERSION
+
+
+# --- comparison.json ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One criterion: the layers it dropped, what that did on report rows, and what its search cost.
+
+    `depth` counts the layers; where it is less than was asked for, `stop_reason` says why. The cost
+    includes scoring the original and every accepted step on the rows that drive the search, which a
+    criterion without labels has no need of.
+    """
+
+    criterion: str
+    drop: tuple[LayerName, ...]
+    depth: int
+    stop_reason: str
+    target: Accuracy
+    id: Accuracy
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`comparison.json`: criteria on one model, each asked to drop the same number of layers.
+
+    `criteria` stand in the order of their gain on the target, the largest first. All chose on the
+    same select rows and are scored on the same report rows, in PyTorch. Intervals and p-values are
+    of one criterion each, not adjusted for how many there are.
+    """
+
+    model: str
+    task: str
+    num_layers: int
+    max_drop_layers: int
+    criteria: tuple[Compared, ...]
+    search: str = "greedy"
+    select_on: str = "target"
+    num_samples: int = 0
+    seed: int = 0
+    stacks: dict[str, int] = field(default_factory=dict)
+    kind: Literal["comparison"] = "comparison"
+    schema_version: int = SCHEMA_VERSION
+
+
+# --- run.json, report.json ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """`run.json`: everything needed to do the run again and to tell whether a file changed.
+
+    `inputs` and `outputs` map paths to SHA-256; outputs are relative to the run folder.
+    """
+
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    inputs: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    kind: Literal["run"] = "run"
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Report:
+    """`report.json`: the verdict and everything it rests on."""
+
+    verdict: str
+    findings: tuple[str, ...]
+    run: Run
+    selection: Selection
+    profile: Profile
+    benchmark: Benchmark
+    exports: dict[str, Export]
+    kind: Literal["report"] = "report"
+    schema_version: int = SCHEMA_VERSION
