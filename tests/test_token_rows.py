@@ -116,9 +116,11 @@ def test_words_that_are_cut_off_are_outside_of_entities() -> None:
     record = {"tokens": ["w1", "w2", "w3"], "tags": ["B-PER", "O", "B-LOC"]}
     rows = samples_of(TAGGER, [record], short)
     assert rows.rows[0].features["words"] == (1, 2, -1)
-    scores = TAGGER.score(logits_of([record["tags"]], rows, TAGS), rows)
+    logits = logits_of([record["tags"]], rows, TAGS)
+    scores = TAGGER.score(logits, rows)
     assert scores.values == pytest.approx([2 / 3])
-    assert np.isfinite(scores.losses).all()
+    seen = samples_of(TAGGER, [{name: values[:2] for name, values in record.items()}], short)
+    assert scores.losses == pytest.approx(TAGGER.score(logits, seen).losses)
     plain = TASKS["token-classification"].for_model(
         transformers.AutoConfig.for_model("bert", id2label=dict(enumerate(KINDS)))
     )
@@ -215,6 +217,12 @@ def test_an_answer_that_is_cut_off_is_learnt_at_the_first_token_and_still_wanted
     logits[:, 4] = 9
     values = QA.score(logits, rows).values
     assert values == pytest.approx([2 / 3, 0, 2 / 3])
+
+
+def test_a_long_question_stays_whole_and_its_context_is_cut() -> None:
+    record = {"question": "w1 w2 w3 w4 w5 w6", "context": "w7 w8 w9", "answers": ["w7"]}
+    tokens = row_of(QA, record, replace(TEXT, max_length=10)).features["tokens"]["input_ids"]
+    assert tokens == [1, 5, 6, 7, 8, 9, 10, 2, 11, 2]
 
 
 @pytest.mark.parametrize(
