@@ -251,6 +251,7 @@ def test_a_silent_fallback_is_an_error(exports: tuple[Path, Path], monkeypatch: 
 
 def test_a_file_that_is_not_onnx_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"not a model")
+    save_export(tmp_path, 2, (), "text-classification")
     with pytest.raises(BenchmarkError, match=r"cannot open .*model\.onnx") as caught:
         RUNTIMES["onnxruntime"](tmp_path, "cpu", 1)
     assert "\n" not in caught.value.message
@@ -395,6 +396,7 @@ def test_memory_and_load_time_are_measured_in_a_fresh_process(exports: tuple[Pat
 
 def test_errors_of_the_fresh_process_arrive_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"not a model")
+    save_export(tmp_path, 2, (), "text-classification")
     inputs = {"input_ids": np.ones((2, 4), dtype=np.int64)}
     with pytest.raises(BenchmarkError, match="ONNX Runtime cannot open"):
         measure_memory_and_load(tmp_path, "cpu", 1, inputs)
