@@ -13,7 +13,7 @@ import torch
 import transformers
 from conftest import awaken
 
-from tapioca_export.artifacts import Journal, Numbering
+from tapioca_export.artifacts import Curves, Deviation, Journal, LayerProfile, Numbering, Profile
 from tapioca_export.errors import ConfigError, UnsupportedModelError
 from tapioca_export.models import (
     LoadedModel,
@@ -27,6 +27,7 @@ from tapioca_export.models import (
 from tapioca_export.models.surgery import refuse_dependent_layers
 from tapioca_export.profiling.accumulating import mean_deviation
 from tapioca_export.profiling.replaying import passes
+from tapioca_export.reporting import figures
 from tapioca_export.selection import CRITERIA, Round, SelectionSettings
 from tapioca_export.tasks import TASKS, Batch, Inputs
 
@@ -308,3 +309,31 @@ def test_a_block_of_layers_lies_in_one_stack_and_is_not_all_of_it() -> None:
     settings = SelectionSettings(max_drop_layers=2, stacks=BOTH.stacks)
     candidates = CRITERIA["angular-distance"](Round(probe, (), (0, 1, 2, 3, 4), settings)).candidates
     assert [candidate.layer for candidate in candidates if candidate.score > 1] == [1, 2]
+
+
+def test_plots_and_tables_keep_stacks_apart() -> None:
+    norms = tuple(float(n + 1) for n in range(7))
+    part = LayerProfile(norms, norms, (0.1,) * 5, ((0.5, 9.0),) * 7, ((0.5, 9.0),) * 7, 8, 64)
+    floor = Curves(norms, norms, 1.0)
+    profile = Profile(
+        model="m", task="t", position="mean", layers=BOTH.names(range(5)), id=part, target=part,
+        deviation=Deviation(norms, norms, 1.0, floor), drop=("decoder:0",), stacks=BOTH.stacks,
+    )  # fmt: skip
+    drawn = (
+        (figures.profile_figure(profile, "norms", "Norms", "norm"), [[0, 1, 2, 3], [4, 5, 6]], 4.5),
+        (figures.deviation_figure(profile, "norms", "Deviation"), [[0, 1, 2, 3], [4, 5, 6]], 4.5),
+        (figures.influence_figure(profile), [[0, 1, 2], [3, 4]], 3.0),
+    )
+    for figure, pieces, middle in drawn:
+        lines = [trace for trace in figure.spec["data"] if "fillcolor" not in trace]
+        assert [trace["x"] for trace in lines[:2]] == pieces
+        assert [trace["showlegend"] for trace in lines[:2]] == [True, False]
+        for trace in figure.spec["data"]:
+            assert any(set(trace["x"]) == set(piece) for piece in pieces)
+        (shape,) = figure.spec["layout"]["shapes"]
+        assert (shape["x0"] + shape["x1"]) / 2 == middle
+    assert drawn[0][0].spec["layout"]["xaxis"]["ticktext"][3:5] == ["encoder:3", "decoder:0"]
+    assert drawn[0][0].data is not None
+    assert [row[0] for row in drawn[0][0].data.rows] == list(BOTH.boundary_names)
+    assert drawn[2][0].data is not None
+    assert [row[0] for row in drawn[2][0].data.rows] == list(BOTH.names(range(5)))

@@ -352,6 +352,7 @@ def test_the_profile_of_each_stack_stands_by_its_name(trained: Trained, tmp_path
         (["--search", "beam", "--epsilon", 1, "--pick", "final"], 4),
         (["--search", "racing", "--epsilon", 1, "--pick", "final"], 4),
         (["--criterion", "angular-distance", "--max-drop-layers", 2, "--epsilon", 1, "--pick", "final"], 2),
+        (["--criterion", "last", "--epsilon", 1, "--pick", "final"], 4),
         (["--criterion", "last", "--protect-first", 1, "--epsilon", 1, "--pick", "final"], 4),
         (["--criterion", "tapioca", "--max-drop-layers", 1], None),
     ],

@@ -2,7 +2,7 @@
 
 A model's own `forward` is never re-implemented: blocks are skipped by a stand-in at their place.
 Knows nothing about metrics, selection or export formats. A layer index is always the 0-based index
-in the model that was loaded.
+in the model that was loaded, counted through its stacks in the order in which they run.
 """
 
 from .loaded import SPREAD, LoadedModel, LoadOptions, generated, to_tensors
