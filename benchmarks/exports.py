@@ -47,6 +47,7 @@ TASKS = {
     **dict.fromkeys(ENCODER_DECODERS, "text2text-generation"),
     **dict.fromkeys(IMAGES, "image-classification"),
 }
+REFUSED = ("albert",)  # its layers are one layer, run several times
 CLASSES = {
     "text-classification": "AutoModelForSequenceClassification",
     "text-generation": "AutoModelForCausalLM",
@@ -66,8 +67,10 @@ def make_checkpoint(family: str, folder: Path) -> None:
         if name in vars(config):
             setattr(config, name, LONGEST + 2)  # some types start counting after the padding id
     ids = {name.replace("token", "token_id"): number for number, name in enumerate(SPECIAL)}
-    for name, value in (*ids.items(), ("decoder_start_token_id", 1), ("num_labels", len(LABELS))):
+    for name, value in (*ids.items(), ("decoder_start_token_id", 1)):
         setattr(config, name, value)
+    config.id2label = dict(enumerate(LABELS))
+    config.label2id = {label: number for number, label in enumerate(LABELS)}
     config.forced_eos_token_id = None
     network = getattr(transformers, CLASSES[TASKS[family]]).from_config(config)
     with torch.no_grad():
@@ -148,7 +151,7 @@ def try_family(family: str) -> dict[str, Any]:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Return the table."""
     lines = [
-        "| family | task | files | shapes beside the traced one | largest difference | tokens, all the same |",
+        "| family | task | files | shapes checked | largest difference | same tokens |",
         "| --- | --- | --- | ---: | ---: | ---: |",
     ]
     for row in rows:
@@ -183,7 +186,7 @@ def main(families: tuple[str, ...], write: bool) -> None:
         before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
         after = rest.split(END)[1]
         PAGE.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}", encoding="utf-8")
-    if any(row["outcome"] != "equal" and row["family"] != "albert" for row in rows):
+    if any(row["outcome"] != "equal" and row["family"] not in REFUSED for row in rows):
         sys.exit(1)
 
 
