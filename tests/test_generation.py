@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -147,6 +148,20 @@ def test_config_generation_config_and_tokenizer_stand_beside_the_graph(
     assert transformers.AutoConfig.from_pretrained(folder).num_hidden_layers == NUM_LAYERS - 2
     assert transformers.GenerationConfig.from_pretrained(folder)
     assert len(transformers.AutoTokenizer.from_pretrained(folder)) == 96
+
+
+def test_the_config_for_onnxruntime_genai_has_the_depth_that_is_left(
+    exported: tuple[LoadedModel, Export, Path],
+) -> None:
+    described = json.loads((exported[2] / "genai_config.json").read_text(encoding="utf-8"))["model"]
+    assert (described["type"], described["vocab_size"], described["context_length"]) == ("llama", 128, 128)
+    decoder = described["decoder"]
+    assert decoder["filename"] == "model.onnx"
+    assert decoder["num_hidden_layers"] == NUM_LAYERS - 2
+    assert (decoder["num_attention_heads"], decoder["num_key_value_heads"]) == (4, 2)
+    assert (decoder["head_size"], decoder["hidden_size"]) == (8, 32)
+    names = [decoder["inputs"]["past_key_names"], decoder["outputs"]["present_value_names"]]
+    assert [name.replace("%d", "0") for name in names] == ["past_key_values.0.key", "present.0.value"]
 
 
 def test_a_prompt_read_in_two_parts_gives_the_logits_of_one_read_at_once(
