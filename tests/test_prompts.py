@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import WORDS, make_decoder, make_tokenizer, write_jsonl
+from conftest import WORDS, make_decoder, make_tokenizer, save_model, write_jsonl
 from test_causal_tasks import ANSWERS, CHOICES, LONGEST, make_model
 
 from tapioca_export import RunConfig
@@ -22,8 +22,9 @@ from tapioca_export.tasks import TASKS, load_prompting
 # A conversation as "[CLS] user w1 assistant", all of it words or special tokens of the tiny tokenizer.
 CHAT = (
     "{{ '[CLS]' }}{% for message in messages %}"
-    "{% if message.role == 'robot' %}{{ raise_exception('no robots') }}{% endif %} {{ {'system': 'w90', 'user': 'w88', 'assistant': 'w89'}"
-    "[message.role] }} {{ message.content }}{% endfor %}{% if add_generation_prompt %} w89 {% endif %}"
+    "{% if message.role == 'robot' %}{{ raise_exception('no robots') }}{% endif %}"
+    " {{ {'system': 'w90', 'user': 'w88', 'assistant': 'w89'}[message.role] }} {{ message.content }}"
+    "{% endfor %}{% if add_generation_prompt %} w89 {% endif %}"
 )
 
 
@@ -257,8 +258,6 @@ def test_a_text_that_is_scored_whole_takes_no_prompt(tmp_path: Path) -> None:
 
 
 def test_a_task_without_prompts_refuses_a_template(tmp_path: Path) -> None:
-    from conftest import save_model
-
     save_model(tmp_path, "bert")
     with pytest.raises(ConfigError, match="Task text-classification has no prompts"):
         load_model(tmp_path, options=LoadOptions(prompting=Prompting("{{text}}")))
