@@ -234,9 +234,10 @@ def test_a_solved_example_needs_an_answer() -> None:
 def test_solved_examples_are_drawn_by_the_seed_whole_rows_and_never_twice(tmp_path: Path) -> None:
     records = [{"prompt": f"w{i}", "answer": "w2"} for i in range(9)]
     path = write_jsonl(tmp_path / "solved.jsonl", records)
+    assert len(set(load_prompting(None, False, path, 9, 0).shots)) == 9
     draws = [load_prompting(None, False, path, 4, seed).shots for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
-    assert len(set(draws[0])) == 4
+    assert len(draws[0]) == 4
     assert all(json.loads(shot) in records for shot in draws[0])
     with pytest.raises(LoadError, match="has 9 rows, --num-fewshot asks for 10"):
         load_prompting(None, False, path, 10, 0)
