@@ -15,6 +15,7 @@ from .artifacts import (
     Numbering,
     Plan,
     Profile,
+    Prompting,
     Proof,
     Report,
     Run,
@@ -29,7 +30,15 @@ from .benchmarking import benchmark as compare_exports
 from .config import RunConfig
 from .errors import ConfigError, LoadError
 from .exporting import parity_batches
-from .models import LoadedModel, load_model, outline_model, refuse_larger_than_memory
+from .models import (
+    LoadedModel,
+    LoadOptions,
+    find_task,
+    load_config,
+    load_model,
+    outline_model,
+    refuse_larger_than_memory,
+)
 from .pipeline import JOURNAL
 
 
@@ -119,10 +128,11 @@ def prune(config: RunConfig, selection: Selection | None = None, proof: Proof = 
     steps.check(config)
     steps.refuse_pruned(config)
     with staged(config.output, overwrite=config.overwrite) as folder, steps.using_threads(config):
-        model = outline_model(config.model, config.task, steps.load_options(config))
+        options = _as_before(config, selection, "The selection")
+        model = outline_model(config.model, config.task, options)
         if proof == "logits":
             refuse_larger_than_memory(model)
-            model = load_model(config.model, model.task.name, steps.load_options(config))
+            model = load_model(config.model, model.task.name, options)
         if selection is None:
             selection = _as_named(config, model)
         of, here = Numbering.of(selection.stacks, selection.num_layers), model.numbering
@@ -144,6 +154,8 @@ def _as_named(config: RunConfig, model: LoadedModel) -> Selection:
         task=model.task.name,
         criterion="fixed",
         num_layers=model.num_layers,
+        metric=config.metric and model.task.metric,
+        prompting=model.processor.prompting,
         drop=numbering.names(sorted(numbering.indices(config.drop))),
         steps=(),
         stop_reason="the layers were named by the user",
@@ -165,12 +177,12 @@ def export(config: RunConfig) -> dict[str, Export]:
             "Parity is proven on your own samples, and none were given.", "Add --id or --target."
         )
     with staged(config.output, overwrite=config.overwrite) as folder, steps.using_threads(config):
-        model = load_model(config.model, config.task, steps.load_options(config))
+        chosen = steps.selection_of(config.model)
+        model = load_model(config.model, config.task, _as_before(config, chosen, config.model))
         rows = steps.given_rows(config, model.task, model.processor)
         assert rows is not None
         several = len(config.format) > 1
         places = {name: folder / name if several else folder for name in config.format}
-        chosen = steps.selection_of(config.model)
         exports = steps.export_all(config, model, rows, places, chosen.drop if chosen else ())
         if chosen:  # says on which rows the layers were chosen, so that they are never reported
             for place in places.values():
@@ -197,7 +209,7 @@ def benchmark(original: Path, pruned: Path, config: RunConfig) -> Benchmark:
     if config.max_length is None:
         config = replace(config, max_length=first.max_length)
     with staged(config.output, overwrite=config.overwrite) as folder, steps.using_threads(config):
-        task, processor = steps.load_task(config)
+        task, processor = steps.load_task(config, _as_before(config, first, original))
         roles = steps.load_roles(config, task, processor, ("report",))
         rows = {name: roles[f"{name}-report"] for name in ("id", "target")}
         result = compare_exports(original, pruned, task, rows, processor, steps.benchmark_settings(config))
@@ -222,3 +234,32 @@ def report(folder: Path) -> Report:
     )
     reporting.write_report(result, folder)
     return result
+
+
+def _as_before(config: RunConfig, earlier: Selection | Export | None, where: Path | str) -> LoadOptions:
+    """Return how to load: metric and prompts are those of an earlier step on the same task.
+
+    Args:
+        config: What the user asks for now; it may leave both out.
+        earlier: What that step recorded; None if there was none.
+        where: Its folder or file, for messages.
+
+    Raises:
+        ConfigError: If the user asks for others.
+    """
+    options = steps.load_options(config)
+    if earlier is None:
+        return options
+    asked = find_task(load_config(config.model, options), config.task, options.metric)
+    if asked.name != earlier.task:
+        return options
+    if options.metric and earlier.metric not in (None, asked.metric):
+        raise ConfigError(
+            f"{where} was made with --metric {earlier.metric}, not {asked.metric}.", "Leave out --metric."
+        )
+    if options.prompting not in (Prompting(), earlier.prompting):
+        raise ConfigError(
+            f"{where} was made with other prompts.",
+            "Leave out --prompt-template, --chat-template and --few-shot.",
+        )
+    return replace(options, metric=options.metric or earlier.metric, prompting=earlier.prompting)

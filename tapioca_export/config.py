@@ -29,7 +29,7 @@ LEAST = {
     0: ("max_drop_layers", "protect_first", "protect_last", "warmup"),
     1: (
         "batch_size", "budget_evaluations", "eval_batch_size", "iterations", "limit", "max_length",
-        "num_threads", "num_workers", "opset", "sequence_length", "shortlist", "width",
+        "num_fewshot", "num_threads", "num_workers", "opset", "sequence_length", "shortlist", "width",
     ),
 }  # fmt: skip
 
@@ -50,6 +50,16 @@ class RunConfig:
     target_report: Path | None = _option(
         None, "Target rows kept for the report (else --target is split).", None, "PATH"
     )
+    metric: str | None = _option(
+        None, "Metric, where a task has several, such as accuracy_norm.", None, "METRIC"
+    )
+    prompt_template: str | None = _option(
+        None, "Jinja template, or a file of one, that makes a decoder's prompt of a row's columns.", None,
+        "TEXT",
+    )  # fmt: skip
+    chat_template: bool = _option(False, "Put prompts through the tokenizer's chat template.")
+    few_shot: Path | None = _option(None, "Rows to take solved examples from.", None, "PATH")
+    num_fewshot: int | None = _option(None, "Solved examples before each prompt, drawn by the seed.")
     columns: Mapping[str, str] = _option({}, "Column names, such as text=review,label=stars.", None, "MAP")
     output: Path = _option(Path("tapioca-run"), "Output folder.", "o", "DIR")
     criterion: str = _option("tale", "How layers are chosen; see `list`.", None, "NAME")
@@ -114,6 +124,11 @@ class RunConfig:
                     if number is not None and number < least:
                         option = "--" + name.replace("_", "-")
                         raise ConfigError(f"{option} {number} must be at least {least}.")
+        if (self.few_shot is None) != (self.num_fewshot is None):
+            raise ConfigError(
+                "--few-shot and --num-fewshot go together.",
+                "Such as --few-shot solved.jsonl --num-fewshot 5.",
+            )
         if not (math.isfinite(self.atol) and self.atol > 0):
             raise ConfigError(f"--atol {self.atol} must be a number above 0.")
         if not 0 <= self.seed < 2**32:

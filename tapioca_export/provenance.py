@@ -32,6 +32,7 @@ PACKAGES = (
     "pillow",
     "soundfile",
 )
+SAMPLE_FILES = ("id", "target", "id_report", "target_report", "few_shot")
 # The hub's name of a task, where it is not ours; it has none for the embedded example.
 PIPELINE_TAGS = {"multiple-choice": "text-generation", "polynomial-regression": None}
 
@@ -95,7 +96,7 @@ def make_run(config: RunConfig, folder: Path, seconds: dict[str, float], environ
 
     Paths inside the folder are given relative to it, so that the folder can be moved.
     """
-    paths = {name: getattr(config, name) for name in ("id", "target", "id_report", "target_report")}
+    paths = {name: getattr(config, name) for name in SAMPLE_FILES}
     inputs = {config.model: hash_model(config.model)}
     resolved = {**asdict(config), "columns": dict(config.columns), "output": str(config.output)}
     for name, path in paths.items():

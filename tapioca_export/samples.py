@@ -121,7 +121,7 @@ def read_samples(path: Path, read_row: ReadRow, *, role: str) -> Samples:
     path = Path(path)
     check_exists(path)
     folder = path if path.is_dir() else path.parent
-    rows = tuple(read_row(record, Place(where, folder)) for record, where in _records(path))
+    rows = tuple(read_row(record, Place(where, folder)) for record, where in read_records(path))
     if not rows:
         raise LoadError(f"Sample file {path} holds no rows.", "Write one sample a line.")
     _check_layout(rows)
@@ -260,7 +260,7 @@ def _hash(key: str, seed: int = 0) -> int:
 # --- files ----------------------------------------------------------------------------------
 
 
-def _records(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+def read_records(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
     """Yield each record of a file with its place ("reviews.csv, row 7").
 
     Raises:

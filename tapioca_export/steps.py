@@ -25,6 +25,7 @@ from .artifacts import (
     Selection,
     read,
     refuse_inside,
+    to_json,
     write,
 )
 from .benchmarking import BenchmarkSettings, resolve_provider
@@ -49,7 +50,7 @@ from .profiling import MakeReplayer, Probe, division_on
 from .samples import Samples, Side, check_exists, read_samples
 from .samples import load_roles as read_roles
 from .selection import CRITERIA, SEARCHES, SelectionSettings, select_layers
-from .tasks import TASKS, Processor, Task
+from .tasks import TASKS, Processor, Task, load_prompting
 
 # Settings that decide what a search measures; a budget and a pick do not.
 SEARCH_SETTINGS = (
@@ -65,7 +66,7 @@ def check(config: RunConfig, *, searches: bool = False) -> None:
         TapiocaError: If a name is in no table, settings do not go together, a sample file is missing,
             or a device or provider is not there.
     """
-    files = (config.id, config.target, config.id_report, config.target_report)
+    files = (config.id, config.target, config.id_report, config.target_report, config.few_shot)
     given = [path for path in files if path is not None]
     for path in given:
         check_exists(path)
@@ -131,11 +132,11 @@ def selection_settings(config: RunConfig, model: LoadedModel | None = None) -> S
     )
 
 
-def load_task(config: RunConfig) -> tuple[Task, Processor]:
+def load_task(config: RunConfig, options: LoadOptions | None = None) -> tuple[Task, Processor]:
     """Load what reads and encodes samples, without the weights."""
-    options = load_options(config)
+    options = options or load_options(config)
     model_config = load_config(config.model, options)
-    task = find_task(model_config, config.task)
+    task = find_task(model_config, config.task, options.metric)
     return task, load_processor(task, config.model, model_config, options)
 
 
@@ -270,7 +271,8 @@ def choose(config: RunConfig, model: LoadedModel, probe: Probe, roles: Mapping[s
     """
     settings = selection_settings(config, model)
     num_samples = len(roles[f"{config.select_on}-select"])
-    return select_layers(probe, settings, model=config.model, task=model.task, num_samples=num_samples)
+    found = select_layers(probe, settings, model=config.model, task=model.task, num_samples=num_samples)
+    return replace(found, prompting=model.processor.prompting)
 
 
 def plan(config: RunConfig, model: LoadedModel, roles: Mapping[str, Samples]) -> Plan:
@@ -422,7 +424,17 @@ def on_cpu(config: RunConfig, model: LoadedModel) -> LoadedModel:
 
 def load_options(config: RunConfig) -> LoadOptions:
     """Return what of the configuration concerns loading."""
-    return LoadOptions(config.trust_remote_code, config.local_files_only, config.max_length, config.device)
+    prompting = load_prompting(
+        config.prompt_template, config.chat_template, config.few_shot, config.num_fewshot, config.seed
+    )
+    return LoadOptions(
+        config.trust_remote_code,
+        config.local_files_only,
+        config.max_length,
+        config.device,
+        config.metric,
+        prompting,
+    )
 
 
 def benchmark_settings(config: RunConfig) -> BenchmarkSettings:
@@ -450,6 +462,8 @@ def fingerprint(config: RunConfig, roles: Mapping[str, Samples]) -> dict[str, An
         "select_on": config.select_on,
         "device": config.device,
         "max_length": config.max_length,
+        "metric": config.metric,
+        "prompting": to_json(load_options(config).prompting),
         "eval_batch_size": config.eval_batch_size,
         "search": {name: getattr(config, name) for name in SEARCH_SETTINGS},
         "versions": provenance.versions(),

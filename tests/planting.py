@@ -26,7 +26,7 @@ from tapioca_export import RunConfig
 from tapioca_export.artifacts import Benchmark, Export, Selection, read
 from tapioca_export.cli import main
 from tapioca_export.models import load_model
-from tapioca_export.steps import load_roles
+from tapioca_export.steps import load_options, load_roles
 
 # Draws a batch and returns its loss.
 Loss = Callable[[], torch.Tensor]
@@ -95,20 +95,25 @@ def plant(
         weight.requires_grad_(True)
 
 
-def assert_found(checkpoint: Path, files: Mapping[str, Path], planted: int, output: Path) -> Benchmark:
+def assert_found(
+    checkpoint: Path, files: Mapping[str, Path], planted: int, output: Path, **settings: Any
+) -> Benchmark:
     """Run the whole job on a network with a planted layer, and check that nothing of the gain is lost.
 
     The search finds the planted layer and no other; the pruned checkpoint, read by stock transformers,
     and the exported file score the same on the target's report rows; the benchmark says that it is a gain.
 
     Args:
-        checkpoint: The folder of the network; its architecture says the task.
+        checkpoint: The folder of the network; its architecture says the task, unless `settings` do.
         files: Samples by "id" and "target".
         planted: The layer to be found.
         output: The run folder to be.
+        **settings: Other fields of the configuration that take one value.
     """
     arguments = ["run", "-m", checkpoint, "--id", files["id"], "--target", files["target"], "-o", output]
     options = ["--max-drop-layers", 1, "--iterations", 3, "--warmup", 1, "--num-threads", 1]
+    for name, value in settings.items():
+        options += ["--" + name.replace("_", "-"), value]
     result = CliRunner().invoke(main, [str(argument) for argument in (*arguments, *options)])
     assert result.exit_code == 0, result.output
 
@@ -122,9 +127,10 @@ def assert_found(checkpoint: Path, files: Mapping[str, Path], planted: int, outp
         assert export.label_agreement == 1.0
         assert export.task == selection.task
 
-    config = RunConfig(model=str(checkpoint), id=files["id"], target=files["target"])
+    config = RunConfig(model=str(checkpoint), id=files["id"], target=files["target"], **settings)
     for folder, exported in ((checkpoint, target.original), (output / "pruned/checkpoint", target.pruned)):
-        model = load_model(folder)  # the task is inferred of the pruned checkpoint as well
+        # Where no task is named, it is inferred of the pruned checkpoint as well.
+        model = load_model(folder, config.task, load_options(config))
         assert model.task.name == selection.task
         rows = load_roles(config, model.task, model.processor)["target-report"]
         values = np.empty(len(rows))

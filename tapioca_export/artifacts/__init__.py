@@ -7,6 +7,7 @@ from ..numbering import LayerName, Numbering
 from .files import check_output, read, refuse_inside, sha256, staged, to_json, write, write_text
 from .journal import Journal, Ledger
 from .plans import Bounds, Plan
+from .prompts import Prompting
 from .records import (
     SCHEMA_VERSION,
     Candidate,
@@ -64,6 +65,7 @@ __all__ = [
     "Plan",
     "Prediction",
     "Profile",
+    "Prompting",
     "Proof",
     "Ratio",
     "Report",

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..numbering import LayerName
+from .prompts import Prompting
 
 SCHEMA_VERSION = 1
 Interval = tuple[float, float]
@@ -204,6 +205,7 @@ class Selection:
     prediction: Prediction | None = None
     cost: Cost | None = None
     stacks: dict[str, int] = field(default_factory=dict)
+    prompting: Prompting = field(default_factory=Prompting)
     proof: Proof | None = None
     note: str | None = None
     kind: Literal["selection"] = "selection"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..numbering import LayerName
+from .prompts import Prompting
 from .records import SCHEMA_VERSION, Cost, Interval, Profile, Selection
 
 # --- export.json ----------------------------------------------------------------------------
@@ -46,6 +47,8 @@ class Export:
     num_layers: int
     drop: tuple[LayerName, ...] = ()
     max_length: int | None = None
+    metric: str | None = None
+    prompting: Prompting = field(default_factory=Prompting)
     cache: dict[str, tuple[int, int]] = field(default_factory=dict)
     prompts_continued: int = 0
     tokens_generated: int = 0

@@ -123,6 +123,12 @@ def _open_pair(original: Path, pruned: Path, task: Task) -> tuple[ExportFolder, 
                 f"{folder.path} was exported for task {folder.export.task}, not {task.name}.",
                 f"Both {before.path} and {after.path} must be of the task that is measured.",
             )
+    if (before.export.metric, before.export.prompting) != (after.export.metric, after.export.prompting):
+        raise BenchmarkError(
+            f"{before.path} and {after.path} were exported with different metrics or prompts "
+            f"({before.export.metric}, {after.export.metric}).",
+            "Export both with the same --metric, --prompt-template, --chat-template and --few-shot.",
+        )
     return before, after
 
 

@@ -23,6 +23,7 @@ LOADING = (
 )  # fmt: skip
 SAMPLE_FILES = ("id", "target", "id_report", "target_report")
 SAMPLES = (*SAMPLE_FILES, "columns", "limit", "drop_leaks")
+PROMPTS = ("metric", "prompt_template", "chat_template", "few_shot", "num_fewshot")
 OUTPUT = ("output", "overwrite")
 PROBING = ("device", "eval_batch_size")
 SEARCH = (
@@ -115,7 +116,7 @@ def demo(as_json: bool, quiet: bool, **flags: Any) -> None:
 
 
 @main.command()
-@options(*LOADING, *SAMPLES, *OUTPUT, *PROBING, *SEARCH, *EXPORT, *TIMING)
+@options(*LOADING, *SAMPLES, *PROMPTS, *OUTPUT, *PROBING, *SEARCH, *EXPORT, *TIMING)
 def run(as_json: bool, quiet: bool, **flags: Any) -> None:
     """Profile, select, prune, export, benchmark and report."""
     _run_and_show("run", flags, as_json, quiet)
@@ -136,7 +137,7 @@ def _show_report(report: Any, folder: Path, as_json: bool, quiet: bool) -> None:
 
 
 @main.command()
-@options(*LOADING, *SAMPLES, *OUTPUT, *PROBING, "drop")
+@options(*LOADING, *SAMPLES, *PROMPTS, *OUTPUT, *PROBING, "drop")
 def profile(as_json: bool, quiet: bool, **flags: Any) -> None:
     """Profile the residual stream on ID and target samples, layer by layer."""
     config = _config(flags)
@@ -162,7 +163,7 @@ def profile(as_json: bool, quiet: bool, **flags: Any) -> None:
 
 
 @main.command()
-@options(*LOADING, *SAMPLES, *OUTPUT, *PROBING, *SEARCH)
+@options(*LOADING, *SAMPLES, *PROMPTS, *OUTPUT, *PROBING, *SEARCH)
 @comparing
 @planning
 def select(compare: tuple[str, ...] | None, dry_run: bool, as_json: bool, quiet: bool, **flags: Any) -> None:
@@ -238,7 +239,7 @@ def _show_comparison(comparison: Any, as_json: bool, quiet: bool) -> None:
 
 
 @main.command()
-@options(*LOADING, "id", "target", "columns", *OUTPUT, "drop")
+@options(*LOADING, "id", "target", "columns", *PROMPTS, *OUTPUT, "drop")
 @click.option("--selection", type=click.Path(path_type=Path), help="A selection.json to replay.")
 @click.option(
     "--proof",
@@ -262,7 +263,7 @@ def prune(as_json: bool, quiet: bool, selection: Path | None, proof: Any, **flag
 
 
 @main.command()
-@options(*LOADING, "id", "target", "columns", *OUTPUT, *EXPORT)
+@options(*LOADING, "id", "target", "columns", *PROMPTS, *OUTPUT, *EXPORT)
 def export(as_json: bool, quiet: bool, **flags: Any) -> None:
     """Export a checkpoint, and prove on your samples that the file computes the same."""
     config = _config(flags)

@@ -71,6 +71,8 @@ def export_model(
         num_layers=model.num_layers + len(drop),
         drop=drop,
         max_length=model.processor.max_length,
+        metric=model.task.metric,
+        prompting=model.processor.prompting,
         note=format_.note,
         **proof,
     )

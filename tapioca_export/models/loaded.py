@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..artifacts import Numbering
+from ..artifacts import Numbering, Prompting
 from ..tasks import Batch, Inputs, Processor, Readings, Task
 from .stacks import Stack
 
@@ -24,13 +24,16 @@ SPREAD = "auto"
 class LoadOptions:
     """How a model is loaded; the safety switches are off unless the user turns them on.
 
-    `device` is one of PyTorch's, or "auto": spread over all that there are.
+    `device` is one of PyTorch's, or "auto": spread over all that there are. `metric` is one of the
+    task's (default: its first), `prompting` how a decoder's rows become prompts.
     """
 
     trust_remote_code: bool = False
     local_files_only: bool = False
     max_length: int | None = None
     device: str = "cpu"
+    metric: str | None = None
+    prompting: Prompting = field(default_factory=Prompting)
 
 
 @dataclass(frozen=True)

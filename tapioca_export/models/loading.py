@@ -12,7 +12,8 @@ import transformers
 from safetensors import SafetensorError
 
 from .. import polynomial  # registers the embedded example with transformers
-from ..errors import ConfigError, LoadError, first_line
+from ..artifacts import Prompting
+from ..errors import ConfigError, LoadError, UnknownNameError, first_line
 from ..tasks import TASKS, Processor, ProcessorOptions, Task
 from .loaded import SPREAD, LoadedModel, LoadOptions, answer_of, to_tensors
 from .shards import read_weights
@@ -35,7 +36,7 @@ def load_model(source: str | Path, task: str = "auto", options: LoadOptions | No
     """
     options = options or LoadOptions()
     config = load_config(source, options)
-    chosen = find_task(config, task)
+    chosen = find_task(config, task, options.metric)
     _refuse_pickled_weights(source)
     try:
         network, info = auto_class(chosen).from_pretrained(
@@ -90,7 +91,7 @@ def outline_model(source: str | Path, task: str = "auto", options: LoadOptions |
 
     options = options or LoadOptions()
     config = load_config(source, options)
-    chosen = find_task(config, task)
+    chosen = find_task(config, task, options.metric)
     _refuse_pickled_weights(source)
     try:
         with init_empty_weights(include_buffers=False):
@@ -147,21 +148,42 @@ def load_config(source: str | Path, options: LoadOptions) -> Any:
 
 
 def load_processor(task: Task, source: str | Path, config: Any, options: LoadOptions) -> Processor:
-    """Load what encodes samples for a checkpoint or export folder; no weights are read."""
+    """Load what encodes samples for a checkpoint or export folder; no weights are read.
+
+    Raises:
+        ConfigError: If prompts are to be made for a task that has none.
+    """
+    if options.prompting != Prompting() and not task.has_prompts:
+        raise ConfigError(
+            f"Task {task.name} has no prompts for a template or solved examples.",
+            "Leave out --prompt-template, --chat-template and --few-shot.",
+        )
     return task.load_processor(
         source,
         config,
-        ProcessorOptions(options.max_length, options.trust_remote_code, options.local_files_only),
+        ProcessorOptions(
+            options.max_length, options.trust_remote_code, options.local_files_only, options.prompting
+        ),
     )
 
 
-def find_task(config: Any, name: str) -> Task:
+def find_task(config: Any, name: str, metric: str | None = None) -> Task:
     """Return the task of that name ("auto": the architecture's) as the model with this config does it.
 
+    Args:
+        config: The model's config.
+        name: A name of `TASKS`, or "auto".
+        metric: One of the task's metrics (default: its first).
+
     Raises:
-        ConfigError: If the task cannot be inferred, or the model's head does not do it.
+        ConfigError: If the task cannot be inferred, the model's head does not do it, or it has no such
+            metric.
     """
-    return TASKS[infer_task(config) if name == "auto" else name].for_model(config)
+    task = TASKS[infer_task(config) if name == "auto" else name].for_model(config)
+    known = task.metrics()
+    if metric is not None and metric not in known:
+        raise UnknownNameError(f"metric of {task.name}", metric, known)
+    return task if metric is None else known[metric]
 
 
 def infer_task(config: Any) -> str:

@@ -6,6 +6,7 @@ not show is said not to be shown. Knows nothing about Markdown or HTML: sentence
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -258,7 +259,12 @@ def _about_accuracy(benchmark: Benchmark) -> list[str]:
     lines = [_accuracy_sentence(role, benchmark.accuracy.get(role)) for role in roles]
     if any(accuracy.metric == "nmse" for accuracy in benchmark.accuracy.values()):
         lines.append("nmse is the mean squared error divided by the variance of the answers; 0 is perfect.")
-    return lines
+    return lines + [
+        f"Perplexity, {role_text(role)}: {number(math.exp(accuracy.original))} to "
+        f"{number(math.exp(accuracy.pruned))}; log_perplexity is its logarithm."
+        for role, accuracy in benchmark.accuracy.items()
+        if accuracy.metric == "log_perplexity"
+    ]
 
 
 def _accuracy_sentence(role: str, accuracy: Accuracy | None) -> str:

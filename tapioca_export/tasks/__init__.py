@@ -22,14 +22,16 @@ from .base import (
     Scores,
     Task,
 )
-from .causal import MultipleChoice, TextGeneration
 from .feature_extraction import FeatureExtraction
 from .fill_mask import FillMask
 from .image_classification import ImageClassification
+from .multiple_choice import MultipleChoice
 from .polynomial_regression import PolynomialRegression
+from .prompting import load_prompting
 from .question_answering import QuestionAnswering
 from .text2text_generation import Text2TextGeneration
 from .text_classification import TextClassification
+from .text_generation import TextGeneration
 from .token_classification import TokenClassification
 
 __all__ = [
@@ -54,4 +56,5 @@ __all__ = [
     "TextClassification",
     "TextGeneration",
     "TokenClassification",
+    "load_prompting",
 ]

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from ..artifacts import Prompting
 from ..errors import ConfigError, LoadError, SelectionError
 from ..registry import Table
 from ..samples import Row, Samples
@@ -47,9 +48,13 @@ class Readings:
         """Return (B, K, 2) of logits (S, T, V): each token's log-probability, and whether it is likeliest."""
         from scipy.special import log_softmax
 
-        rows = logits[self.sequences, self.positions]
-        found = log_softmax(rows.astype(np.float64), axis=-1)[np.arange(len(rows)), self.tokens]
-        return self.arranged(np.stack([found, rows.argmax(axis=-1) == self.tokens], axis=-1))
+        found = np.empty((len(self.tokens), 2))
+        for start in range(0, len(found), 128):  # all at once would take V doubles a token
+            part = slice(start, start + 128)
+            rows, tokens = logits[self.sequences[part], self.positions[part]], self.tokens[part]
+            shares = log_softmax(rows.astype(np.float64), axis=-1)
+            found[part, 0], found[part, 1] = shares[np.arange(len(rows)), tokens], rows.argmax(-1) == tokens
+        return self.arranged(found)
 
     def read_in(self, shape: tuple[int, ...]) -> np.ndarray:
         """Return which tokens' logits are asked for, booleans of that shape (S, T)."""
@@ -136,6 +141,9 @@ class Processor:
     # Of an encoder-decoder: what `generate` is told, and the tokens that its answers begin with.
     generation_config: Any = None
     prompt: tuple[int, ...] = ()
+    # How a decoder's rows become prompts, and the solved examples that stand before each.
+    prompting: Prompting = field(default_factory=Prompting)
+    solved: tuple[Row, ...] = ()
 
     def save(self, folder: Path) -> None:
         """Write what the model is used with, as it was loaded: tokenizer or extractor, other files."""
@@ -149,11 +157,12 @@ class Processor:
 
 @dataclass(frozen=True)
 class ProcessorOptions:
-    """How to load a processor: safety switches and the user's `--max-length`."""
+    """How to load a processor: safety switches, the user's `--max-length`, and how prompts are made."""
 
     max_length: int | None = None
     trust_remote_code: bool = False
     local_files_only: bool = False
+    prompting: Prompting = field(default_factory=Prompting)
 
 
 class Task(ABC):
@@ -181,6 +190,8 @@ class Task(ABC):
     unit: ClassVar[str] = "tokens"  # of a row's length, in words
     # A row has several answers to one context, which could be encoded once.
     has_shared_contexts: ClassVar[bool] = False
+    # Its rows are prompts of a decoder, for which templates and solved examples have a meaning.
+    has_prompts: ClassVar[bool] = False
 
     def for_model(self, config: Any) -> Task:
         """Return the task as the model with this config does it, under the same name.
@@ -192,6 +203,10 @@ class Task(ABC):
             ConfigError: If the model's head does not do the task.
         """
         return self
+
+    def metrics(self) -> Mapping[str, Task]:
+        """Return the metrics by which rows can be scored, the default first, and the task with each."""
+        return {self.metric: self}
 
     @abstractmethod
     def load_processor(self, folder: Path | str, config: Any, options: ProcessorOptions) -> Processor:

@@ -1,8 +1,4 @@
-"""Tasks of causal language models: choices ranked by likelihood, and answers generated greedily.
-
-Neither needs a token to be generated. A choice is ranked by the probability of its tokens; greedy
-generation gives exactly the wanted answer if, and only if, each of its tokens is the most likely one
-after those before it, which one forward over the whole answer tells.
+"""What tasks of causal language models have in common: how likely each token of an answer is.
 
 The answers to one context are encoded with it once: they stand behind it in one sequence, each at
 the positions it would have alone and masked from the others. Families that cannot take such a mask
@@ -14,8 +10,10 @@ Shapes: B rows of a batch, S sequences, T tokens, R tokens asked for, K of them 
 from __future__ import annotations
 
 import copy
+import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,20 +34,27 @@ from .base import (
     check_finite,
     no_training_loss,
 )
-from .tokenizing import load_tokenizer, num_positions, require_text
+from .prompting import Prompt, check_chat, context_of, key_of, with_prompt
+from .tokenizing import load_tokenizer, num_positions
 
 # Added to the scores of tokens that may not be attended to, as transformers does.
 BLIND = float(np.finfo(np.float32).min)
 
 
 class CausalTask(Task):
-    """A context and answers to it. Rows hold token ids: `context`, and `answers`, a tuple of them."""
+    """A prompt and answers to it.
+
+    Rows hold both as texts, `prompt` and `texts`, and as token ids, `context` and `answers`. The context
+    is the prompt with all that stands before it.
+    """
 
     optimum_task = "text-generation"
     is_right_or_wrong = True
     higher_is_better = True
     best_value = 1.0
     profiles_while_scoring = False
+    has_prompts = True
+    prompt_column: ClassVar[str]
     text_column: ClassVar[str]
     answer_input: ClassVar[str] = "input_ids"  # the tokens at which answers are read
 
@@ -58,7 +63,8 @@ class CausalTask(Task):
 
         Raises:
             LoadError: If there is no tokenizer, or none that fits the model.
-            ConfigError: If the model is no decoder, or `--max-length` is out of its range.
+            ConfigError: If the model is no decoder, `--max-length` is out of its range, or there is no
+                chat template where one is asked for.
         """
         if not _is_decoder(config):
             raise ConfigError(
@@ -66,6 +72,8 @@ class CausalTask(Task):
                 f"Name another -t/--task: {', '.join(TASKS)}.",
             )
         tokenizer = load_tokenizer(folder, config, options, needs_padding=False)
+        if options.prompting.chat:
+            check_chat(tokenizer, folder)
         limit = min(tokenizer.model_max_length, num_positions(config))
         if options.max_length is not None and not 2 <= options.max_length <= limit:
             raise ConfigError(f"--max-length {options.max_length} is outside 2..{limit}, the model's range.")
@@ -75,17 +83,52 @@ class CausalTask(Task):
             max_length=options.max_length or limit,
             tokenizer=tokenizer,
             unused_tokenizer=copy.deepcopy(tokenizer),
+            prompting=options.prompting,
         )
 
-    def make_row(
-        self, context: str, answers: Sequence[str], label: Any, where: str, processor: Processor
-    ) -> Row:
-        """Tokenize a context and its answers.
+    def rows(
+        self, columns: Mapping[str, str], processor: Processor
+    ) -> Callable[[Mapping[str, Any], str], Row]:
+        """Return the function that reads a record, and makes its prompt as the user wants it.
 
         Raises:
-            LoadError: If an answer has no tokens, or leaves the context no room.
+            ConfigError: If `columns` names something that the task does not read.
+            LoadError: If a solved example is not solved.
         """
-        ids = _ids(processor, context)
+        prompting, column = processor.prompting, columns.get(self.prompt_column, self.prompt_column)
+
+        def reader(processor: Processor) -> Callable[[Mapping[str, Any], str], Row]:
+            read = super(CausalTask, self).rows(columns, processor)
+            return lambda record, where: read(with_prompt(record, column, prompting, where), where)
+
+        read, solved = reader(processor), []
+        for number, shot in enumerate(prompting.shots, start=1):
+            where = f"Solved example {number} of --few-shot"
+            row = read(json.loads(shot), where)
+            if row.label is None or not row.features["texts"]:
+                raise LoadError(f"{where} has no answer: {shot}", "Label all rows of its file.")
+            solved.append(row)
+        return reader(replace(processor, solved=tuple(solved)))
+
+    def make_row(
+        self, prompt: Prompt, answers: Sequence[str], label: Any, where: str, processor: Processor
+    ) -> Row:
+        """Tokenize a prompt with what stands before it, and its answers.
+
+        A context that is too long loses its beginning; but no conversation and no solved example is cut.
+
+        Raises:
+            LoadError: If an answer has no tokens or leaves the context no room, the context may not be
+                cut, or the row is itself one of the solved examples.
+        """
+        key = "\0".join((key_of(prompt), *answers))
+        if any(key == row.key for row in processor.solved):
+            raise LoadError(
+                f"{where} is also a solved example of --few-shot, which tells the model the answer.",
+                "Take solved examples from a file of their own.",
+            )
+        context = context_of(prompt, processor, where)
+        ids = token_ids(processor, context)
         if not ids:
             raise LoadError(f"{where}: the tokenizer finds no token in the text.", "Remove the row.")
         encoded = tuple(_continuation(processor, context, ids, answer) for answer in answers)
@@ -98,11 +141,17 @@ class CausalTask(Task):
                 f"{where}: an answer of {processor.max_length - room} tokens leaves no room for the context "
                 f"within {processor.max_length} tokens."
             )
+        if len(ids) > room and (processor.prompting.chat or processor.solved):
+            raise LoadError(
+                f"{where}: the prompt with {len(processor.solved)} solved examples has {len(ids)} tokens, "
+                f"of {processor.max_length} the answer leaves {room}.",
+                "Lower --num-fewshot, or remove the row.",
+            )
         if len(ids) > room:  # what is nearest to the answer counts most; a first special token stays
             head = ids[:1] if ids[0] in processor.tokenizer.all_special_ids and room > 1 else ()
             ids = (*head, *ids[len(ids) - room + len(head) :])
-        key = "\0".join((context, *answers))
-        return Row({"context": ids, "answers": encoded}, label, key, where, self.text_column)
+        features = {"context": ids, "answers": encoded, "prompt": prompt, "texts": tuple(answers)}
+        return Row(features, label, key, where, self.text_column)
 
     def lengths(self, rows: Sequence[Row], processor: Processor) -> list[int]:
         """Return the tokens of each row's longest sequence."""
@@ -122,12 +171,17 @@ class CausalTask(Task):
         return (_shared if processor.shares_context else _apart)(indices, rows, processor)
 
     def profile_batch(self, samples: Samples, indices: np.ndarray, processor: Processor) -> Batch:
-        """Encode the contexts alone: their last token is where the answer begins."""
-        contexts = [samples.rows[i].features["context"] for i in indices]
+        """Encode what comes before the answers: its last token is where they begin."""
+        contexts = [self.profiled(samples.rows[i]) for i in indices]
         nothing = np.zeros(0, dtype=np.int64)
         ends = np.asarray([len(context) - 1 for context in contexts])
         readings = Readings(nothing, nothing, nothing, nothing, ends)
         return Batch(indices, padded(contexts, processor, "right"), readings)
+
+    def profiled(self, row: Row) -> Sequence[int]:
+        """Return the tokens whose last one's states are profiled."""
+        context: Sequence[int] = row.features["context"]
+        return context
 
     def num_answers(self, samples: Samples) -> int:
         """Return the most answers of any row."""
@@ -190,76 +244,6 @@ class CausalTask(Task):
         return float((expected.argmax(axis=-1) == actual.argmax(axis=-1)).mean())
 
 
-class MultipleChoice(CausalTask):
-    """One right answer of several; the most likely is the model's (sum over tokens, not normalised).
-
-    The metric is accuracy; the loss is the cross-entropy of the choices, whose probabilities are those
-    of their tokens, normalised over the choices.
-    """
-
-    name = "multiple-choice"
-    metric = "accuracy"
-    columns = ("context", "choices")
-    optional_columns = ("label",)
-    text_column = "context and choices"
-    has_shared_contexts = True
-
-    def read_row(self, record: Mapping[str, Any], where: str, processor: Processor) -> Row:
-        """Read a context, two or more choices, and the right one's index or text."""
-        context = require_text(record["context"], "context", where)
-        choices = record["choices"]
-        if not isinstance(choices, (list, tuple)) or len(choices) < 2:
-            raise LoadError(
-                f"{where}: choices must be a list of at least two texts.",
-                'Such as {"context": "2 + 2 =", "choices": ["3", "4"], "label": 1}; CSV cannot hold lists.',
-            )
-        choices = [require_text(choice, "a choice", where) for choice in choices]
-        if len(set(choices)) < len(choices):
-            raise LoadError(f"{where}: two choices are the same.", "Give each choice once.")
-        label = _choice(record.get("label"), choices, where)
-        return self.make_row(context, choices, label, where, processor)
-
-    def judge(self, found: np.ndarray, row: Row) -> tuple[float, float]:
-        """Tell whether the right choice is the likeliest, and how unlikely it was, in nats."""
-        ends = np.cumsum([len(answer) for answer in row.features["answers"]])
-        totals = np.add.reduceat(found[: ends[-1], 0], [0, *ends[:-1]]).astype(np.float64)
-        likeliest = totals.max()
-        loss = likeliest + np.log(np.exp(totals - likeliest).sum()) - totals[row.label]
-        return float(totals.argmax() == row.label), float(loss)
-
-
-class TextGeneration(CausalTask):
-    """An answer that greedy generation has to give token by token.
-
-    The metric is exact match: the first tokens generated are those of the answer, all of them. The
-    loss is the mean over the answer's tokens of their negative log-likelihood, in nats.
-    """
-
-    name = "text-generation"
-    generates = True
-    metric = "exact_match"
-    columns = ("prompt",)
-    optional_columns = ("answer",)
-    text_column = "prompt and answer"
-
-    def read_row(self, record: Mapping[str, Any], where: str, processor: Processor) -> Row:
-        """Read a prompt and the answer wanted."""
-        prompt, answer = require_text(record["prompt"], "prompt", where), record.get("answer")
-        if answer is None or answer == "":
-            return self.make_row(prompt, (), None, where, processor)
-        answer = require_text(answer, "answer", where)
-        return self.make_row(prompt, (answer,), answer, where, processor)
-
-    def judge(self, found: np.ndarray, row: Row) -> tuple[float, float]:
-        """Tell whether each token is the likeliest after those before it."""
-        found = found[: len(row.features["answers"][0])]
-        return float(found[:, 1].all()), float(-found[:, 0].mean())
-
-
-TASKS.add(MultipleChoice.name)(MultipleChoice())
-TASKS.add(TextGeneration.name)(TextGeneration())
-
-
 # --- what a checkpoint says -----------------------------------------------------------------
 
 
@@ -278,35 +262,26 @@ def _is_decoder(config: Any) -> bool:
 # --- tokens ---------------------------------------------------------------------------------
 
 
-def _ids(processor: Processor, text: str) -> tuple[int, ...]:
-    """Return the tokens of a text with what the tokenizer puts before, but not behind it."""
+def token_ids(processor: Processor, text: str) -> tuple[int, ...]:
+    """Return the tokens of a text with what the tokenizer puts before, but not behind it.
+
+    A chat template writes all special tokens itself.
+    """
+    if processor.prompting.chat:
+        return tuple(processor.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
     encoded = processor.tokenizer(text, return_special_tokens_mask=True, verbose=False)
     own = np.flatnonzero(np.asarray(encoded["special_tokens_mask"]) == 0)
     return tuple(encoded["input_ids"][: own[-1] + 1]) if len(own) else ()
 
 
 def _continuation(processor: Processor, context: str, ids: tuple[int, ...], answer: str) -> tuple[int, ...]:
-    """Return the tokens of an answer that follows a context after a space."""
-    whole = _ids(processor, f"{context} {answer}")
+    """Return the tokens of an answer that follows a context after a space; in a conversation at once."""
+    answer = answer if processor.prompting.chat else f" {answer}"
+    whole = token_ids(processor, context + answer)
     if whole[: len(ids)] == ids:
         return whole[len(ids) :]
     # The tokenizer merges across the border; the context must stay the same for all answers.
-    return tuple(processor.tokenizer(f" {answer}", add_special_tokens=False).input_ids)
-
-
-def _choice(label: Any, choices: Sequence[str], where: str) -> int | None:
-    """Return the index of the right choice: a number is an index, a text a choice or its index."""
-    if label is None or label == "" or label != label:
-        return None
-    if isinstance(label, (float, np.floating)) and label.is_integer():
-        label = int(label)
-    if isinstance(label, str) and label in choices:
-        return list(choices).index(label)
-    if not isinstance(label, bool) and str(label).isdecimal() and int(label) < len(choices):
-        return int(label)
-    raise LoadError(
-        f"{where}: label {label!r} is none of the {len(choices)} choices.", "Give its index, counted from 0."
-    )
+    return tuple(processor.tokenizer(answer, add_special_tokens=False).input_ids)
 
 
 def padded(sequences: Sequence[Sequence[int]], processor: Processor, side: str) -> Inputs:

@@ -20,8 +20,9 @@ import numpy as np
 
 from ..errors import ConfigError, LoadError
 from ..samples import Row, Samples
-from .base import TASKS, Batch, Inputs, Processor, ProcessorOptions
-from .causal import TextGeneration, padded, readings
+from .base import TASKS, Batch, Inputs, Processor, ProcessorOptions, Task
+from .causal import padded, readings
+from .text_generation import TextGeneration
 from .tokenizing import load_tokenizer, num_positions, require_text
 
 
@@ -39,6 +40,11 @@ class Text2TextGeneration(TextGeneration):
     optional_columns = ("answer",)
     text_column = "text and answer"
     answer_input = "decoder_input_ids"
+    has_prompts = False
+
+    def metrics(self) -> Mapping[str, Task]:
+        """Return exact match alone."""
+        return {self.metric: self}
 
     def load_processor(self, folder: Path | str, config: Any, options: ProcessorOptions) -> Processor:
         """Load the tokenizer, and what `generate` begins with.

@@ -1,0 +1,100 @@
+"""One right answer of several, ranked by how likely a decoder finds them.
+
+Shapes: B rows of a batch, K tokens asked for at most a row, C choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import LoadError
+from ..samples import Row
+from .base import TASKS, Processor, Task
+from .causal import CausalTask
+from .prompting import require_prompt
+from .tokenizing import require_text
+
+
+class MultipleChoice(CausalTask):
+    """One right answer of several; the most likely is the model's (sum over tokens, not normalised).
+
+    The metric is accuracy; the loss is the cross-entropy of the choices, whose probabilities are those
+    of their tokens, normalised over the choices.
+    """
+
+    name = "multiple-choice"
+    metric = "accuracy"
+    columns = ("context", "choices")
+    optional_columns = ("label",)
+    prompt_column = "context"
+    text_column = "context and choices"
+    has_shared_contexts = True
+
+    def metrics(self) -> Mapping[str, Task]:
+        """Return accuracy by likelihood, and by likelihood a character."""
+        return {self.metric: self, NORMALISED.metric: NORMALISED}
+
+    def read_row(self, record: Mapping[str, Any], where: str, processor: Processor) -> Row:
+        """Read a context, two or more choices, and the right one's index or text."""
+        context = require_prompt(record["context"], "context", where)
+        choices = record["choices"]
+        if not isinstance(choices, (list, tuple)) or len(choices) < 2:
+            raise LoadError(
+                f"{where}: choices must be a list of at least two texts.",
+                'Such as {"context": "2 + 2 =", "choices": ["3", "4"], "label": 1}; CSV cannot hold lists.',
+            )
+        choices = [require_text(choice, "a choice", where) for choice in choices]
+        if len(set(choices)) < len(choices):
+            raise LoadError(f"{where}: two choices are the same.", "Give each choice once.")
+        label = _choice(record.get("label"), choices, where)
+        return self.make_row(context, choices, label, where, processor)
+
+    def judge(self, found: np.ndarray, row: Row) -> tuple[float, float]:
+        """Tell whether the right choice is the likeliest, and how unlikely it was, in nats."""
+        ends = np.cumsum([len(answer) for answer in row.features["answers"]])
+        totals = np.add.reduceat(found[: ends[-1], 0], [0, *ends[:-1]]).astype(np.float64)
+        totals = totals / self.sizes(row)
+        likeliest = totals.max()
+        loss = likeliest + np.log(np.exp(totals - likeliest).sum()) - totals[row.label]
+        return float(totals.argmax() == row.label), float(loss)
+
+    def sizes(self, row: Row) -> np.ndarray:
+        """Return what each choice's log-likelihood is divided by, (C,)."""
+        return np.ones(len(row.features["answers"]))
+
+
+class NormalisedMultipleChoice(MultipleChoice):
+    """One right answer of several; the model's is the most likely for its length.
+
+    A choice's log-likelihood is divided by its length in characters (Unicode code points of the choice as
+    it is given, without the space before it), as `acc_norm` of lm-evaluation-harness does. The loss is
+    the cross-entropy of the choices by these quotients.
+    """
+
+    metric = "accuracy_norm"
+
+    def sizes(self, row: Row) -> np.ndarray:
+        """Return the characters of each choice, (C,)."""
+        return np.asarray([len(text) for text in row.features["texts"]], dtype=np.float64)
+
+
+NORMALISED = NormalisedMultipleChoice()
+TASKS.add(MultipleChoice.name)(MultipleChoice())
+
+
+def _choice(label: Any, choices: Sequence[str], where: str) -> int | None:
+    """Return the index of the right choice: a number is an index, a text a choice or its index."""
+    if label is None or label == "" or label != label:
+        return None
+    if isinstance(label, (float, np.floating)) and label.is_integer():
+        label = int(label)
+    if isinstance(label, str) and label in choices:
+        return list(choices).index(label)
+    if not isinstance(label, bool) and str(label).isdecimal() and int(label) < len(choices):
+        return int(label)
+    raise LoadError(
+        f"{where}: label {label!r} is none of the {len(choices)} choices.", "Give its index, counted from 0."
+    )
