@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from . import comparing, reporting, steps
+from . import comparing, reading, reporting, steps
 from .artifacts import (
     Benchmark,
     Comparison,
@@ -46,7 +46,7 @@ def profile(config: RunConfig, drop: Sequence[LayerName] = ()) -> Profile:
     """Write `profile.json`: ID and target profiles, and those without `drop` on the same axes."""
     steps.check(config)
     with staged(config.output, overwrite=config.overwrite) as folder, steps.using_threads(config):
-        model, roles = steps.load_with_roles(config, ("select",))
+        model, roles = reading.load_with_roles(config, ("select",))
         model.numbering.indices(drop)  # what does not exist is refused before anything is measured
         with steps.probing(config, model, roles) as probe:
             result = steps.measure(model, probe, drop)
@@ -61,7 +61,7 @@ def select(config: RunConfig) -> Selection:
         staged(config.output, overwrite=config.overwrite, keep=JOURNAL) as folder,
         steps.using_threads(config),
     ):
-        model, roles = steps.load_with_roles(config, ("select",))
+        model, roles = reading.load_with_roles(config, ("select",))
         with steps.probing(config, model, roles, folder / JOURNAL) as probe:
             selection = steps.choose(config, model, probe, roles)
         write(folder / "selection.json", selection)
@@ -73,7 +73,7 @@ def plan(config: RunConfig) -> Plan:
     steps.check(config, searches=True)
     check_output(config.output, overwrite=config.overwrite)
     with steps.using_threads(config):
-        model, roles = steps.load_with_roles(config, ("select",))
+        model, roles = reading.load_with_roles(config, ("select",))
         return steps.plan(config, model, roles)
 
 
@@ -96,7 +96,7 @@ def compare(config: RunConfig, criteria: Sequence[str]) -> Comparison:
         journals = {name: folder / f"search-{name}.jsonl" for name in criteria}
         for left_over in set(folder.iterdir()) - set(journals.values()):  # of a comparison of others
             left_over.unlink()
-        model, roles = steps.load_with_roles(config, ("select", "report"), labelled)
+        model, roles = reading.load_with_roles(config, ("select", "report"), labelled)
         comparing.check_depth(config, model)
         selections = []
         for name, journal in journals.items():
@@ -140,7 +140,7 @@ def prune(config: RunConfig, selection: Selection | None = None, proof: Proof = 
             raise ConfigError(f"The selection is for {of} ({selection.model}), {config.model} has {here}.")
         if proof == "weights":
             return steps.save_checkpoint(folder, model, selection, None)
-        rows = steps.given_rows(config, model.task, model.processor)
+        rows = reading.given_rows(config, model.task, model.processor)
         batches = [batch for _, batch in parity_batches(model, rows)] if rows else []
         batches = batches or model.task.examples(model.processor)
         return steps.save_checkpoint(folder, model, selection, batches)
@@ -179,7 +179,7 @@ def export(config: RunConfig) -> dict[str, Export]:
     with staged(config.output, overwrite=config.overwrite) as folder, steps.using_threads(config):
         chosen = steps.selection_of(config.model)
         model = load_model(config.model, config.task, _as_before(config, chosen, config.model))
-        rows = steps.given_rows(config, model.task, model.processor)
+        rows = reading.given_rows(config, model.task, model.processor)
         assert rows is not None
         several = len(config.format) > 1
         places = {name: folder / name if several else folder for name in config.format}
@@ -209,8 +209,8 @@ def benchmark(original: Path, pruned: Path, config: RunConfig) -> Benchmark:
     if config.max_length is None:
         config = replace(config, max_length=first.max_length)
     with staged(config.output, overwrite=config.overwrite) as folder, steps.using_threads(config):
-        task, processor = steps.load_task(config, _as_before(config, first, original))
-        roles = steps.load_roles(config, task, processor, ("report",))
+        task, processor = reading.load_task(config, _as_before(config, first, original))
+        roles = reading.load_roles(config, task, processor, ("report",))
         rows = {name: roles[f"{name}-report"] for name in ("id", "target")}
         result = compare_exports(original, pruned, task, rows, processor, steps.benchmark_settings(config))
         write(folder / "benchmark.json", result)
@@ -247,7 +247,7 @@ def _as_before(config: RunConfig, earlier: Selection | Export | None, where: Pat
     Raises:
         ConfigError: If the user asks for others.
     """
-    options = steps.load_options(config)
+    options = reading.load_options(config)
     if earlier is None:
         return options
     asked = find_task(load_config(config.model, options), config.task, options.metric)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from . import provenance, reporting, steps
+from . import provenance, reading, reporting, steps
 from .artifacts import Report, sha256, staged, write
 from .benchmarking import benchmark
 from .config import RunConfig
@@ -51,9 +51,9 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
     clock = _Clock()
     with steps.using_threads(config):
         with clock("load"):
-            task, processor = steps.load_task(config)
-            roles = steps.load_roles(config, task, processor)
-            model = load_model(config.model, task.name, steps.load_options(config))
+            task, processor = reading.load_task(config)
+            roles = reading.load_roles(config, task, processor)
+            model = load_model(config.model, task.name, reading.load_options(config))
         with steps.probing(config, model, roles, folder / JOURNAL) as probe:
             with clock("select"):
                 selection = steps.choose(config, model, probe, roles)
@@ -62,7 +62,7 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
                 profile = steps.measure(model, probe, selection.drop)
                 write(folder / "profile.json", profile)
         del probe  # it holds the model, and where that was spread, what of it is not on the CPU
-        rows = steps.parity_rows(roles)
+        rows = reading.parity_rows(roles)
         model = steps.on_cpu(config, model)
         with clock("export original"):
             places = {name: folder / "original" / name for name in formats}
@@ -73,7 +73,7 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
             steps.save_checkpoint(checkpoint, model, selection, batches)
         del model  # nor need two models be in memory
         with clock("export pruned"):
-            pruned = load_model(checkpoint, task.name, replace(steps.load_options(config), device="cpu"))
+            pruned = load_model(checkpoint, task.name, replace(reading.load_options(config), device="cpu"))
             # Files name the checkpoint where it will be, not where it is being built.
             pruned = replace(pruned, source=str(config.output / "pruned" / "checkpoint"))
             places = {name: folder / "pruned" / name for name in formats}

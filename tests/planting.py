@@ -26,7 +26,7 @@ from tapioca_export import RunConfig
 from tapioca_export.artifacts import Benchmark, Export, Selection, read
 from tapioca_export.cli import main
 from tapioca_export.models import load_model
-from tapioca_export.steps import load_options, load_roles
+from tapioca_export.reading import load_options, load_roles
 
 # Draws a batch and returns its loss.
 Loss = Callable[[], torch.Tensor]

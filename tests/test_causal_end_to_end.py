@@ -19,7 +19,7 @@ from test_prompts import CHAT
 from tapioca_export import RunConfig
 from tapioca_export.artifacts import Benchmark, Export, Report, Selection, read, write
 from tapioca_export.models import load_model
-from tapioca_export.steps import load_options, load_roles
+from tapioca_export.reading import load_options, load_roles
 
 PLANTED, NUM_LAYERS = 1, 4
 # Token ids: a key among fillers asks for an answer of two words; the harm is one answer to all.

@@ -25,8 +25,8 @@ from tapioca_export.errors import ConfigError, LoadError
 from tapioca_export.models import LoadedModel, load_model, prunable_stacks, skipping
 from tapioca_export.profiling import Probe
 from tapioca_export.profiling.sharing import shares_context
+from tapioca_export.reading import load_roles as load_run_roles
 from tapioca_export.samples import MIN_ROWS, Row, Samples, load_roles
-from tapioca_export.steps import load_roles as load_run_roles
 from tapioca_export.tasks import TASKS, Batch, Division, MultipleChoice, Processor, ProcessorOptions
 from tapioca_export.tasks.causal import BLIND
 

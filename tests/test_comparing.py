@@ -14,7 +14,7 @@ from conftest import NUM_LAYERS, text_records, write_jsonl
 from test_laws import drop_by_hand
 
 import tapioca_export
-from tapioca_export import RunConfig, artifacts, comparing, steps
+from tapioca_export import RunConfig, artifacts, comparing, reading, steps
 from tapioca_export.artifacts import Comparison, Selection, read
 from tapioca_export.cli import main
 from tapioca_export.models import LoadedModel
@@ -58,7 +58,7 @@ def comparison(finished: tuple[Path, Result]) -> Comparison:
 def loaded(arguments: list[object]) -> tuple[LoadedModel, dict[str, Samples]]:
     """The model and its rows by role, loaded apart from any comparison."""
     config = RunConfig(model=str(arguments[2]), id=arguments[4], target=arguments[6])
-    return steps.load_with_roles(config, ("select", "report"))
+    return reading.load_with_roles(config, ("select", "report"))
 
 
 # --- laws -----------------------------------------------------------------------------------

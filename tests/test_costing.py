@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from conftest import THREE_FAMILIES, make_decoder, make_tokenizer, save_model, text_records, write_jsonl
 
-from tapioca_export import artifacts, commands, costing, steps
+from tapioca_export import artifacts, commands, costing, reading, steps
 from tapioca_export.cli import main
 from tapioca_export.config import RunConfig
 from tapioca_export.costing import Calibration, Item, calibrating, predicting
@@ -344,7 +344,7 @@ def test_a_plan_is_made_on_the_batches_that_workers_will_get(
     asked = config("bert", eval_batch_size=32, engine="ray", num_workers=2, num_threads=4)
     commands.plan(asked)
     model = load_model(asked.model)
-    roles = steps.load_roles(asked, model.task, model.processor)
+    roles = reading.load_roles(asked, model.task, model.processor)
     with steps.using_threads(asked), steps.probing(asked, model, roles) as probe:
         rows = roles["target-select"]
         batches = probe.length_sorted(rows)

@@ -22,7 +22,7 @@ from tapioca_export import RunConfig, pipeline
 from tapioca_export.artifacts import Benchmark, Export, Profile, Report, Run, Selection, read, sha256
 from tapioca_export.cli import main
 from tapioca_export.models import LoadedModel, load_model
-from tapioca_export.steps import load_roles, load_task
+from tapioca_export.reading import load_roles, load_task
 
 pytestmark = pytest.mark.xdist_group("end-to-end")
 

@@ -1,0 +1,113 @@
+"""What a run reads: the task and what encodes its rows, the sample files, the model.
+
+Knows which setting goes where, and nothing of what is done with any of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from .config import RunConfig
+from .errors import ConfigError
+from .models import (
+    LoadedModel,
+    LoadOptions,
+    find_task,
+    load_config,
+    load_model,
+    load_processor,
+)
+from .samples import Samples, Side, read_samples
+from .samples import load_roles as read_roles
+from .tasks import Processor, Task, load_prompting
+
+
+def load_task(config: RunConfig, options: LoadOptions | None = None) -> tuple[Task, Processor]:
+    """Load what reads and encodes samples, without the weights."""
+    options = options or load_options(config)
+    model_config = load_config(config.model, options)
+    task = find_task(model_config, config.task, options.metric)
+    return task, load_processor(task, config.model, model_config, options)
+
+
+def load_with_roles(
+    config: RunConfig, sides: Sequence[Side], labelled: Sequence[str] = ()
+) -> tuple[LoadedModel, dict[str, Samples]]:
+    """Load samples, then the model: what is cheap to refuse is refused first.
+
+    Raises:
+        ConfigError: If the rows of a role in `labelled` have no labels.
+    """
+    task, processor = load_task(config)
+    roles = load_roles(config, task, processor, sides)
+    for role in labelled:
+        if not roles[role].is_labelled:
+            raise ConfigError(f"The {role} rows ({roles[role].source}) have no labels.", "Label them.")
+    return load_model(config.model, task.name, load_options(config)), roles
+
+
+def load_roles(
+    config: RunConfig,
+    task: Task,
+    processor: Processor,
+    sides: Sequence[Side] = ("select", "report"),
+) -> dict[str, Samples]:
+    """Read the sample files and deal their rows out to the roles.
+
+    Raises:
+        ConfigError: If ID or target samples are missing.
+        LoadError: If a file cannot be read, or its rows cannot be used.
+    """
+    files = {
+        "id": config.id,
+        "target": config.target,
+        "id-report": config.id_report,
+        "target-report": config.target_report,
+    }
+    for name in ("id", "target"):
+        if files[name] is None:
+            raise ConfigError(f"No {name} samples were given.", f"Add --{name} PATH.")
+    roles = read_roles(
+        files,
+        task.rows(config.columns, processor),
+        sides=sides,
+        seed=config.seed,
+        limit=config.limit,
+        drop_leaks=config.drop_leaks,
+    )
+    for samples in roles.values():
+        task.check_labels(samples)
+    return roles
+
+
+def given_rows(config: RunConfig, task: Task, processor: Processor) -> Samples | None:
+    """Return all rows of the sample files that were given, for a proof that needs no roles."""
+    reader = task.rows(config.columns, processor)
+    files = [path for path in (config.id, config.target) if path is not None]
+    parts = [read_samples(path, reader, role="parity") for path in files]
+    return _joined(parts) if parts else None
+
+
+def parity_rows(roles: Mapping[str, Samples]) -> Samples:
+    """Return the rows of all roles: parity is proven on any of the user's rows."""
+    return _joined(list(roles.values()))
+
+
+def _joined(parts: Sequence[Samples]) -> Samples:
+    rows = tuple(row for part in parts for row in part.rows)
+    return Samples("parity", rows, ", ".join(dict.fromkeys(p.source for p in parts)), "")
+
+
+def load_options(config: RunConfig) -> LoadOptions:
+    """Return what of the configuration concerns loading."""
+    prompting = load_prompting(
+        config.prompt_template, config.chat_template, config.few_shot, config.num_fewshot, config.seed
+    )
+    return LoadOptions(
+        config.trust_remote_code,
+        config.local_files_only,
+        config.max_length,
+        config.device,
+        config.metric,
+        prompting,
+    )
