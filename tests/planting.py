@@ -23,7 +23,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from tapioca_export import RunConfig
-from tapioca_export.artifacts import Benchmark, Export, Selection, read
+from tapioca_export.artifacts import Benchmark, Export, LayerName, Selection, read
 from tapioca_export.cli import main
 from tapioca_export.models import load_model
 from tapioca_export.steps import load_roles
@@ -95,7 +95,7 @@ def plant(
         weight.requires_grad_(True)
 
 
-def assert_found(checkpoint: Path, files: Mapping[str, Path], planted: int, output: Path) -> Benchmark:
+def assert_found(checkpoint: Path, files: Mapping[str, Path], planted: LayerName, output: Path) -> Benchmark:
     """Run the whole job on a network with a planted layer, and check that nothing of the gain is lost.
 
     The search finds the planted layer and no other; the pruned checkpoint, read by stock transformers,

@@ -28,7 +28,7 @@ from tapioca_export.models import (
 )
 from tapioca_export.profiling.replaying import passes
 from tapioca_export.samples import Row, Samples
-from tapioca_export.tasks import Batch, Inputs, Processor
+from tapioca_export.tasks import Inputs, Processor
 from tapioca_export.tasks.causal import padded
 from tapioca_export.tasks.text2text_generation import Text2TextGeneration
 

@@ -31,6 +31,7 @@ from .question_answering import QuestionAnswering
 from .text2text_generation import Text2TextGeneration
 from .text_classification import TextClassification
 from .token_classification import TokenClassification
+from .zero_shot_image_classification import ZeroShotImageClassification
 
 __all__ = [
     "TASKS",
@@ -54,4 +55,5 @@ __all__ = [
     "TextClassification",
     "TextGeneration",
     "TokenClassification",
+    "ZeroShotImageClassification",
 ]
