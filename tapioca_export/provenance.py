@@ -31,6 +31,7 @@ PACKAGES = (
     "torchmetrics",
     "pillow",
     "soundfile",
+    "jiwer",
 )
 # The hub's name of a task, where it is not ours; it has none for the embedded example.
 PIPELINE_TAGS = {"multiple-choice": "text-generation", "polynomial-regression": None}

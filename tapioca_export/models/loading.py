@@ -204,7 +204,7 @@ def auto_class(task: Task) -> Any:
     """Return the stock transformers auto class of a task, as Optimum names it."""
     from optimum.exporters.tasks import TasksManager
 
-    return TasksManager.get_model_class_for_task(task.optimum_task)
+    return TasksManager.get_model_class_for_task(task.optimum_task, model_class_name=task.model_class)
 
 
 def _classes(task: Task) -> set[str]:

@@ -28,6 +28,7 @@ from .fill_mask import FillMask
 from .image_classification import ImageClassification
 from .polynomial_regression import PolynomialRegression
 from .question_answering import QuestionAnswering
+from .speech_recognition import SpeechRecognition
 from .text2text_generation import Text2TextGeneration
 from .text_classification import TextClassification
 from .token_classification import TokenClassification
@@ -50,6 +51,7 @@ __all__ = [
     "QuestionAnswering",
     "Readings",
     "Scores",
+    "SpeechRecognition",
     "Task",
     "Text2TextGeneration",
     "TextClassification",

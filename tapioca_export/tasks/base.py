@@ -161,6 +161,8 @@ class Task(ABC):
 
     name: ClassVar[str]
     optimum_task: ClassVar[str]  # the name by which Optimum's TasksManager knows the auto class
+    # Which auto class, where that name stands for several.
+    model_class: ClassVar[str | None] = None
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool]
     columns: ClassVar[tuple[str, ...]]
