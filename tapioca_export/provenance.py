@@ -31,6 +31,7 @@ PACKAGES = (
     "torchmetrics",
     "pillow",
     "soundfile",
+    "jiwer",
 )
 SAMPLE_FILES = ("id", "target", "id_report", "target_report", "few_shot")
 # The hub's name of a task, where it is not ours; it has none for the embedded example.

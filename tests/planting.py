@@ -23,7 +23,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from tapioca_export import RunConfig
-from tapioca_export.artifacts import Benchmark, Export, Selection, read
+from tapioca_export.artifacts import Benchmark, Export, LayerName, Selection, read
 from tapioca_export.cli import main
 from tapioca_export.models import load_model
 from tapioca_export.reading import load_options, load_roles
@@ -96,7 +96,7 @@ def plant(
 
 
 def assert_found(
-    checkpoint: Path, files: Mapping[str, Path], planted: int, output: Path, **settings: Any
+    checkpoint: Path, files: Mapping[str, Path], planted: LayerName, output: Path, **settings: Any
 ) -> Benchmark:
     """Run the whole job on a network with a planted layer, and check that nothing of the gain is lost.
 

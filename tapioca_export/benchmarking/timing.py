@@ -119,7 +119,9 @@ def make_workloads(
     rows = [task.encode([samples.rows[i]], processor) for i in order]
     shapes = [(size, length) for length in lengths for size in sorted(set(settings.batch_sizes))]
     works = [
-        Workload(size, length, tuple(_batches(rows, size, None if is_fixed else length)), unit=task.unit)
+        Workload(
+            size, length, tuple(_batches(task, rows, size, None if is_fixed else length)), unit=task.unit
+        )
         for size, length in shapes
     ]
     if not cache:
@@ -164,8 +166,11 @@ def _sequence_lengths(
     return tuple(sorted({min(int(length), processor.max_length) for length in rounded}))
 
 
-def _batches(rows: Sequence[Inputs], size: int, length: int | None) -> Iterator[Inputs]:
-    """Yield batches of shape (size, length), no two alike while the rows last; None: rows as they are."""
+def _batches(task: Task, rows: Sequence[Inputs], size: int, length: int | None) -> Iterator[Inputs]:
+    """Yield batches of shape (size, length), no two alike while the rows last; None: rows as they are.
+
+    What is the same for all rows of a batch is that of its first row.
+    """
     lengths = {
         name: max(row[name].shape[1] for row in rows) if name.startswith("decoder_") else length
         for name in rows[0]
@@ -173,7 +178,12 @@ def _batches(rows: Sequence[Inputs], size: int, length: int | None) -> Iterator[
     num_batches = min(NUM_BATCHES, -(-len(rows) // size))
     for start in range(0, num_batches * size, size):
         chosen = [rows[i % len(rows)] for i in range(start, start + size)]
-        yield {name: np.concatenate([_fit(row[name], lengths[name]) for row in chosen]) for name in lengths}
+        yield {
+            name: np.concatenate([_fit(row[name], length) for row in chosen])
+            if task.axes(name)[0] == "batch"
+            else chosen[0][name]
+            for name, length in lengths.items()
+        }
 
 
 def _fit(values: np.ndarray, length: int | None) -> np.ndarray:

@@ -77,38 +77,44 @@ class Shapes:
 
     def of(self, rows: np.ndarray) -> tuple[Shape, ...]:
         """Return S and T, in each stack, of a batch of these rows."""
-        return tuple((int(part[0, rows].sum()), int(part[1, rows].max())) for part in self._each)
+        names, shared = self.model.numbering.depths, self.model.task.shared_stacks
+        return tuple(
+            (int((np.max if name in shared else np.sum)(part[0, rows])), int(part[1, rows].max()))
+            for name, part in zip(names, self._each, strict=True)
+        )
 
     @cached_property
     def _each(self) -> np.ndarray:
         """Sequences and tokens of each row alone, in each stack, (stacks, 2, N)."""
         found = np.zeros((len(self.model.stacks), 2, len(self.samples)), dtype=np.int64)
-        seen: dict[tuple[int, ...], list[int]] = {}
+        seen: dict[tuple[tuple[int, ...], ...], list[Shape]] = {}
         for row in range(len(self.samples)):
             batch = self._encode(self.samples, np.asarray([row]), self.processor)
-            # What a stack does to the number of sequences is not asked: each input has its own.
-            lengths = tuple(values.shape[1] for values in batch.inputs.values() if values.ndim > 1)
-            if lengths not in seen:
-                seen[lengths] = self._stream_lengths(batch)
-            found[:, 0, row] = len(next(iter(batch.inputs.values())))
-            found[:, 1, row] = seen[lengths]
+            shapes = tuple(values.shape[:2] for values in batch.inputs.values())
+            if shapes not in seen:
+                seen[shapes] = self._stream_shapes(batch)
+            found[:, :, row] = seen[shapes]
         return found
 
-    def _stream_lengths(self, batch: Batch) -> list[int]:
-        """Return the tokens that enter each stack; no layer is run that can be passed by."""
-        lengths: list[int] = []
+    def _stream_shapes(self, batch: Batch) -> list[Shape]:
+        """Return the sequences and tokens that enter each stack; no layer is run that can be passed by."""
+        shapes: list[Shape] = []
         starts = [layers.start for layers in self.model.numbering.ranges]
         with stand_ins(self.model) as places:
             for place in places:
                 place.skips = True
             for start in starts:
-                places[start].see = lambda stream, _: lengths.append(int(stream.shape[1]))
+                places[start].see = lambda stream, _: shapes.append(_shape(stream))
             places[starts[-1]].ends = True
             try:
                 self.model.answers(batch)
             except EndOfForward as end:
-                return [*lengths, int(end.stream.shape[1])]
+                return [*shapes, _shape(end.stream)]
         raise AssertionError("a forward that passes no layer")
+
+
+def _shape(stream: torch.Tensor) -> Shape:
+    return int(stream.shape[0]), int(stream.shape[1])
 
 
 class Rehearsal:

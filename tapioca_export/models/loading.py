@@ -193,7 +193,10 @@ def infer_task(config: Any) -> str:
         ConfigError: If Optimum cannot tell, or the task is not one of ours.
     """
     from optimum.exporters.tasks import TasksManager
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    )
 
     architecture = (config.architectures or ["none"])[0]
     if config.model_type == polynomial.PolynomialConfig.model_type:
@@ -207,6 +210,10 @@ def infer_task(config: Any) -> str:
     # The class that writes a BART's answers can also fill masks, which is what Optimum says of it.
     if task == "fill-mask" and architecture in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
         task = "text2text-generation"
+    # A whole CLIP gives features as well; what it is made for is to hold images against texts.
+    held_together = MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES.values()
+    if task == "feature-extraction" and architecture in held_together:
+        task = "zero-shot-image-classification"
     if task not in TASKS:
         raise ConfigError(
             f"The task of architecture {architecture} is {task or 'not known'}, which is not supported.",
@@ -219,7 +226,7 @@ def auto_class(task: Task) -> Any:
     """Return the stock transformers auto class of a task, as Optimum names it."""
     from optimum.exporters.tasks import TasksManager
 
-    return TasksManager.get_model_class_for_task(task.optimum_task)
+    return TasksManager.get_model_class_for_task(task.optimum_task, model_class_name=task.model_class)
 
 
 def _classes(task: Task) -> set[str]:

@@ -326,25 +326,26 @@ class Probe:
     ) -> tuple[list[torch.Tensor], np.ndarray, np.ndarray]:
         """Return answer states (D+1, B, P, H) of each stack, summed cosines (L,) and real tokens (S,)."""
         task = self.model.task
-        *before, (_, last) = zip(self.numbering.depths, self.numbering.boundaries, strict=True)
+        names = list(self.numbering.depths)
+        read = task.answer_stack if task.answer_stack in names else names[-1]
         states, cosines, num_tokens = [], [], []
-        for name, part in before:
+        for name, part in zip(names, self.numbering.boundaries, strict=True):
             streams = [boundaries[number] for number in part]
-            weights = task.readout_of(name, batch, (streams[0].shape[0], streams[0].shape[1]))  # (B, S, T)
-            mask = torch.from_numpy(weights.any(axis=0))
-            rows = torch.from_numpy(weights).flatten(1)
-            states.append(
-                torch.stack([rows.to(s.device) @ s.float().flatten(0, 1) for s in streams])[:, :, None]
-            )
+            device = streams[0].device
+            if name == read:
+                batch = replace(batch, num_states=streams[0].shape[1])
+                at = torch.from_numpy(task.readout(batch, self.processor)).to(device)
+                mask = torch.from_numpy(task.state_mask(batch, self.processor)).bool()
+                states.append(torch.stack([at @ stream.float() for stream in streams]))
+            else:
+                weights = task.readout_of(name, batch, (streams[0].shape[0], streams[0].shape[1]))
+                mask = torch.from_numpy(weights.any(axis=0))  # weights: (B, S, T)
+                rows = torch.from_numpy(weights).flatten(1).to(device)
+                found = torch.stack([rows @ stream.float().flatten(0, 1) for stream in streams])
+                states.append(found[:, :, None])
             cosines += _cosines(streams, mask)
             num_tokens.append(int(mask.sum()))
-        streams = [boundaries[number] for number in last]
-        batch = replace(batch, num_states=streams[0].shape[1])
-        at = torch.from_numpy(task.readout(batch, self.processor))
-        mask = torch.from_numpy(task.state_mask(batch, self.processor)).bool()
-        states.append(torch.stack([at.to(streams[0].device) @ stream.float() for stream in streams]))
-        cosines += _cosines(streams, mask)
-        return states, np.asarray(cosines), np.asarray([*num_tokens, int(mask.sum())])
+        return states, np.asarray(cosines), np.asarray(num_tokens)
 
 
 def division_on(device: torch.device, num_threads: int) -> Division | None:

@@ -259,6 +259,10 @@ def _about_accuracy(benchmark: Benchmark) -> list[str]:
     lines = [_accuracy_sentence(role, benchmark.accuracy.get(role)) for role in roles]
     if any(accuracy.metric == "nmse" for accuracy in benchmark.accuracy.values()):
         lines.append("nmse is the mean squared error divided by the variance of the answers; 0 is perfect.")
+    if any(accuracy.metric == "wer" for accuracy in benchmark.accuracy.values()):
+        lines.append(
+            "wer is the word error rate: wrong, missing and added words by those said; 0 is perfect."
+        )
     return lines + [
         f"Perplexity, {role_text(role)}: {number(math.exp(accuracy.original))} to "
         f"{number(math.exp(accuracy.pruned))}; log_perplexity is its logarithm."

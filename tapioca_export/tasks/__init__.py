@@ -29,10 +29,12 @@ from .multiple_choice import MultipleChoice
 from .polynomial_regression import PolynomialRegression
 from .prompting import load_prompting
 from .question_answering import QuestionAnswering
+from .speech_recognition import SpeechRecognition
 from .text2text_generation import Text2TextGeneration
 from .text_classification import TextClassification
 from .text_generation import TextGeneration
 from .token_classification import TokenClassification
+from .zero_shot_image_classification import ZeroShotImageClassification
 
 __all__ = [
     "TASKS",
@@ -51,10 +53,12 @@ __all__ = [
     "QuestionAnswering",
     "Readings",
     "Scores",
+    "SpeechRecognition",
     "Task",
     "Text2TextGeneration",
     "TextClassification",
     "TextGeneration",
     "TokenClassification",
+    "ZeroShotImageClassification",
     "load_prompting",
 ]

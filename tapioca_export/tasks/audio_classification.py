@@ -1,4 +1,4 @@
-"""Audio classification: one label a recording.
+"""Recordings: how they are decoded, cut and padded; and audio classification, one label a recording.
 
 Knows nothing about networks: of their convolutions it knows by how much they shorten a row.
 
@@ -21,7 +21,7 @@ from ..errors import ConfigError, LoadError, first_line
 from ..samples import Row, Samples
 from .base import TASKS, Batch, Division, Inputs, Processor, ProcessorOptions
 from .classifying import check_head, label_names
-from .files import FileClassification, Source, head_position, load_extractor, require
+from .files import FileClassification, FileTask, Source, head_position, load_extractor, require
 
 # Most models take a recording of any length; without --max-length it is cut here.
 LONGEST_SECONDS = 30
@@ -32,26 +32,23 @@ SAMPLING_RATES = (1_000, 384_000)
 PAD_FREELY = ("hubert", "unispeech", "unispeech-sat", "wav2vec2", "wavlm")
 
 
-class AudioClassification(FileClassification):
-    """One label a recording; the metric is accuracy, the loss cross-entropy."""
+class RecordingTask(FileTask):
+    """A recording a row."""
 
-    name = "audio-classification"
-    optimum_task = "audio-classification"
     column = "audio"
     columns = ("audio",)
     padding_sides = ("right",)
     unit = "time steps"
 
-    def load_processor(self, folder: Path | str, config: Any, options: ProcessorOptions) -> Processor:
+    def load_recordings(self, folder: Path | str, config: Any, options: ProcessorOptions) -> Processor:
         """Load the feature extractor; lengths are in values of the waveform that it takes.
 
         Raises:
             LoadError: If there is none, or none that fits the model.
-            ConfigError: If the head is not a single-label classifier, `--max-length` is too short,
-                spectrograms come out in several lengths, or soundfile is not installed.
+            ConfigError: If `--max-length` is too short, spectrograms come out in several lengths, or
+                soundfile is not installed.
         """
         require("soundfile", "soundfile", "audio", self.name)
-        check_head(config, self.name, "a recording")
         extractor = load_extractor("AutoFeatureExtractor", folder, config, options)
         layers = (getattr(config, "conv_kernel", None) or (), getattr(config, "conv_stride", None) or ())
         processor = Processor(
@@ -59,7 +56,6 @@ class AudioClassification(FileClassification):
             position=head_position(config),
             max_length=options.max_length or LONGEST_SECONDS * _rate(extractor, folder),
             extractor=extractor,
-            id2label=label_names(config),
             convolutions=tuple(zip(*layers, strict=True)),
         )
         least = _least(processor)
@@ -170,6 +166,23 @@ class AudioClassification(FileClassification):
         sizes = [_positions(int(size), processor) for size in steps.sum(axis=1)]
         real = [-(-size * whole.shape[1] // most) for size in sizes]
         return (np.arange(whole.shape[1]) < np.asarray(real)[:, None]).astype(np.int64)
+
+
+class AudioClassification(RecordingTask, FileClassification):
+    """One label a recording; the metric is accuracy, the loss cross-entropy."""
+
+    name = "audio-classification"
+    optimum_task = "audio-classification"
+
+    def load_processor(self, folder: Path | str, config: Any, options: ProcessorOptions) -> Processor:
+        """Load the feature extractor; lengths are in values of the waveform that it takes.
+
+        Raises:
+            LoadError: If there is none, or none that fits the model.
+            ConfigError: If the head is not a single-label classifier, or the rest does not fit.
+        """
+        check_head(config, self.name, "a recording")
+        return replace(self.load_recordings(folder, config, options), id2label=label_names(config))
 
 
 TASKS.add(AudioClassification.name)(AudioClassification())

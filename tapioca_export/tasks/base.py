@@ -65,7 +65,7 @@ class Readings:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows `indices` of the samples, encoded; the values of `inputs` start with axis B.
+    """Rows `indices` of the samples, encoded; the first of `inputs` starts with axis B.
 
     With `readings`, the network is asked for the probabilities of these tokens only. `num_states` is T
     of the residual stream, once a forward has shown it: images and sounds do not show it themselves.
@@ -170,6 +170,8 @@ class Task(ABC):
 
     name: ClassVar[str]
     optimum_task: ClassVar[str]  # the name by which Optimum's TasksManager knows the auto class
+    # Which auto class, where that name stands for several.
+    model_class: ClassVar[str | None] = None
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool]
     columns: ClassVar[tuple[str, ...]]
@@ -188,6 +190,10 @@ class Task(ABC):
     # Rows are prompts of (x, y) pairs, all of one length; the model takes shorter ones as well.
     is_prompt: ClassVar[bool] = False
     unit: ClassVar[str] = "tokens"  # of a row's length, in words
+    # The stack whose states `readout` reads; None: the last to run.
+    answer_stack: ClassVar[str | None] = None
+    # Stacks whose sequences are no rows: those of a batch have them in common.
+    shared_stacks: ClassVar[tuple[str, ...]] = ()
     # A row has several answers to one context, which could be encoded once.
     has_shared_contexts: ClassVar[bool] = False
     # Its rows are prompts of a decoder, for which templates and solved examples have a meaning.
@@ -235,7 +241,7 @@ class Task(ABC):
     def readout(self, batch: Batch, processor: Processor) -> np.ndarray:
         """Return weights (B, P, T) that read the answer's states off hidden states (B, T, H).
 
-        Of a model with several stacks, these are the states of the last to run.
+        Of a model with several stacks, these are the states of `answer_stack`.
         """
 
     def readout_of(self, stack: str, batch: Batch, shape: tuple[int, int]) -> np.ndarray:
@@ -245,7 +251,7 @@ class Task(ABC):
         texts of all labels, say), over all of them. A token without weight is taken for padding.
 
         Args:
-            stack: Its name; the head reads the last one, which is `readout`'s.
+            stack: Its name; the head reads `answer_stack`, which is `readout`'s.
             batch: B rows.
             shape: (S, T) of its hidden states (S, T, H).
 
@@ -254,7 +260,7 @@ class Task(ABC):
         """
         mask = batch.inputs.get("attention_mask")
         real = mask if mask is not None and mask.shape == shape else np.ones(shape)
-        if shape[0] != len(batch):
+        if stack in self.shared_stacks or shape[0] != len(batch):
             return np.repeat((real / real.sum())[None], len(batch), axis=0).astype(np.float32)
         own = np.eye(len(batch))[:, :, None]  # each row has its own sequence
         weights: np.ndarray = own * (real / real.sum(axis=1, keepdims=True))
@@ -286,7 +292,10 @@ class Task(ABC):
         return logits
 
     def axes(self, name: str) -> tuple[str, ...]:
-        """Name the axes of an input that may differ from batch to batch, from the first on."""
+        """Name the axes of an input that may differ from batch to batch, from the first on.
+
+        What does not start with "batch" is the same for all rows of a batch.
+        """
         return ("batch", "sequence")
 
     def check_labels(self, samples: Samples) -> None:  # noqa: B027  (most labels will do)

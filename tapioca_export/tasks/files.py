@@ -25,7 +25,7 @@ import numpy as np
 from ..artifacts import sha256
 from ..errors import ConfigError, LoadError, first_line
 from ..samples import Place, Row, Samples
-from .base import Batch, Position, Processor, ProcessorOptions
+from .base import Batch, Position, Processor, ProcessorOptions, Task
 from .classifying import SingleLabel
 from .labels import label_id
 
@@ -35,15 +35,14 @@ READ_THE_CLASS_TOKEN = ("audio-spectrogram-transformer", "deit", "vit", "vit_msn
 Source = Path | bytes
 
 
-class FileClassification(SingleLabel):
-    """One label a file.
+class FileTask(Task):
+    """A file a row.
 
     Where the answer is read for profiles is this project's own rule: at the class token if that is
     what the head reads, else at the mean of all real positions of the residual stream.
     """
 
     column: ClassVar[str]
-    optional_columns = ("label",)
 
     @abstractmethod
     def look(self, source: Source, processor: Processor) -> Mapping[str, Any]:
@@ -53,14 +52,18 @@ class FileClassification(SingleLabel):
     def decode(self, features: Mapping[str, Any]) -> Any:
         """Decode a row's file. May raise anything."""
 
+    @abstractmethod
+    def read_label(self, record: Mapping[str, Any], where: str, processor: Processor) -> Any:
+        """Return what a row is scored against; None where the record has nothing of the kind."""
+
     def read_row(self, record: Mapping[str, Any], where: str, processor: Processor) -> Row:
-        """Find a file, or take its bytes, and read an optional label (a name or an id).
+        """Find a file, or take its bytes, and read an optional label.
 
         Raises:
-            LoadError: If there is no such file, it is of another kind, or the label is unknown.
+            LoadError: If there is no such file, it is of another kind, or the label does not fit.
         """
         source = source_of(record[self.column], self.column, where)
-        label = label_id(record.get("label"), where, processor.id2label)
+        label = self.read_label(record, where, processor)
         with self.reading(source, where):
             # Two copies of one file are one row; two encodings of one picture are not known to be.
             key = hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else sha256(source)
@@ -90,10 +93,10 @@ class FileClassification(SingleLabel):
             ) from error
 
     def check_labels(self, samples: Samples) -> None:
-        """Refuse samples of one class; and files that cannot be decoded, now and not amid a search.
+        """Refuse what no metric can be computed from; and broken files, now and not amid a search.
 
         Raises:
-            LoadError: If all rows have the same label, or a file is broken.
+            LoadError: If a file cannot be decoded.
         """
         super().check_labels(samples)
         for row in samples.rows:
@@ -114,6 +117,16 @@ class FileClassification(SingleLabel):
     def read_tokens(self, batch: Batch, processor: Processor) -> np.ndarray | None:
         """Return None: how many positions there are is not known before a forward."""
         return None
+
+
+class FileClassification(FileTask, SingleLabel):
+    """One label a file."""
+
+    optional_columns: ClassVar[tuple[str, ...]] = ("label",)
+
+    def read_label(self, record: Mapping[str, Any], where: str, processor: Processor) -> Any:
+        """Read a label of the model's, a name or an id."""
+        return label_id(record.get("label"), where, processor.id2label)
 
 
 def source_of(value: Any, column: str, where: str) -> Source:

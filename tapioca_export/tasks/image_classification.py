@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -33,8 +33,8 @@ class ImageClassification(FileClassification):
 
     name = "image-classification"
     optimum_task = "image-classification"
+    columns: ClassVar[tuple[str, ...]] = ("image",)
     column = "image"
-    columns = ("image",)
     padding_sides = ("none",)
     unit = "patches"
 
@@ -46,15 +46,18 @@ class ImageClassification(FileClassification):
             ConfigError: If the head is not a single-label classifier, images come out in several sizes,
                 `--max-length` is given, or Pillow is not installed.
         """
-        require("PIL.Image", "Pillow", "vision", self.name)
         check_head(config, self.name, "an image")
+        return replace(self.load_images(folder, config, options), id2label=label_names(config))
+
+    def load_images(self, folder: Path | str, config: Any, options: ProcessorOptions) -> Processor:
+        """Load the image processor alone, whatever the head is."""
+        require("PIL.Image", "Pillow", "vision", self.name)
         extractor = load_extractor("AutoImageProcessor", folder, config, options, backend="pil")
         processor = Processor(
             folder=str(folder),
             position=head_position(config),
             max_length=1,
             extractor=extractor,
-            id2label=label_names(config),
         )
         height, width = _size(processor)
         inner = getattr(config, "vision_config", config)
