@@ -184,6 +184,7 @@ def test_the_files_logits_are_those_of_pytorch_at_every_padding(
     export = exported[1]
     assert set(export.padding_checked) == {"none", "left", "right"}
     assert 0 < export.max_abs_difference <= 1e-4
+    assert (export.prompts_continued, export.tokens_generated) == (4, TOKENS)
 
 
 def test_the_example_in_plain_onnx_runtime_generates_what_pytorch_does(
