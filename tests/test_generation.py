@@ -60,7 +60,8 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "gpt_neox": ("gpt_neox", BASE),
     "opt": ("opt", {**BASE, "ffn_dim": 64, "word_embed_proj_dim": 32}),
     "llama": ("llama", GROUPED),
-    "mistral": ("mistral", {**GROUPED, "sliding_window": WINDOW}),
+    # A window of fewer tokens than are cached in the example that is traced.
+    "mistral": ("mistral", {**GROUPED, "sliding_window": 2}),
     "qwen2": (
         "qwen2",
         {**GROUPED, "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2},

@@ -16,10 +16,8 @@ from ..generation import DECODER_FILES, LOGITS, PAST, PRESENT, CacheShapes
 from ..models import LoadedModel, to_tensors
 from ..tasks import Inputs
 from .formats import Written
-from .graphs import dynamic, exporter_name, name_axes, names_of, rename, save, traced
+from .graphs import CACHED_TOKENS, cached, dynamic, exporter_name, name_axes, names_of, rename, save, traced
 
-# Tokens cached, and tokens read, in the example that is traced: an axis that is to vary is not one long.
-CACHED_TOKENS = 3
 _LAYER = r"past_key_values\.{}_attention_cache\.layers\.(\d+)\.(key|value)s$"
 _NAMES = {
     re.compile(rf"^(?:input\.)?{_LAYER.format('self')}"): rf"{PAST}.\1.decoder.\2",
@@ -103,7 +101,7 @@ def _cache(model: LoadedModel, sample: Mapping[str, Any]) -> tuple[Any, CacheSha
     shapes = {}
     pairs = zip(kept.self_attention_cache.layers, kept.cross_attention_cache.layers, strict=True)
     for index, (own, crossed) in enumerate(pairs):
-        plain.self_attention_cache.update(own.keys, own.values, index)
+        plain.self_attention_cache.update(cached(own.keys), cached(own.values), index)
         plain.cross_attention_cache.update(crossed.keys, crossed.values, index)
         plain.is_updated[index] = True
         for kind, layer in (("decoder", own), ("encoder", crossed)):

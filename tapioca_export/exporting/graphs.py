@@ -15,11 +15,18 @@ from ..models import LoadedModel
 
 # Above this the weights go to one file beside the graph: protobuf ends at 2 GB.
 INLINE_WEIGHTS_BYTES = 1 << 30
+# Tokens cached in the example that is traced: an axis that is to vary is not one long.
+CACHED_TOKENS = 3
 
 
 def data_file(path: Path) -> Path:
     """Return where the weights of a large file are."""
     return path.with_name(f"{path.name}_data")
+
+
+def cached(like: Any) -> Any:
+    """Return keys or values of a few tokens, whatever a window keeps of them: (B, A, tokens, D)."""
+    return like.new_zeros((*like.shape[:2], CACHED_TOKENS, like.shape[3]))
 
 
 def exporter_name() -> str:

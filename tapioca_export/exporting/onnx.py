@@ -19,11 +19,9 @@ from ..models import LoadedModel, to_tensors
 from ..tasks import Inputs, Task
 from .encoder_decoder import write_encoder_decoder
 from .formats import FORMATS, Format, Run, Written
-from .graphs import dynamic, exporter_name, name_axes, names_of, rename, save, traced
+from .graphs import CACHED_TOKENS, cached, dynamic, exporter_name, name_axes, names_of, rename, save, traced
 
 MODEL_FILE = "model.onnx"
-# Tokens cached in the example that is traced; like every axis that is to vary, it is not one long.
-CACHED_TOKENS = 3
 # What the exporter makes of a cache's tensors.
 _CACHED = re.compile(r"^(?:input\.|output\.)?past_key_values\.layers\.(\d+)\.(key|value)s$")
 
@@ -73,13 +71,12 @@ def _with_cache(model: LoadedModel, example: Inputs) -> tuple[dict[str, Any], di
     """
     import inspect
 
-    import torch
     from transformers import DynamicCache
 
     layers = _cached_layers(model, example)
     cache = DynamicCache()
-    for index, (keys, values) in enumerate(layers):
-        cache.update(keys, values, index)
+    for index, layer in enumerate(layers):
+        cache.update(*(cached(tensor) for tensor in layer), index)
     size = example["input_ids"].shape[0]
     before = np.ones((size, CACHED_TOKENS), dtype=np.int64)
     before[0, 0] = 0  # padded on the left, or the exporter leaves out the mask
@@ -93,22 +90,18 @@ def _with_cache(model: LoadedModel, example: Inputs) -> tuple[dict[str, Any], di
         for index, layer in enumerate(layers)
         for kind, tensor in zip(("key", "value"), layer, strict=True)
     }
-    assert isinstance(cache.layers[0].keys, torch.Tensor)
     return sample, axes, shapes
 
 
 def _cached_layers(model: LoadedModel, example: Inputs) -> list[tuple[Any, Any]]:
-    """Return the keys and values that each layer keeps of a few tokens, (B, A, CACHED_TOKENS, D)."""
+    """Return the keys and values that each layer keeps of a few tokens, (B, A, tokens, D)."""
     import torch
 
     few = {name: value[:, :CACHED_TOKENS] for name, value in to_tensors(example).items()}
     with torch.no_grad():
         kept = getattr(model.network(**few, use_cache=True), PAST, None)
     layers = [(layer.keys, layer.values) for layer in getattr(kept, "layers", ()) if hasattr(layer, "keys")]
-    kinds = [
-        tensor.shape[2] if getattr(tensor, "ndim", 0) == 4 else None for pair in layers for tensor in pair
-    ]
-    if len(layers) != model.num_layers or set(kinds) != {CACHED_TOKENS}:
+    if len(layers) != model.num_layers:
         raise ExportError(
             f"{model.source} keeps something else than keys and values of every layer while it generates "
             f"({type(kept).__name__}); such models are not exported with their cache.",
