@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import ConfigError, LoadError, SelectionError
 from ..registry import Table
 from ..samples import Row, Samples
+from .continuing import Continuation
 
 Inputs = dict[str, np.ndarray]
 Position = Literal["answer-start", "first-token", "last-token", "mask-token", "mean", "x-positions"]
@@ -69,6 +70,7 @@ class Batch:
     indices: np.ndarray
     inputs: Inputs
     readings: Readings | None = None
+    continuation: Continuation | None = None
     num_states: int | None = None
 
     def __len__(self) -> int:
@@ -136,6 +138,8 @@ class Processor:
     # Of an encoder-decoder: what `generate` is told, and the tokens that its answers begin with.
     generation_config: Any = None
     prompt: tuple[int, ...] = ()
+    # Tokens that its decoder has room for, where `max_length` is of something else.
+    max_answer: int | None = None
 
     def save(self, folder: Path) -> None:
         """Write what the model is used with, as it was loaded: tokenizer or extractor, other files."""
@@ -282,6 +286,11 @@ class Task(ABC):
         What does not start with "batch" is the same for all rows of a batch.
         """
         return ("batch", "sequence")
+
+    def cached_lengths(self, inputs: Inputs, processor: Processor) -> tuple[int, int]:
+        """Return how many states of an encoder, and how many tokens, are cached amid an answer to a batch."""
+        length = next(iter(inputs.values())).shape[1]
+        return length, length
 
     def check_labels(self, samples: Samples) -> None:  # noqa: B027  (most labels will do)
         """Refuse labels that no metric can be computed from."""
