@@ -37,11 +37,14 @@ def with_positions(inputs: Inputs, wanted: Iterable[str]) -> Inputs:
     return {**inputs, POSITIONS: counted[:, -inputs["input_ids"].shape[1] :]}
 
 
-def with_cache(inputs: Inputs, shapes: CacheShapes, num_cached: int = 0) -> Inputs:
-    """Add a cache of `num_cached` tokens that are all zeros; with none, generation begins."""
+def with_cache(inputs: Inputs, shapes: CacheShapes, num_cached: int = 0, num_encoded: int = 0) -> Inputs:
+    """Add a cache of `num_cached` tokens that are all zeros; with none, generation begins.
+
+    Beside it may stand that of an encoder, of `num_encoded` states.
+    """
     size = len(next(iter(inputs.values())))
     past = {
-        name: np.zeros((size, heads, num_cached, width), np.float32)
+        name: np.zeros((size, heads, num_encoded if ".encoder." in name else num_cached, width), np.float32)
         for name, (heads, width) in shapes.items()
     }
     return {**inputs, **past}
@@ -52,11 +55,18 @@ def first_step(inputs: Inputs) -> Inputs:
     return {name: value[:, :1] if name.startswith("decoder_") else value for name, value in inputs.items()}
 
 
-def one_token_step(inputs: Inputs, shapes: CacheShapes) -> Inputs:
-    """Return the inputs of a later step: one token a sequence, and T of them cached, as `inputs` have."""
+def one_token_step(inputs: Inputs, shapes: CacheShapes, lengths: tuple[int, int] | None = None) -> Inputs:
+    """Return the inputs of a later step: one token a sequence, and others cached.
+
+    Args:
+        inputs: What a model reads at first.
+        shapes: The cache inputs.
+        lengths: States of an encoder, and tokens, that are cached (default: T, as `inputs` have).
+    """
     size, length = next(iter(inputs.values())).shape[:2]
     if "decoder_input_ids" in inputs:
-        return with_cache(first_step(inputs), shapes, length)
+        num_encoded, num_cached = lengths or (length, length)
+        return with_cache(first_step(inputs), shapes, num_cached, num_encoded)
     step = {
         "input_ids": inputs["input_ids"][:, -1:],
         "attention_mask": np.concatenate([inputs["attention_mask"], np.ones((size, 1), np.int64)], axis=1),
@@ -93,7 +103,9 @@ def as_one(runs: Sequence[Run], shapes: CacheShapes) -> Run:
     return alone if len(runs) == 1 else divided
 
 
-def generate(run: Run, prompts: Inputs, shapes: CacheShapes, num_tokens: int) -> np.ndarray:
+def generate(
+    run: Run, prompts: Inputs, shapes: CacheShapes, num_tokens: int, ends: Sequence[int] = ()
+) -> np.ndarray:
     """Generate greedily, each token after the prompt's with one step on what is cached.
 
     Args:
@@ -101,10 +113,11 @@ def generate(run: Run, prompts: Inputs, shapes: CacheShapes, num_tokens: int) ->
         prompts: `input_ids` and `attention_mask`, (B, T), padded on the left; for an encoder-decoder what
             it reads, and `decoder_input_ids` to begin with.
         shapes: The cache inputs.
-        num_tokens: Tokens to generate; nothing ends a sequence earlier.
+        num_tokens: Tokens to generate.
+        ends: Tokens that end a sequence; once all have ended, no more is generated.
 
     Returns:
-        Token ids, (B, num_tokens).
+        Token ids, (B, num_tokens), or fewer where all have ended; what stands behind an end means nothing.
     """
     divided = "decoder_input_ids" in prompts
     inputs, tokens = dict(prompts), []
@@ -114,6 +127,8 @@ def generate(run: Run, prompts: Inputs, shapes: CacheShapes, num_tokens: int) ->
         found = run(inputs)
         ids = found[LOGITS][:, -1].argmax(axis=-1)[:, None]
         tokens.append(ids)
+        if np.isin(np.concatenate(tokens, axis=1), ends).any(axis=1).all():
+            break
         # What the encoder gave is the same in every step, and comes out of the first only.
         new = {name: present_name(name) for name in shapes}
         past = {name: found[out] if out in found else inputs[name] for name, out in new.items()}

@@ -13,7 +13,7 @@ import numpy as np
 from ..artifacts import Accuracy, Benchmark, Latency, Pair
 from ..bars import progress_bar
 from ..errors import BenchmarkError
-from ..generation import cache_bytes
+from ..generation import cache_bytes, generate
 from ..samples import Samples
 from ..tasks import Processor, Scores, Task
 from .memory import measure_memory_and_load
@@ -97,6 +97,7 @@ def score_exported(
     """
     session = RUNTIMES[RUNTIME](folder, settings.providers[0], settings.threads)
     num_rows = max(1, SCORING_BATCH_SIZE // task.num_answers(samples))
+    cache = read_export_folder(folder).export.cache
     values, losses = np.empty(len(samples)), np.empty(len(samples))
     with progress_bar(total=len(samples), desc=f"Scoring {samples.role}") as progress:
         for batch in task.batches(samples, processor, num_rows):
@@ -108,7 +109,13 @@ def score_exported(
                     f"{folder} gives {len(logits)} rows for a batch of {num_sequences}.",
                     "Export with a dynamic batch axis.",
                 )
-            scores = task.score(task.evidence(logits, batch), samples, batch.indices)
+            answers = task.evidence(logits, batch)
+            if (wanted := batch.continuation) is not None:
+                begun = np.tile(np.asarray(wanted.prompt, dtype=np.int64), (len(batch), 1))
+                prompts = {**batch.inputs, "decoder_input_ids": begun}
+                most = int(wanted.limits.max())
+                answers = wanted.joined(answers, generate(session, prompts, cache, most, wanted.ends))
+            scores = task.score(answers, samples, batch.indices)
             values[batch.indices], losses[batch.indices] = scores.values, scores.losses
             progress.update(len(batch))
     return Scores(values, losses)

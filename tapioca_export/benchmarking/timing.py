@@ -130,7 +130,10 @@ def make_workloads(
         replace(work, phase="prefill", batches=tuple(map(first_step, work.batches))) for work in works
     ]
     steps = [
-        replace(work, phase="decode", batches=(one_token_step(work.batches[0], cache),)) for work in works
+        replace(work, phase="decode", batches=(one_token_step(batch, cache, lengths),))
+        for work in works
+        for batch in work.batches[:1]
+        for lengths in (task.cached_lengths(batch, processor),)
     ]
     return (*prefills, *steps)
 

@@ -76,7 +76,7 @@ def prove_generation(model: LoadedModel, samples: Samples, run: Run, written: Wr
     """
     divided = model.network.config.is_encoder_decoder
     taken = [1] * len(samples) if divided else model.task.lengths(samples.rows, model.processor)
-    room = model.processor.max_length - np.asarray(taken)
+    room = (model.processor.max_answer or model.processor.max_length) - np.asarray(taken)
     roomy = np.flatnonzero(room >= min(TOKENS, room.max()))
     chosen = np.random.default_rng(0).permutation(roomy)[:PROMPTS]
     num_tokens = int(min(TOKENS, room[chosen].min()))

@@ -90,18 +90,55 @@ class LoadedModel:
         token's log-probability, and whether it is the likeliest one at its place. Only the positions
         asked for go through the output embedding.
         """
+        return self.finished(batch, *self.read(batch))
+
+    @torch.no_grad()
+    def read(self, batch: Batch) -> tuple[np.ndarray, torch.Tensor | None]:
+        """Run one forward; returns what is known of the answers, and an encoder's states, if any."""
         asked = batch.readings
         if asked is None:
-            return self.logits(batch.inputs)
+            return self.logits(batch.inputs), None
         if self.network.get_output_embeddings() is None:
-            return self.task.evidence(self.logits(batch.inputs), batch).astype(np.float32)
+            return self.task.evidence(self.logits(batch.inputs), batch).astype(np.float32), None
         with _reading(self.network, asked):
             output = self.network(**to_tensors(batch.inputs, self.device), **self.forward_options)
         logits = output.logits[0].float()  # (R, V)
         tokens = torch.from_numpy(asked.tokens).to(logits.device)
         found = torch.log_softmax(logits, dim=-1).gather(1, tokens[:, None])[:, 0]
         likeliest = (logits.argmax(dim=-1) == tokens).float()
-        return asked.arranged(torch.stack([found, likeliest], dim=-1).cpu().numpy())
+        arranged = asked.arranged(torch.stack([found, likeliest], dim=-1).cpu().numpy())
+        return arranged, output.get("encoder_last_hidden_state")
+
+    @torch.no_grad()
+    def finished(self, batch: Batch, found: np.ndarray, states: torch.Tensor | None) -> np.ndarray:
+        """Generate what the batch wants generated; without a cache, as layers that are skipped have none.
+
+        Args:
+            batch: B rows.
+            found: What is known of the answers, (B, ...).
+            states: The encoder's, (B, T, H).
+        """
+        wanted = batch.continuation
+        if wanted is None:
+            return found
+        from transformers.modeling_outputs import BaseModelOutput
+
+        assert states is not None, "an encoder-decoder"
+        tokens = np.full((len(batch), int(wanted.limits.max())), -1)
+        ids = torch.tensor([wanted.prompt] * len(batch), device=states.device)
+        running = np.arange(len(batch))
+        for place in range(tokens.shape[1]):
+            seen = BaseModelOutput(last_hidden_state=states[running])
+            step = {"encoder_outputs": seen, "decoder_input_ids": ids[running]}
+            chosen = self.network(**step, **self.forward_options).logits[:, -1].argmax(dim=-1)
+            ids = torch.nn.functional.pad(ids, (0, 1))
+            ids[running, -1] = chosen
+            tokens[running, place] = chosen.cpu().numpy()
+            is_left = ~np.isin(tokens[running, place], wanted.ends) & (wanted.limits[running] > place + 1)
+            running = running[is_left]
+            if not len(running):
+                break
+        return wanted.joined(found, tokens)
 
     @property
     def forward_options(self) -> dict[str, Any]:

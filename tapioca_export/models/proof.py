@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import AutoConfig
 
 from ..errors import ConfigError, UnsupportedModelError
 from ..memory import available_bytes
@@ -141,7 +142,10 @@ def _reload() -> None:
     """Run the fresh process's side of `reload_logits`: job on stdin, arrays in the scratch folder."""
     job = json.loads(sys.stdin.read())
     torch.set_num_threads(job["num_threads"])  # the same threads, hence the same order of sums
-    task = TASKS[job["task"]]
+    config = AutoConfig.from_pretrained(
+        job["folder"], local_files_only=True, trust_remote_code=job["trust_remote_code"]
+    )
+    task = TASKS[job["task"]].for_model(config)
     network, info = auto_class(task).from_pretrained(
         job["folder"],
         dtype=torch.float32,  # in which the model was measured, whatever the file has

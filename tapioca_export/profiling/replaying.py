@@ -171,6 +171,9 @@ def _forward(
         place.answer, place.see = answers.get(index), see if keeps else None
         place.skips, place.ends = index in skipped, index == ends
     try:
-        return Trace(model.answers(batch), outputs, boundaries)
+        found = model.read(batch)
+        for place in places:  # what is generated from here on was not recorded
+            place.answer = place.see = None
+        return Trace(model.finished(batch, *found), outputs, boundaries)
     except EndOfForward as end:
         return Trace(None, outputs, boundaries or [end.stream])

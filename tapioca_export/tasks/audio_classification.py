@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -39,6 +39,7 @@ class RecordingTask(FileTask):
     columns = ("audio",)
     padding_sides = ("right",)
     unit = "time steps"
+    padding: ClassVar[bool | str] = True  # what the feature extractor is told of it
 
     def load_recordings(self, folder: Path | str, config: Any, options: ProcessorOptions) -> Processor:
         """Load the feature extractor; lengths are in values of the waveform that it takes.
@@ -63,7 +64,7 @@ class RecordingTask(FileTask):
             raise ConfigError(
                 f"--max-length {processor.max_length} is too short: the model needs {least} values."
             )
-        long, short = (_tried(processor, least + size) for size in (2000, 1000))
+        long, short = (_tried(processor, least + size, self.padding) for size in (2000, 1000))
         if (shape := next(iter(long.values())).shape) == next(iter(short.values())).shape:
             return replace(processor, fixed_length=max(shape[1:]))  # mel bands are fewer than frames
         if len(shape) > 2:
@@ -113,7 +114,7 @@ class RecordingTask(FileTask):
         """
         waves = [self.decoded(row) for row in rows]
         try:
-            return _encoded(waves, processor)
+            return encoded(waves, processor, self.padding)
         except Exception as error:  # a feature extractor asks of waves what it pleases
             shortest = min(rows, key=lambda row: int(row.features["size"]))
             raise LoadError(
@@ -151,7 +152,9 @@ class RecordingTask(FileTask):
         """Return noise: short, then long recordings."""
         generator, least = np.random.default_rng(0), max(100, _least(processor))
         return [
-            _encoded([generator.normal(size=n * least).astype(np.float32) for n in sizes], processor)
+            encoded(
+                [generator.normal(size=n * least).astype(np.float32) for n in sizes], processor, self.padding
+            )
             for sizes in ((4, 3), (9, 5, 7))
         ]
 
@@ -221,16 +224,17 @@ def _least(processor: Processor) -> int:
     return size
 
 
-def _encoded(waves: Sequence[np.ndarray], processor: Processor) -> Inputs:
+def encoded(waves: Sequence[np.ndarray], processor: Processor, padding: bool | str) -> Inputs:
+    """Turn waveforms into a model's inputs."""
     rate = processor.extractor.sampling_rate
-    found = processor.extractor(list(waves), sampling_rate=rate, padding=True, return_tensors="np")
+    found = processor.extractor(list(waves), sampling_rate=rate, padding=padding, return_tensors="np")
     return {
         name: np.asarray(value, dtype=np.float32 if np.asarray(value).dtype.kind == "f" else np.int64)
         for name, value in found.items()
     }
 
 
-def _tried(processor: Processor, size: int) -> Inputs:
+def _tried(processor: Processor, size: int, padding: bool | str) -> Inputs:
     """Encode noise of one length.
 
     Raises:
@@ -238,7 +242,7 @@ def _tried(processor: Processor, size: int) -> Inputs:
     """
     wave = np.random.default_rng(0).normal(size=size).astype(np.float32)
     try:
-        return _encoded([wave], processor)
+        return encoded([wave], processor, padding)
     except Exception as error:  # a feature extractor asks of waves what it pleases
         raise ConfigError(
             f"The feature extractor of {processor.folder} does not encode waveforms: {first_line(error)}"

@@ -17,6 +17,7 @@ from ..artifacts import Prompting
 from ..errors import ConfigError, LoadError, SelectionError
 from ..registry import Table
 from ..samples import Row, Samples
+from .continuing import Continuation
 
 Inputs = dict[str, np.ndarray]
 Position = Literal["answer-start", "first-token", "last-token", "mask-token", "mean", "x-positions"]
@@ -74,6 +75,7 @@ class Batch:
     indices: np.ndarray
     inputs: Inputs
     readings: Readings | None = None
+    continuation: Continuation | None = None
     num_states: int | None = None
 
     def __len__(self) -> int:
@@ -144,6 +146,8 @@ class Processor:
     # How a decoder's rows become prompts, and the solved examples that stand before each.
     prompting: Prompting = field(default_factory=Prompting)
     solved: tuple[Row, ...] = ()
+    # Tokens that its decoder has room for, where `max_length` is of something else.
+    max_answer: int | None = None
 
     def save(self, folder: Path) -> None:
         """Write what the model is used with, as it was loaded: tokenizer or extractor, other files."""
@@ -297,6 +301,11 @@ class Task(ABC):
         What does not start with "batch" is the same for all rows of a batch.
         """
         return ("batch", "sequence")
+
+    def cached_lengths(self, inputs: Inputs, processor: Processor) -> tuple[int, int]:
+        """Return how many states of an encoder, and how many tokens, are cached amid an answer to a batch."""
+        length = next(iter(inputs.values())).shape[1]
+        return length, length
 
     def check_labels(self, samples: Samples) -> None:  # noqa: B027  (most labels will do)
         """Refuse labels that no metric can be computed from."""

@@ -24,6 +24,7 @@ from .base import (
     Processor,
     ProcessorOptions,
     Scores,
+    Task,
     all_rows,
     check_finite,
     no_training_loss,
@@ -76,6 +77,12 @@ class SpeechRecognition(TranscriptTask):
     """
 
     model_class = "AutoModelForCTC"
+
+    def for_model(self, config: Any) -> Task:
+        """Return this, or, of an encoder-decoder, the task whose answers are generated."""
+        from .speech_generation import SpeechGeneration
+
+        return SpeechGeneration() if config.is_encoder_decoder else self
 
     def load_processor(self, folder: Path | str, config: Any, options: ProcessorOptions) -> Processor:
         """Load the feature extractor and the tokenizer.

@@ -65,7 +65,7 @@ class Text2TextGeneration(TextGeneration):
         limit = min(tokenizer.model_max_length, num_positions(config))
         if options.max_length is not None and not 2 <= options.max_length <= limit:
             raise ConfigError(f"--max-length {options.max_length} is outside 2..{limit}, the model's range.")
-        generation = _generation_config(folder, config, options)
+        generation = load_generation_config(folder, config, options)
         if generation.decoder_start_token_id is None:
             raise ConfigError(
                 f"{folder} does not say which token its decoder begins with.",
@@ -178,7 +178,7 @@ class Text2TextGeneration(TextGeneration):
 TASKS.add(Text2TextGeneration.name)(Text2TextGeneration())
 
 
-def _generation_config(folder: Path | str, config: Any, options: ProcessorOptions) -> Any:
+def load_generation_config(folder: Path | str, config: Any, options: ProcessorOptions) -> Any:
     """Load what `generate` is told; a folder without it has it in the config."""
     from transformers import GenerationConfig
 

@@ -1,0 +1,40 @@
+"""Answers that a model writes by itself, beside what it is asked for.
+
+Shapes: B rows of a batch, K tokens asked for at most a row, G tokens generated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What is generated greedily for each row, beside what is asked for: `prompt`, then token by token.
+
+    A row is ended by one of the tokens `ends`, or cut after as many tokens as `limits` (B,) says.
+    """
+
+    prompt: tuple[int, ...]
+    ends: tuple[int, ...]
+    limits: np.ndarray
+
+    def joined(self, found: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Join what was found of tokens asked for, and those generated, as (B, 2, max(K, G)).
+
+        The first of the two are log-probabilities, 0 where none was asked for, the second generated tokens
+        without those that end, -1 where there is none.
+
+        Args:
+            found: Log-probabilities of the tokens asked for, and whether they are likeliest, (B, K, 2).
+            tokens: Generated ones, (B, G); -1 where there is none.
+        """
+        joined = np.zeros((len(found), 2, max(found.shape[1], tokens.shape[1])), dtype=np.float32)
+        joined[:, 0, : found.shape[1]] = found[:, :, 0]
+        is_left = (np.cumsum(np.isin(tokens, self.ends), axis=1) == 0) & (tokens >= 0)
+        is_left &= np.arange(tokens.shape[1]) < self.limits[:, None]
+        joined[:, 1] = -1
+        joined[:, 1, : tokens.shape[1]] = np.where(is_left, tokens, -1)
+        return joined
