@@ -13,7 +13,6 @@ from .audio_classification import AudioClassification
 from .base import (
     TASKS,
     Batch,
-    Division,
     Inputs,
     Position,
     Processor,
@@ -22,6 +21,7 @@ from .base import (
     Scores,
     Task,
 )
+from .dividing import Division
 from .feature_extraction import FeatureExtraction
 from .fill_mask import FillMask
 from .image_classification import ImageClassification

@@ -19,8 +19,9 @@ import numpy as np
 
 from ..errors import ConfigError, LoadError, first_line
 from ..samples import Row, Samples
-from .base import TASKS, Batch, Division, Inputs, Processor, ProcessorOptions
+from .base import TASKS, Batch, Inputs, Processor, ProcessorOptions
 from .classifying import check_head, label_names
+from .dividing import Division
 from .files import FileClassification, FileTask, Source, head_position, load_extractor, require
 
 # Most models take a recording of any length; without --max-length it is cut here.

@@ -18,7 +18,8 @@ import numpy as np
 
 from ..errors import ConfigError, LoadError
 from ..samples import Row, Samples
-from .base import TASKS, Batch, Division, Inputs, Processor, ProcessorOptions, no_training_loss
+from .base import TASKS, Batch, Inputs, Processor, ProcessorOptions, no_training_loss
+from .dividing import Division
 from .image_classification import ImageClassification
 from .labels import is_missing, listed
 from .tokenizing import load_tokenizer, num_positions, random_texts, require_text
