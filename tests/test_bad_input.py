@@ -246,6 +246,14 @@ SPOILT_MODELS: dict[str, tuple[Edit, tuple[str, ...]]] = {
         lambda m: set_key(m / "config.json", auto_map={"AutoConfig": "evil.Config"}),
         ("evil.Config", "--trust-remote-code"),
     ),
+    "adapter": (
+        lambda m: (m / "adapter_config.json").write_text("{}"),
+        ("holds an adapter", "merge_and_unload"),
+    ),
+    "quantized": (
+        lambda m: set_key(m / "config.json", quantization_config={"quant_method": "gptq"}),
+        ("quantized (gptq)", "Start from the checkpoint that is not"),
+    ),
     "pickled": (pickle_weights, ("pickled weights", "pytorch_model.bin", "safetensors")),
     "no weights": (lambda m: (m / "model.safetensors").unlink(), ("no *.safetensors",)),
     "weights are not weights": (

@@ -258,10 +258,9 @@ def test_names_that_cannot_be_mapped_are_saved_from_memory_and_this_is_said(
     refused(prune(source, tmp_path / "w", "--proof", "weights"), "cannot be renamed", "--proof logits")
 
 
-@pytest.mark.parametrize("key", ["quantization_config", "transformers_weights"])
-def test_checkpoints_that_are_more_than_their_tensors_are_not_copied(tmp_path: Path, key: str) -> None:
+def test_a_checkpoint_whose_config_names_the_file_of_its_weights_is_not_copied(tmp_path: Path) -> None:
     model = outline_model(save(tmp_path / "m", "bert"))
-    setattr(model.network.config, key, "something")
+    model.network.config.transformers_weights = "something"
     with pytest.raises(rewriting.UnmappedNamesError, match="file by file"):
         written(tmp_path, model, DROP)
 

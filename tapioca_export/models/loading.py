@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from .. import polynomial  # registers the embedded example with transformers
 from ..artifacts import Prompting
-from ..errors import ConfigError, LoadError, UnknownNameError, first_line
+from ..errors import ConfigError, LoadError, UnknownNameError, UnsupportedModelError, first_line
 from ..tasks import TASKS, Processor, ProcessorOptions, Task
 from .loaded import SPREAD, LoadedModel, LoadOptions, answer_of, to_tensors
 from .shards import read_weights
@@ -117,8 +117,10 @@ def load_config(source: str | Path, options: LoadOptions) -> Any:
 
     Raises:
         LoadError: If there is none, or it asks for custom code that is not trusted.
+        UnsupportedModelError: If it is an adapter, or its weights are quantized.
     """
     folder = Path(source)
+    _refuse_adapter(source, options)
     if folder.exists() and not (folder / "config.json").is_file():
         raise LoadError(f"{source} has no config.json.", "Name a folder written by save_pretrained.")
     if not folder.exists() and (folder.is_absolute() or len(folder.parts) > 2 or options.local_files_only):
@@ -133,7 +135,7 @@ def load_config(source: str | Path, options: LoadOptions) -> Any:
                 f"{source} needs custom code ({', '.join(map(str, raw['auto_map'].values()))}).",
                 "Read it, then add --trust-remote-code to run it.",
             )
-        return transformers.AutoConfig.from_pretrained(
+        config = transformers.AutoConfig.from_pretrained(
             str(source),
             trust_remote_code=options.trust_remote_code,
             local_files_only=options.local_files_only,
@@ -145,6 +147,32 @@ def load_config(source: str | Path, options: LoadOptions) -> Any:
                 "Check -m/--model.",
             ) from error
         raise LoadError(f"Cannot load the config of {source}: {first_line(error)}") from error
+    if method := getattr(config, "quantization_config", None):
+        name = method.get("quant_method", "unnamed") if isinstance(method, dict) else method
+        raise UnsupportedModelError(
+            f"The weights of {source} are quantized ({name}).",
+            "Start from the checkpoint that is not, and quantize what comes out.",
+        )
+    return config
+
+
+def _refuse_adapter(source: str | Path, options: LoadOptions) -> None:
+    """Refuse a folder or hub name that holds an adapter: transformers would put it on a model unasked.
+
+    Raises:
+        UnsupportedModelError: If there is one.
+    """
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    try:
+        found = find_adapter_config_file(str(source), local_files_only=options.local_files_only)
+    except (OSError, ValueError):  # there is no such model, which is said when its config is read
+        return
+    if found:
+        raise UnsupportedModelError(
+            f"{source} holds an adapter (adapter_config.json).",
+            "Merge it into its model (merge_and_unload of peft), and save that.",
+        )
 
 
 def load_processor(task: Task, source: str | Path, config: Any, options: LoadOptions) -> Processor:

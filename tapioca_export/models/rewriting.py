@@ -60,7 +60,7 @@ def write_pruned(model: LoadedModel, layers: Sequence[int], folder: Path) -> Non
         UnsupportedModelError: If what is left is not what the model's class wants.
         OutputError: If the folder cannot be written.
     """
-    _refuse_more_than_tensors(model)
+    _refuse_named_file(model)
     weights = read_weights(model.source, local_files_only=True)  # on the hub there may be others by now
     pruned = drop_layers(model, layers)
     shapes = {name: stored.shape for name, stored in weights.tensors.items()}
@@ -136,26 +136,16 @@ def _renamed(
     return {taken[name]: name for name in names if name in taken}
 
 
-def _refuse_more_than_tensors(model: LoadedModel) -> None:
-    """Refuse checkpoints that are more than their tensors.
+def _refuse_named_file(model: LoadedModel) -> None:
+    """Refuse a checkpoint whose config names the file of its weights.
 
     Raises:
-        UnmappedNamesError: With the reason.
+        UnmappedNamesError: If it does.
     """
-    config, reason = model.network.config, None
-    if getattr(config, "quantization_config", None) is not None:
-        reason = "its weights are quantized"
-    elif getattr(config, "transformers_weights", None) is not None:
-        reason = "its config names the file of its weights"
-    elif cached_file(
-        model.source,
-        "adapter_config.json",
-        local_files_only=True,
-        _raise_exceptions_for_missing_entries=False,
-    ):
-        reason = "an adapter goes on top of it"
-    if reason:
-        raise UnmappedNamesError(f"{model.source} cannot be rewritten file by file: {reason}.")
+    if getattr(model.network.config, "transformers_weights", None) is not None:
+        raise UnmappedNamesError(
+            f"{model.source} cannot be rewritten file by file: its config names the file of its weights."
+        )
 
 
 def _renumberings(name: str, before: str, after: str) -> list[str]:
