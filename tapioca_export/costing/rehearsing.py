@@ -87,10 +87,12 @@ class Shapes:
         for row in range(len(self.samples)):
             batch = self._encode(self.samples, np.asarray([row]), self.processor)
             # What a stack does to the number of sequences is not asked: each input has its own.
-            lengths = tuple(values.shape[1] for values in batch.inputs.values() if values.ndim > 1)
+            lengths = tuple(size for values in batch.inputs.values() for size in values.shape[1:])
             if lengths not in seen:
                 seen[lengths] = self._stream_lengths(batch)
-            found[:, 0, row] = len(next(iter(batch.inputs.values())))
+            name, values = next(iter(batch.inputs.items()))
+            is_each_choice = "choice" in self.model.task.axes(name)
+            found[:, 0, row] = len(values) * (values.shape[1] if is_each_choice else 1)
             found[:, 1, row] = seen[lengths]
         return found
 

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 
 from ..errors import ConfigError, UnsupportedModelError
 from ..memory import available_bytes
-from ..tasks import TASKS, Inputs
+from ..tasks import Inputs
 from .loaded import LoadedModel, answer_of
-from .loading import aligned, auto_class
+from .loading import aligned, auto_class, find_task
 from .rewriting import UnmappedNamesError, write_pruned
 from .skipping import skipping
 from .surgery import drop_layers
@@ -141,7 +142,10 @@ def _reload() -> None:
     """Run the fresh process's side of `reload_logits`: job on stdin, arrays in the scratch folder."""
     job = json.loads(sys.stdin.read())
     torch.set_num_threads(job["num_threads"])  # the same threads, hence the same order of sums
-    task = TASKS[job["task"]]
+    config = transformers.AutoConfig.from_pretrained(
+        job["folder"], local_files_only=True, trust_remote_code=job["trust_remote_code"]
+    )
+    task = find_task(config, job["task"])
     network, info = auto_class(task).from_pretrained(
         job["folder"],
         dtype=torch.float32,  # in which the model was measured, whatever the file has
