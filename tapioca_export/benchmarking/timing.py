@@ -118,12 +118,10 @@ def make_workloads(
     order = order[: max(settings.batch_sizes) * NUM_BATCHES]
     rows = [task.encode([samples.rows[i]], processor) for i in order]
     shapes = [(size, length) for length in lengths for size in sorted(set(settings.batch_sizes))]
-    works = [
-        Workload(
-            size, length, tuple(_batches(task, rows, size, None if is_fixed else length)), unit=task.unit
-        )
-        for size, length in shapes
-    ]
+    works = []
+    for size, length in shapes:
+        wanted = {name: _shape(task, name, rows, None if is_fixed else length) for name in rows[0]}
+        works.append(Workload(size, length, tuple(_batches(task, rows, size, wanted)), unit=task.unit))
     if not cache:
         return tuple(works)
     prefills = [
@@ -169,32 +167,36 @@ def _sequence_lengths(
     return tuple(sorted({min(int(length), processor.max_length) for length in rounded}))
 
 
-def _batches(task: Task, rows: Sequence[Inputs], size: int, length: int | None) -> Iterator[Inputs]:
-    """Yield batches of shape (size, length), no two alike while the rows last; None: rows as they are.
+def _shape(task: Task, name: str, rows: Sequence[Inputs], length: int | None) -> tuple[int, ...]:
+    """Return the shape that an input of each row is to have: as long as asked for, else as the largest."""
+    shape = np.max([row[name].shape for row in rows], axis=0)
+    if length is not None and "sequence" in (axes := task.axes(name)):
+        shape[axes.index("sequence")] = length
+    return tuple(shape.tolist())
+
+
+def _batches(
+    task: Task, rows: Sequence[Inputs], size: int, shapes: Mapping[str, Sequence[int]]
+) -> Iterator[Inputs]:
+    """Yield batches of `size` rows of these shapes, no two alike while the rows last.
 
     What is the same for all rows of a batch is that of its first row.
     """
-    lengths = {
-        name: max(row[name].shape[1] for row in rows) if name.startswith("decoder_") else length
-        for name in rows[0]
-    }
     num_batches = min(NUM_BATCHES, -(-len(rows) // size))
     for start in range(0, num_batches * size, size):
         chosen = [rows[i % len(rows)] for i in range(start, start + size)]
         yield {
-            name: np.concatenate([_fit(row[name], length) for row in chosen])
+            name: np.concatenate([_fit(row[name], shape) for row in chosen])
             if task.axes(name)[0] == "batch"
             else chosen[0][name]
-            for name, length in lengths.items()
+            for name, shape in shapes.items()
         }
 
 
-def _fit(values: np.ndarray, length: int | None) -> np.ndarray:
-    """Repeat and cut an array of shape (1, T, ...) to (1, length, ...)."""
-    if length is None:
-        return values
-    repeats = -(-length // values.shape[1])
-    return np.concatenate([values] * repeats, axis=1)[:, :length]
+def _fit(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Repeat and cut an array along each axis to a shape."""
+    repeats = [-(-size // own) for size, own in zip(shape, values.shape, strict=True)]
+    return np.tile(values, repeats)[tuple(map(slice, shape))]
 
 
 # --- running it -----------------------------------------------------------------------------

@@ -90,7 +90,7 @@ class Shapes:
         seen: dict[tuple[tuple[int, ...], ...], list[Shape]] = {}
         for row in range(len(self.samples)):
             batch = self._encode(self.samples, np.asarray([row]), self.processor)
-            shapes = tuple(values.shape[:2] for values in batch.inputs.values())
+            shapes = tuple(values.shape for values in batch.inputs.values())
             if shapes not in seen:
                 seen[shapes] = self._stream_shapes(batch)
             found[:, :, row] = seen[shapes]

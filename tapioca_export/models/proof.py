@@ -15,9 +15,9 @@ from transformers import AutoConfig
 
 from ..errors import ConfigError, UnsupportedModelError
 from ..memory import available_bytes
-from ..tasks import TASKS, Inputs
+from ..tasks import Inputs
 from .loaded import LoadedModel, answer_of
-from .loading import aligned, auto_class
+from .loading import aligned, auto_class, find_task
 from .rewriting import UnmappedNamesError, write_pruned
 from .skipping import skipping
 from .surgery import drop_layers
@@ -145,7 +145,7 @@ def _reload() -> None:
     config = AutoConfig.from_pretrained(
         job["folder"], local_files_only=True, trust_remote_code=job["trust_remote_code"]
     )
-    task = TASKS[job["task"]].for_model(config)
+    task = find_task(config, job["task"])
     network, info = auto_class(task).from_pretrained(
         job["folder"],
         dtype=torch.float32,  # in which the model was measured, whatever the file has

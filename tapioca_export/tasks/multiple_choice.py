@@ -5,17 +5,17 @@ Shapes: B rows of a batch, K tokens asked for at most a row, C choices.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from ..errors import LoadError
 from ..samples import Row
 from .base import TASKS, Processor, Task
 from .causal import CausalTask
+from .choices import read_choices
+from .encoder_choices import EncoderMultipleChoice
 from .prompting import require_prompt
-from .tokenizing import require_text
 
 
 class MultipleChoice(CausalTask):
@@ -33,6 +33,11 @@ class MultipleChoice(CausalTask):
     text_column = "context and choices"
     has_shared_contexts = True
 
+    def for_model(self, config: Any) -> Task:
+        """Return the task that reads the model's head, where it has one that gives a number a choice."""
+        architecture = (config.architectures or [""])[0]
+        return ENCODER if architecture.endswith("ForMultipleChoice") else self
+
     def metrics(self) -> Mapping[str, Task]:
         """Return accuracy by likelihood, and by likelihood a character."""
         return {self.metric: self, NORMALISED.metric: NORMALISED}
@@ -40,16 +45,7 @@ class MultipleChoice(CausalTask):
     def read_row(self, record: Mapping[str, Any], where: str, processor: Processor) -> Row:
         """Read a context, two or more choices, and the right one's index or text."""
         context = require_prompt(record["context"], "context", where)
-        choices = record["choices"]
-        if not isinstance(choices, (list, tuple)) or len(choices) < 2:
-            raise LoadError(
-                f"{where}: choices must be a list of at least two texts.",
-                'Such as {"context": "2 + 2 =", "choices": ["3", "4"], "label": 1}; CSV cannot hold lists.',
-            )
-        choices = [require_text(choice, "a choice", where) for choice in choices]
-        if len(set(choices)) < len(choices):
-            raise LoadError(f"{where}: two choices are the same.", "Give each choice once.")
-        label = _choice(record.get("label"), choices, where)
+        choices, label = read_choices(record, where)
         return self.make_row(context, choices, label, where, processor)
 
     def judge(self, found: np.ndarray, row: Row) -> tuple[float, float]:
@@ -81,20 +77,6 @@ class NormalisedMultipleChoice(MultipleChoice):
         return np.asarray([len(text) for text in row.features["texts"]], dtype=np.float64)
 
 
+ENCODER = EncoderMultipleChoice()
 NORMALISED = NormalisedMultipleChoice()
 TASKS.add(MultipleChoice.name)(MultipleChoice())
-
-
-def _choice(label: Any, choices: Sequence[str], where: str) -> int | None:
-    """Return the index of the right choice: a number is an index, a text a choice or its index."""
-    if label is None or label == "" or label != label:
-        return None
-    if isinstance(label, (float, np.floating)) and label.is_integer():
-        label = int(label)
-    if isinstance(label, str) and label in choices:
-        return list(choices).index(label)
-    if not isinstance(label, bool) and str(label).isdecimal() and int(label) < len(choices):
-        return int(label)
-    raise LoadError(
-        f"{where}: label {label!r} is none of the {len(choices)} choices.", "Give its index, counted from 0."
-    )
