@@ -46,6 +46,12 @@ TASKS = {
     **dict.fromkeys(DECODERS, "text-generation"),
     **dict.fromkeys(ENCODER_DECODERS, "text2text-generation"),
     **dict.fromkeys(IMAGES, "image-classification"),
+    "whisper": "automatic-speech-recognition",
+    "clip": "zero-shot-image-classification",
+}
+DROPS = {
+    **dict.fromkeys((*ENCODER_DECODERS, "whisper"), ("encoder:1", "decoder:2")),
+    "clip": ("vision:1", "text:2"),
 }
 REFUSED = ("albert",)  # its layers are one layer, run several times
 CLASSES = {
@@ -53,8 +59,10 @@ CLASSES = {
     "text-generation": "AutoModelForCausalLM",
     "text2text-generation": "AutoModelForSeq2SeqLM",
     "image-classification": "AutoModelForImageClassification",
+    "automatic-speech-recognition": "AutoModelForSpeechSeq2Seq",
+    "zero-shot-image-classification": "AutoModelForZeroShotImageClassification",
 }
-LABELS, NUM_ROWS, LONGEST, IMAGE = ("a", "b", "c"), 24, 160, 32
+LABELS, NUM_ROWS, LONGEST, IMAGE, RATE = ("a", "b", "c"), 24, 160, 32, 16000
 WORDS = [f"w{number}" for number in range(90)]
 SPECIAL = {"pad_token": "[PAD]", "bos_token": "[BOS]", "eos_token": "[EOS]", "unk_token": "[UNK]"}
 
@@ -63,7 +71,7 @@ def make_checkpoint(family: str, folder: Path) -> None:
     """Save a network with large random weights, and what encodes its rows."""
     torch.manual_seed(0)
     config = small_config(family)
-    for name in ("max_position_embeddings", "n_positions"):
+    for name in ("max_position_embeddings", "n_positions", "max_target_positions"):
         if name in vars(config):
             setattr(config, name, LONGEST + 2)  # some types start counting after the padding id
     ids = {name.replace("token", "token_id"): number for number, name in enumerate(SPECIAL)}
@@ -78,13 +86,20 @@ def make_checkpoint(family: str, folder: Path) -> None:
             if parameter.dim() >= 2:  # smaller ones make every layer nearly an identity
                 parameter.normal_(0.0, 0.15)
     network.eval().save_pretrained(folder)
-    _make_processor(family, folder)
+    _make_processor(family, folder, config)
 
 
-def _make_processor(family: str, folder: Path) -> None:
-    if family in IMAGES:
+def _make_processor(family: str, folder: Path, config: Any) -> None:
+    if family in (*IMAGES, "clip"):
         size = {"height": IMAGE, "width": IMAGE}
         transformers.ViTImageProcessorPil(size=size).save_pretrained(folder)
+    if family == "whisper":
+        frames = 2 * config.max_source_positions
+        extractor = transformers.WhisperFeatureExtractor(
+            feature_size=config.num_mel_bins, chunk_length=1, n_fft=400, hop_length=RATE // frames
+        )
+        extractor.save_pretrained(folder)
+    if family in IMAGES:
         return
     vocabulary = {token: number for number, token in enumerate((*SPECIAL.values(), *WORDS))}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL["unk_token"]))
@@ -103,12 +118,19 @@ def make_rows(family: str, folder: Path) -> Path:
     for number in range(NUM_ROWS):
         text = " ".join(generator.choice(WORDS) for _ in range(1 + 3 * number))
         label = LABELS[number % len(LABELS)]
-        if task == "image-classification":
+        if task.endswith("image-classification"):
             from PIL import Image
 
             pixels = generator.randbytes(3 * IMAGE * IMAGE)
             Image.frombytes("RGB", (IMAGE, IMAGE), pixels).save(folder / f"{number}.png")
-            records.append({"image": f"{number}.png", "label": label})
+            candidates = {"candidate_labels": LABELS} if task.startswith("zero-shot") else {}
+            records.append({"image": f"{number}.png", "label": label, **candidates})
+        elif task == "automatic-speech-recognition":
+            import soundfile
+
+            noise = [generator.uniform(-1, 1) for _ in range(RATE // 4 + 500 * number)]
+            soundfile.write(folder / f"{number}.wav", noise, RATE)
+            records.append({"audio": f"{number}.wav", "text": "w1 w2"})
         elif task == "text-classification":
             records.append({"text": text, "label": label})
         else:
@@ -121,7 +143,7 @@ def make_rows(family: str, folder: Path) -> Path:
 def try_family(family: str) -> dict[str, Any]:
     """Prune and export one family; returns its row."""
     start = time.perf_counter()
-    drop = ("encoder:1", "decoder:2") if family in ENCODER_DECODERS else (1,)
+    drop = DROPS.get(family, (1,))
     row: dict[str, Any] = {"family": family, "task": TASKS[family], "dropped": list(drop)}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
