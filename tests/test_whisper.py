@@ -13,10 +13,13 @@ import pytest
 import soundfile
 import torch
 import transformers
+from click.testing import CliRunner
 from conftest import NUM_LAYERS, awaken, make_tokenizer, write_jsonl
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from tapioca_export.artifacts import Benchmark, Export, Selection, read
 from tapioca_export.benchmarking import RUNTIMES, BenchmarkSettings, make_workloads, score_exported
+from tapioca_export.cli import main
 from tapioca_export.errors import LoadError
 from tapioca_export.exporting import ExportSettings, export_model
 from tapioca_export.exporting.parity import TOKENS
@@ -276,3 +279,26 @@ def test_a_text_that_is_longer_than_the_decoder_is_refused(recognizer: LoadedMod
     record = {"audio": str(sayings.rows[0].features["audio"]), "text": "a " * 38}
     with pytest.raises(LoadError, match="the text has 39 tokens, the model has room for 38"):
         recognizer.task.rows({}, recognizer.processor)(record, "line 1")
+
+
+@pytest.mark.slow
+def test_the_whole_job_runs_on_a_whisper(recognizer: LoadedModel, tmp_path: Path) -> None:
+    generator, files = np.random.default_rng(5), {}
+    for name in ("id", "target"):
+        (tmp_path / name).mkdir()
+        records = []
+        for number in range(16):
+            soundfile.write(tmp_path / name / f"{number}.wav", generator.normal(0, 0.2, 9000), RATE)
+            text = " ".join(generator.choice(list(LETTERS), 2))
+            records.append({"audio": f"{number}.wav", "text": text})
+        files[name] = write_jsonl(tmp_path / name / "rows.jsonl", records)
+    out = tmp_path / "out"
+    arguments = ["run", "-m", recognizer.source, "--id", files["id"], "--target", files["target"], "-o", out]
+    options = ["--criterion", "fixed", "--drop", "encoder:1,decoder:2", "--iterations", 2, "--warmup", 0]
+    result = CliRunner().invoke(main, [str(argument) for argument in (*arguments, *options)])
+    assert result.exit_code == 0, result.output
+    assert read(out / "selection.json", Selection).drop == DROPPED
+    target = read(out / "benchmark.json", Benchmark).accuracy["target"]
+    assert (target.metric, target.original > 0) == ("wer", True)
+    pruned = read(out / "pruned/onnx/export.json", Export)
+    assert (tuple(pruned.files), pruned.tokens_generated) == (DECODER_FILES, 39)
