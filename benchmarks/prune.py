@@ -7,9 +7,9 @@ A checkpoint of random bfloat16 weights in files of about 1 GB is copied by `cp`
 fourth layer by `tapioca-export prune --proof weights` in a fresh process, in turns. Before each turn the
 source's pages are dropped from the system's cache, and it waits: a virtual machine hands memory that was
 freed back to its host within seconds, and who asks for it again at once gets it cheaper. Each turn is
-timed to its end, and until all that was written is on the disk. Files are compared with the source as they are written, and this is part of the time. Prints a
-table, writes JSON with environment and commit; exit code 1 if the median ratio is above 1.2, or the peak
-above the largest file plus 500 MB.
+timed to its end, and until all that was written is on the disk; comparing what was written with the
+source is part of it. Prints a table, writes JSON with environment and commit; exit code 1 if the median
+ratio is above 1.2, or the peak above the largest file plus 500 MB.
 """
 
 from __future__ import annotations
