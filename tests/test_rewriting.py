@@ -591,3 +591,17 @@ def test_memory_does_not_grow_with_the_weights(tmp_path: Path) -> None:
     small, large = map(int, child.stdout.split())
     # Measured: 2 MB. A tensor of the largest has 13 MB, a file 120 MB.
     assert large - small < 12e6
+
+
+def test_readme_says_what_the_benchmark_measured() -> None:
+    root = Path(__file__).parent.parent
+    found = json.loads((root / "benchmarks/prune.json").read_text(encoding="utf-8"))
+    said = " ".join((root / "README.md").read_text(encoding="utf-8").split())
+    assert (
+        f"{found['source_bytes'] / 1e9:.1f} GB in files of up to {found['largest_file_bytes'] / 1e6:.0f} MB"
+        in said
+    )
+    assert f"in {found['median_ratio']['seconds']:.2f} of the time" in said
+    assert f"peak of {found['peak_bytes'] / 1e6:.0f} MB of memory" in said
+    assert found["median_ratio"]["seconds_until_on_disk"] < 1.2
+    assert found["peak_bytes"] < found["largest_file_bytes"] + 500e6
