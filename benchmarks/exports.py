@@ -77,6 +77,8 @@ def make_checkpoint(family: str, folder: Path) -> None:
     ids = {name.replace("token", "token_id"): number for number, name in enumerate(SPECIAL)}
     for name, value in (*ids.items(), ("decoder_start_token_id", 1)):
         setattr(config, name, value)
+    if family == "qwen2":
+        config.vocab_size = 300  # all bytes
     config.id2label = dict(enumerate(LABELS))
     config.label2id = {label: number for number, label in enumerate(LABELS)}
     config.forced_eos_token_id = None
@@ -100,6 +102,14 @@ def _make_processor(family: str, folder: Path, config: Any) -> None:
         )
         extractor.save_pretrained(folder)
     if family in IMAGES:
+        return
+    if family == "qwen2":  # transformers reads no other tokenizer for it
+        tokens = (*SPECIAL.values(), *sorted(pre_tokenizers.ByteLevel.alphabet()))
+        vocabulary = {token: number for number, token in enumerate(tokens)}
+        tokenizer = transformers.Qwen2Tokenizer(
+            vocab=vocabulary, merges=[], model_max_length=LONGEST, **SPECIAL
+        )
+        tokenizer.save_pretrained(folder)
         return
     vocabulary = {token: number for number, token in enumerate((*SPECIAL.values(), *WORDS))}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL["unk_token"]))
