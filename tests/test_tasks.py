@@ -438,9 +438,10 @@ def test_a_prompt_length_out_of_the_model_s_range_is_refused(max_length: int) ->
 
 def test_every_task_is_named_by_its_entry() -> None:
     names = [
-        "audio-classification", "feature-extraction", "fill-mask", "image-classification", "multiple-choice",
-        "polynomial-regression", "question-answering", "text-classification", "text-generation",
-        "text2text-generation", "token-classification",
+        "audio-classification", "automatic-speech-recognition", "feature-extraction", "fill-mask",
+        "image-classification", "multiple-choice", "polynomial-regression", "question-answering",
+        "text-classification", "text-generation", "text2text-generation", "token-classification",
+        "zero-shot-image-classification",
     ]  # fmt: skip
     assert {name: task.name for name, task in TASKS.items()} == {name: name for name in names}
 
