@@ -25,12 +25,11 @@ from tapioca_export.cli import main
 from tapioca_export.errors import LoadError, OutputError, UnsupportedModelError
 from tapioca_export.models import (
     LoadedModel,
-    Stack,
     drop_layers,
-    find_stacks,
     load_model,
     outline_model,
     proof,
+    prunable_stacks,
     rewriting,
     save_pruned,
     shards,
@@ -55,11 +54,12 @@ def save(folder: Path, family: str, dtype: torch.dtype = torch.float32, max_shar
     return folder
 
 
-def of_network(network: Any, folder: Path, stack: Stack | None = None) -> LoadedModel:
+def of_network(network: Any, folder: Path) -> LoadedModel:
     """Take a network for what was loaded from a folder, with no tokenizer."""
     processor = Processor(str(folder), "last-token", 64)
-    (found,) = [stack] if stack else find_stacks(network)
-    return LoadedModel(network, TASKS["text-classification"], processor, str(folder), found)
+    return LoadedModel(
+        network, TASKS["text-classification"], processor, str(folder), prunable_stacks(network)
+    )
 
 
 def tensors_in(folder: Path) -> Tensors:
@@ -208,11 +208,10 @@ def test_experts_stored_one_by_one_move_with_their_layer(tmp_path: Path, family:
     assert_equal(again.state_dict(), drop_layers(model, DROP).network.state_dict())
 
 
-@pytest.mark.parametrize("name", ["encoder", "decoder"])
-@pytest.mark.parametrize("drop", [[0], [1]])
-def test_t5s_relative_positions_stay_with_the_lowest_layer(
-    tmp_path: Path, name: str, drop: list[int]
-) -> None:
+@pytest.mark.parametrize(
+    "names", [("encoder:0",), ("encoder:1",), ("decoder:0",), ("decoder:1",), ("encoder:0", "decoder:2")]
+)
+def test_t5s_relative_positions_stay_with_the_lowest_layer(tmp_path: Path, names: tuple[str, ...]) -> None:
     config = transformers.T5Config(
         vocab_size=96, d_model=16, d_kv=4, d_ff=16, num_heads=4, decoder_start_token_id=0, num_layers=3,
         num_decoder_layers=3,
@@ -220,8 +219,8 @@ def test_t5s_relative_positions_stay_with_the_lowest_layer(
     torch.manual_seed(0)
     network = awaken(transformers.T5ForConditionalGeneration(config))
     network.save_pretrained(tmp_path / "m", max_shard_size=SMALL)
-    stack = next(stack for stack in find_stacks(network) if stack.name == name)
-    model = of_network(network, tmp_path / "m", stack)
+    model = of_network(network, tmp_path / "m")
+    drop = sorted(model.numbering.indices(names))
     found = written(tmp_path, model, drop)
     again, info = type(network).from_pretrained(found, output_loading_info=True)
     assert not any(info.values())
