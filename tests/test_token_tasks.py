@@ -112,7 +112,7 @@ def test_an_exported_file_gives_each_row_the_value_that_pytorch_gives(
     model: LoadedModel, rows: Samples, tmp_path: Path
 ) -> None:
     export = export_model(model, rows, tmp_path, ExportSettings())
-    assert export.outputs == model.task.outputs
+    assert set(model.task.outputs) <= set(export.outputs)
     assert set(export.padding_checked) == {"none", "left", "right"}
     exported = score_exported(tmp_path, model.task, rows, model.processor)
     expected = scores_of(model, rows, 7)
