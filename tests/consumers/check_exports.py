@@ -24,7 +24,11 @@ from transformers import GenerationConfig
 GROUPED = "makes an empty cache with as many key-value heads as heads, each of hidden size / heads"
 UNKNOWN = "does not know the model type"
 OPTIMUM_CANNOT = dict.fromkeys(("falcon-grouped", "gemma2", "olmo2", "phi3", "qwen3"), GROUPED)
-GENAI_CANNOT = dict.fromkeys(("bloom", "falcon", "falcon-grouped", "gpt_neox", "olmo2", "opt"), UNKNOWN)
+UNKNOWN_TYPES = ("bloom", "falcon", "falcon-grouped", "gpt_neox", "olmo2", "opt")
+GENAI_CANNOT = {
+    **dict.fromkeys(UNKNOWN_TYPES, UNKNOWN),
+    "gpt2": "wants keys and values of a layer in one tensor",
+}
 
 
 def with_optimum(folder: Path, expected: dict[str, np.ndarray]) -> np.ndarray:
