@@ -17,6 +17,7 @@ def generate(folder: Path, prompts: list[str], num_tokens: int = 64) -> list[str
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     outputs = [output.name for output in session.get_outputs()]
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     end = json.loads((folder / "generation_config.json").read_text()).get("eos_token_id")
     ends = np.ravel(-1 if end is None else end)
     encoded = tokenizer(prompts, padding=True, add_special_tokens=False, return_tensors="np")

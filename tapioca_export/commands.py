@@ -247,7 +247,7 @@ def _as_before(config: RunConfig, earlier: Selection | Export | None, where: Pat
     Raises:
         ConfigError: If the user asks for others.
     """
-    options = reading.load_options(config)
+    options = replace(reading.load_options(config), device="cpu")  # where files are written and proven
     if earlier is None:
         return options
     asked = find_task(load_config(config.model, options), config.task, options.metric)

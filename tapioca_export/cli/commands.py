@@ -293,6 +293,8 @@ def benchmark(original: Path, pruned: Path, as_json: bool, quiet: bool, **flags:
     result = library.benchmark(original, pruned, config)
 
     def text() -> str:
+        from ..reporting.wording import shape_text
+
         lines = []
         for role, row in result.accuracy.items():
             low, high = row.interval
@@ -303,7 +305,7 @@ def benchmark(original: Path, pruned: Path, as_json: bool, quiet: bool, **flags:
         for cell in result.latency:
             low, high = cell.speedup.interval
             lines.append(
-                f"{cell.provider}, batch {cell.batch_size} x {cell.sequence_length}: "
+                f"{cell.provider}, {shape_text(cell)}: "
                 f"{cell.speedup.median:.2f}x the speed ({low:.2f} to {high:.2f}; "
                 f"ideal {cell.ideal_speedup:.2f})"
             )
