@@ -13,24 +13,31 @@ from transformers import AutoTokenizer
 
 
 def generate(folder: Path, prompts: list[str], num_tokens: int = 64) -> list[str]:
-    """Continue prompts greedily, until the end of the text or for `num_tokens`."""
+    """Continue prompts greedily: to the end of the text or the context, or by `num_tokens`."""
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-    outputs = [output.name for output in session.get_outputs()]
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    wanted, outputs = ([node.name for node in part] for part in (session.get_inputs(), session.get_outputs()))
     end = json.loads((folder / "generation_config.json").read_text()).get("eos_token_id")
     ends = np.ravel(-1 if end is None else end)
-    encoded = tokenizer(prompts, padding=True, add_special_tokens=False, return_tensors="np")
-    ids, mask = encoded["input_ids"], encoded["attention_mask"]
+    longest = json.loads((folder / "export.json").read_text())["max_length"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = [tokenizer(prompt).input_ids for prompt in prompts]
+    # What a tokenizer puts behind a text would end it; of a prompt that is too long, the end counts.
+    rows = [(row[:-1] if np.isin(row[-1:], ends).any() else row)[-longest:] for row in rows]
+    width = max(map(len, rows))
+    ids = np.array([[0] * (width - len(row)) + row for row in rows], np.int64)  # any token will do as padding
+    mask = np.array([[0] * (width - len(row)) + [1] * len(row) for row in rows], np.int64)
     # (batch, heads, tokens cached, size of a head): nothing is cached yet.
     past = {
         node.name: np.zeros((len(ids), node.shape[1], 0, node.shape[3]), np.float32)
         for node in session.get_inputs()
         if node.name.startswith("past_key_values.")
     }
-    wanted = {node.name for node in session.get_inputs()}
+    if not past or not mask.any(axis=1).all():
+        sys.exit(
+            "A prompt has no tokens." if past else f"{folder} is not an export of a text-generation task."
+        )
     made = np.empty((len(ids), 0), np.int64)
-    while made.shape[1] < num_tokens and not np.isin(made, ends).any(axis=1).all():
+    while made.shape[1] < num_tokens and mask.shape[1] <= longest:
         positions = np.maximum(mask.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]
         feed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **past}
         found = dict(zip(outputs, session.run(outputs, {name: feed[name] for name in wanted}), strict=True))
@@ -38,6 +45,8 @@ def generate(folder: Path, prompts: list[str], num_tokens: int = 64) -> list[str
         ids = found["logits"][:, -1:].argmax(axis=-1)
         mask = np.concatenate([mask, np.ones_like(ids)], axis=1)
         made = np.concatenate([made, ids], axis=1)
+        if np.isin(made, ends).any(axis=1).all():
+            break
     stops = [np.flatnonzero(np.isin([*row, ends[0]], ends))[0] for row in made]
     return [tokenizer.decode(row[:stop]) for row, stop in zip(made, stops, strict=True)]
 

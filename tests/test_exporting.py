@@ -119,7 +119,7 @@ def test_a_file_that_differs_is_refused_and_marked_invalid(
 ) -> None:
     model, rows = load_with_rows(tiny, sample_files, "bert")
     add_format(monkeypatch, off_by=1e-3)
-    with pytest.raises(ParityError, match=r"logits differ by 0\.001 \(tolerance 0\.0001\)"):
+    with pytest.raises(ParityError, match=r"outputs differ by 0\.001 \(tolerance 0\.0001\)"):
         export_model(model, rows, tmp_path, ExportSettings(format="liar"))
     assert [path.name for path in tmp_path.iterdir()] == ["model.lie.invalid"]
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +25,7 @@ from tapioca_export.benchmarking import RUNTIMES, BenchmarkSettings, make_worklo
 from tapioca_export.benchmarking.timing import time_rounds
 from tapioca_export.errors import ExportError, ParityError
 from tapioca_export.exporting import FORMATS, ExportSettings, Written, export_model
-from tapioca_export.exporting.parity import TOKENS, prove_generation
+from tapioca_export.exporting.parity import TOKENS, padded_on_the_left, prove_generation
 from tapioca_export.generation import (
     DECODER_FILES,
     cache_bytes,
@@ -34,6 +37,7 @@ from tapioca_export.generation import (
 from tapioca_export.models import LoadedModel, drop_layers, generated, prunable_stacks
 from tapioca_export.samples import Samples
 from tapioca_export.tasks import TASKS, Inputs, Processor
+from tapioca_export.tasks.causal import token_ids
 
 LONGEST = 128
 DROPPED = (1, 3)
@@ -191,22 +195,49 @@ def test_the_files_logits_are_those_of_pytorch_at_every_padding(
 def test_the_example_in_plain_onnx_runtime_generates_what_pytorch_does(
     exported: tuple[LoadedModel, Export, Path],
 ) -> None:
+    """From the tokens that the tool itself makes of a prompt; to the end of the text, or of the context."""
     model, _, folder = exported
-    texts = [" ".join(WORDS[start : start + size]) for start, size in ((0, 3), (5, 17), (40, 1))]
-    script = Path(__file__).parent.parent / "examples/generate.py"
-    done = subprocess.run(
-        [sys.executable, script, folder, *texts], capture_output=True, text=True, check=True
-    )
+    texts = [" ".join(WORDS[start : start + size]) for start, size in ((0, 3), (5, 17), (40, 1), (2, 80))]
+    done = example(folder, *texts)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    room = LONGEST - max(len(token_ids(model.processor, text)) for text in texts)
+    assert 0 < room < TOKENS
     for text, line in zip(texts, done.stdout.splitlines(), strict=True):
-        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+        ids = torch.tensor([token_ids(model.processor, text)])
+        assert ids[0, 0] == model.network.config.bos_token_id
         found = model.network.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=TOKENS
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=room + 1
         )
         expected = found[0, ids.shape[1] :].tolist()
         if expected[-1] == model.network.config.eos_token_id:
             expected = expected[:-1]
         assert line == f"{text} -> {tokenizer.decode(expected)}"
+
+
+def test_the_example_says_in_one_line_what_it_cannot_do(
+    exported: tuple[LoadedModel, Export, Path], tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain"
+    shutil.copytree(exported[2], plain)
+    tokenizer = make_tokenizer("llama")
+    tokenizer.backend_tokenizer.post_processor = None  # puts no special token around a text
+    tokenizer.save_pretrained(plain)
+    refused = example(plain, "w1", "")
+    assert (refused.returncode, refused.stderr) == (1, "A prompt has no tokens.\n")
+    model = onnx.load(plain / "model.onnx", load_external_data=False)
+    for value in model.graph.input:
+        value.name = value.name.replace("past_key_values", "past")
+    for node in model.graph.node:
+        node.input[:] = [name.replace("past_key_values", "past") for name in node.input]
+    onnx.save(model, plain / "model.onnx")
+    assert "is not an export of a text-generation task" in example(plain, "w1").stderr
+
+
+def example(folder: Path, *prompts: str) -> subprocess.CompletedProcess[str]:
+    script = Path(__file__).parent.parent / "examples/generate.py"
+    return subprocess.run(
+        [sys.executable, script, folder, *prompts], capture_output=True, text=True, check=False
+    )
 
 
 def test_another_token_is_refused_with_its_place(exported: tuple[LoadedModel, Export, Path]) -> None:
@@ -227,20 +258,57 @@ def test_another_token_is_refused_with_its_place(exported: tuple[LoadedModel, Ex
         prove_generation(model, make_rows(model), forgets, written)
 
 
-def test_prompts_that_leave_less_room_are_continued_by_fewer_tokens(
-    exported: tuple[LoadedModel, Export, Path],
+@pytest.mark.parametrize(("limit", "num_tokens"), [(LONGEST, TOKENS), (40, 20), (9, 4), (2, 1)])
+def test_half_of_a_short_context_is_left_to_what_is_generated(
+    exported: tuple[LoadedModel, Export, Path], limit: int, num_tokens: int
 ) -> None:
+    proof, seen = proven(exported, make_rows(exported[0]), limit)
+    assert proof == {"prompts_continued": 4, "tokens_generated": num_tokens}
+    assert seen[0].shape[1] <= limit - num_tokens
+    assert len(seen) == num_tokens
+
+
+@pytest.mark.parametrize("words", [1, 2, 9, 30])
+@pytest.mark.parametrize("num_rows", [1, 2, 7])
+def test_prompts_are_padded_on_the_left_whatever_the_rows(
+    exported: tuple[LoadedModel, Export, Path], words: int, num_rows: int
+) -> None:
+    read_row = exported[0].task.rows({}, exported[0].processor)
+    text = " ".join(WORDS[:words])
+    records = [
+        read_row({"prompt": f"{text} {WORDS[-n]}", "answer": "w1"}, "") for n in range(1, num_rows + 1)
+    ]
+    _, seen = proven(exported, Samples("target-select", tuple(records), "file", ""), 40)
+    assert not seen[0].all()
+    assert seen[0][:, -1].all()
+    assert (np.diff(seen[0], axis=1) >= 0).all()
+
+
+@pytest.mark.parametrize("longest", [1, 2, 5])
+def test_a_prompt_of_one_token_is_read_twice_where_there_is_room_for_padding(longest: int) -> None:
+    one = {"input_ids": np.full((3, 1), 7), "attention_mask": np.ones((3, 1), int)}
+    begun = {**one, "decoder_input_ids": np.full((3, 1), 2)}
+    found = padded_on_the_left(begun, longest)
+    assert found["input_ids"].shape == (3, min(2, longest))
+    assert found["attention_mask"].tolist() == ([[1]] * 3 if longest == 1 else [[0, 1], [1, 1], [1, 1]])
+    assert found["decoder_input_ids"].shape == (3, 1)
+    assert one["attention_mask"].all()  # what was given is left as it was
+
+
+def proven(
+    exported: tuple[LoadedModel, Export, Path], rows: Samples, limit: int
+) -> tuple[dict[str, int], list[np.ndarray]]:
+    """Prove generation as if the model took `limit` tokens; return the proof and the masks of all steps."""
     model, export, folder = exported
     written = Written("", 18, export.inputs, export.outputs, tuple(export.files), export.cache)
-    run = FORMATS["onnx"].open(folder, written)
-    rows = make_rows(model)
-    shortest = min(model.task.lengths(rows.rows, model.processor))
-    for room, expected in ((5, 5), (0, 0)):
-        tight = LoadedModel(
-            model.network, model.task, Processor("", "last-token", shortest + room, make_tokenizer("llama")),
-            "", model.stacks,
-        )  # fmt: skip
-        assert prove_generation(tight, rows, run, written)["tokens_generated"] == expected
+    run, seen = FORMATS["onnx"].open(folder, written), []
+
+    def watched(inputs: Inputs) -> Mapping[str, np.ndarray]:
+        seen.append(inputs["attention_mask"])
+        return run(inputs)
+
+    short = replace(model, processor=replace(model.processor, max_length=limit))
+    return prove_generation(short, rows, watched, written), seen
 
 
 def test_axes_whose_size_is_not_known_share_no_name(exported: tuple[LoadedModel, Export, Path]) -> None:

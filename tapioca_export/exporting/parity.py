@@ -10,12 +10,12 @@ import numpy as np
 from ..errors import ParityError, first_line
 from ..generation import first_step, generate, with_positions
 from ..models import LoadedModel, generated, reference_logits
-from ..samples import Samples
+from ..samples import Row, Samples
 from ..tasks import Inputs
 from .formats import Run, Written
 
-# Batches of the user's rows that parity is checked on, by number of rows.
-PARITY_BATCHES = (1, 1, 2, 3, 8, 8)
+# Batches of the user's rows that parity is checked on beside the shortest and the longest, by number of rows.
+MIXED_BATCHES = (2, 3, 8, 8)
 # Prompts that are continued, and by how many tokens.
 PROMPTS, TOKENS = 4, 64
 _UNUSABLE = "The file is not usable. Try another --format or --opset"
@@ -30,9 +30,9 @@ def prove_outputs(
         ParityError: If an output is off by more than the tolerance, or a label changes.
     """
     task = model.task
-    worst, shapes, sides, num_rows, agreeing = 0.0, [], [], 0, 0.0
-    for side, rows in parity_batches(model, samples):
-        batch = with_positions(rows, written.inputs)
+    worst, shapes, sides, num_compared, agreeing = 0.0, [], [], 0, 0.0
+    for side, inputs in parity_batches(model, samples):
+        batch = with_positions(inputs, written.inputs)
         expected = reference_logits(model, batch)
         try:
             found = run(batch)
@@ -47,19 +47,19 @@ def prove_outputs(
         agreement = task.agreement(expected, actual) if np.isfinite(difference) else 0.0
         if difference > tolerance or agreement < 1:
             raise ParityError(
-                f"logits differ by {difference:.2g} (tolerance {tolerance:.2g}), labels agree on "
+                f"outputs differ by {difference:.2g} (tolerance {tolerance:.2g}), labels agree on "
                 f"{agreement:.0%} of the rows, at batch {' x '.join(map(str, shape))} values, padded {side}.",
                 f"{_UNUSABLE}; raise --atol only if you know why.",
             )
         worst = max(worst, difference)
         shapes.append(tuple(map(int, shape)))
         sides.append(side)
-        num_rows += shape[0]
+        num_compared += shape[0]
         agreeing += agreement * shape[0]
     return {
         "max_abs_difference": worst,
-        "label_agreement": agreeing / num_rows,
-        "rows_checked": int(num_rows),
+        "label_agreement": agreeing / num_compared,
+        "rows_checked": len({id(row) for rows in _parity_rows(model, samples) for row in rows}),
         "shapes_checked": tuple(dict.fromkeys(shapes)),
         "padding_checked": tuple(dict.fromkeys(sides)),
     }
@@ -68,52 +68,70 @@ def prove_outputs(
 def prove_generation(model: LoadedModel, samples: Samples, run: Run, written: Written) -> dict[str, Any]:
     """Continue prompts greedily, padded on the left, by file and by PyTorch's own `generate`.
 
+    Prompts are the ends of rows: half of what the model takes is left to what is generated, if not more.
+
     Returns:
-        How many prompts were continued, and by how many tokens: none, where no row leaves room for one.
+        How many prompts were continued, and by how many tokens.
 
     Raises:
         ParityError: If a token differs.
     """
+    limit = model.processor.max_answer or model.processor.max_length
     divided = model.network.config.is_encoder_decoder
-    taken = [1] * len(samples) if divided else model.task.lengths(samples.rows, model.processor)
-    room = (model.processor.max_answer or model.processor.max_length) - np.asarray(taken)
-    roomy = np.flatnonzero(room >= min(TOKENS, room.max()))
-    chosen = np.random.default_rng(0).permutation(roomy)[:PROMPTS]
-    num_tokens = int(min(TOKENS, room[chosen].min()))
-    if num_tokens < 1:
-        return {"prompts_continued": 0, "tokens_generated": 0}
-    prompts = first_step(model.task.encode([samples.rows[i] for i in chosen], model.processor, "left"))
+    num_tokens = min(TOKENS, limit - 1 if divided else limit // 2)
+    order = np.random.default_rng(0).permutation(len(samples))
+    chosen = [samples.rows[i] for i in np.resize(order, PROMPTS)]
+    prompts = first_step(model.task.encode(chosen, model.processor, "left"))
+    prompts = padded_on_the_left(prompts, model.processor.max_length if divided else limit - num_tokens)
     expected = generated(model, prompts, num_tokens)
     actual = generate(run, prompts, written.cache, num_tokens)
     if not np.array_equal(expected, actual):
         row, place = np.argwhere(expected != actual)[0]
         raise ParityError(
             f"it generates other tokens than PyTorch: token {place + 1} of {num_tokens} after "
-            f"{samples.rows[chosen[row]].where} is {actual[row, place]}, not {expected[row, place]}.",
+            f"{chosen[row].where} is {actual[row, place]}, not {expected[row, place]}.",
             f"{_UNUSABLE}.",
         )
-    return {"prompts_continued": len(chosen), "tokens_generated": num_tokens}
+    return {"prompts_continued": PROMPTS, "tokens_generated": num_tokens}
+
+
+def padded_on_the_left(prompts: Inputs, longest: int) -> Inputs:
+    """Cut prompts to their last `longest` tokens, and hide half of one where none has padding else."""
+    mask = prompts.get("attention_mask")
+    if mask is None:  # a spectrogram, say, of one length always
+        return prompts
+    texts = [
+        name for name, value in prompts.items() if value.shape == mask.shape and name != "decoder_input_ids"
+    ]
+    cut = {name: prompts[name][:, -longest:] for name in texts}
+    if mask.shape[1] == 1 < longest:
+        cut = {name: np.tile(value, 2) for name, value in cut.items()}
+    mask = cut["attention_mask"].copy()
+    if mask.all():
+        mask[0, : mask.shape[1] // 2] = 0
+    return {**prompts, **cut, "attention_mask": mask}
 
 
 def parity_batches(model: LoadedModel, samples: Samples) -> Iterator[tuple[str, Inputs]]:
     """Yield (padding side, inputs): shortest, longest and mixed rows, one and several at a time."""
-    order = np.argsort(model.task.lengths(samples.rows, model.processor), kind="stable")
-    rows = [samples.rows[i] for i in order]
-    # Short and long rows meet in a batch, so that padding occurs.
-    mixed = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
-    start = 0
-    for number, size in enumerate(PARITY_BATCHES):
-        if number == 0:
-            chosen = rows[:1]
-        elif number == 1:
-            chosen = rows[-1:]
-        else:
-            chosen = [mixed[(start + i) % len(mixed)] for i in range(size)]
-            start += size
-        sides = ("none",) if size == 1 else model.task.padding_sides
+    for chosen in _parity_rows(model, samples):
+        sides = ("none",) if len(chosen) == 1 else model.task.padding_sides
         for side in sides:
             inputs = model.task.encode(chosen, model.processor, None if side == "none" else side)
             yield side, inputs
             if model.task.is_prompt:  # rows of one length: check a shorter one as well
                 half = next(iter(inputs.values())).shape[1] // 4 * 2
                 yield side, {name: values[:, :half] for name, values in inputs.items()}
+
+
+def _parity_rows(model: LoadedModel, samples: Samples) -> list[list[Row]]:
+    """Return the rows of each batch; where there are few, they stand in several."""
+    order = np.argsort(model.task.lengths(samples.rows, model.processor), kind="stable")
+    rows = [samples.rows[i] for i in order]
+    # Short and long rows meet in a batch, so that padding occurs.
+    mixed = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
+    found, start = [rows[:1], rows[-1:]], 0
+    for size in MIXED_BATCHES:
+        found.append([mixed[(start + i) % len(mixed)] for i in range(size)])
+        start += size
+    return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,10 +18,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import ConfigError, LoadError, first_line
-from ..samples import Row, Samples
+from ..samples import Row
 from .base import TASKS, Batch, Inputs, Processor, ProcessorOptions
 from .classifying import check_head, label_names
-from .dividing import Division
 from .files import FileClassification, FileTask, Source, head_position, load_extractor, require
 
 # Most models take a recording of any length; without --max-length it is cut here.
@@ -130,24 +129,9 @@ class RecordingTask(FileTask):
             return [processor.fixed_length] * len(rows)
         return [_positions(row.features["size"], processor) for row in rows]
 
-    def length_sorted(
-        self,
-        samples: Samples,
-        processor: Processor,
-        batch_size: int,
-        rows: np.ndarray | None = None,
-        division: Division | None = None,
-    ) -> list[np.ndarray]:
-        """Return the indices of each batch; where padding changes answers, no batch has any."""
-        batches = super().length_sorted(samples, processor, batch_size, rows, division)
-        if processor.pads_freely:
-            return batches
-        parts = []
-        for batch in batches:
-            sizes = np.asarray([samples.rows[i].features["size"] for i in batch])
-            order = np.argsort(sizes, kind="stable")
-            parts += np.split(batch[order], np.flatnonzero(np.diff(sizes[order])) + 1)
-        return parts
+    def group(self, row: Row, processor: Processor) -> Hashable:
+        """Batch recordings of one length where padding changes answers."""
+        return None if processor.pads_freely else int(row.features["size"])
 
     def examples(self, processor: Processor) -> list[Inputs]:
         """Return noise: short, then long recordings."""

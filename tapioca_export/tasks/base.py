@@ -6,7 +6,7 @@ Shapes: N samples, B rows of a batch, T tokens, P positions where an answer is r
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -374,6 +374,10 @@ class Task(ABC):
         """Return, of an exported file's logits, what `score` takes."""
         return logits
 
+    def group(self, row: Row, processor: Processor) -> Hashable:
+        """Tell with which rows a row may share a batch: those of the same group."""
+        return None
+
     def batches(
         self, samples: Samples, processor: Processor, batch_size: int, rows: np.ndarray | None = None
     ) -> Iterator[Batch]:
@@ -389,18 +393,24 @@ class Task(ABC):
         rows: np.ndarray | None = None,
         division: Division | None = None,
     ) -> list[np.ndarray]:
-        """Return the indices of each batch, shortest rows first; without a `division`, all are full."""
-        chosen = np.arange(len(samples)) if rows is None else rows
-        if len(chosen) == 0:
-            return []
-        lengths = np.asarray(self.lengths([samples.rows[i] for i in chosen], processor), dtype=np.int64)
-        order = np.argsort(lengths, kind="stable")
-        if division is None:
-            starts = list(range(0, len(order), batch_size))
-        else:
-            width = 1 if processor.shares_context else self.num_answers(samples)
-            starts = cheapest_starts(width * lengths[order], batch_size, division)
-        return [chosen[part] for part in np.split(order, starts[1:])]
+        """Return the indices of each batch: group after group, the shortest rows of each first.
+
+        Without a `division`, all batches but the last of a group are full.
+        """
+        groups: dict[Hashable, list[int]] = {}
+        for index in range(len(samples)) if rows is None else rows.tolist():
+            groups.setdefault(self.group(samples.rows[index], processor), []).append(index)
+        found = []
+        for group in groups.values():
+            lengths = np.asarray(self.lengths([samples.rows[i] for i in group], processor), dtype=np.int64)
+            order = np.argsort(lengths, kind="stable")
+            if division is None:
+                starts = list(range(0, len(order), batch_size))
+            else:
+                width = 1 if processor.shares_context else self.num_answers(samples)
+                starts = cheapest_starts(width * lengths[order], batch_size, division)
+            found += [np.asarray(group)[part] for part in np.split(order, starts[1:])]
+        return found
 
 
 TASKS: Table[Task] = Table("task")

@@ -5,7 +5,7 @@ Shapes: N samples, B rows of a batch, C choices, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from ..errors import LoadError
 from ..samples import Row, Samples
 from .base import Batch, Inputs, Processor, ProcessorOptions, Scores, Task, all_rows, check_finite
 from .choices import read_choices
-from .dividing import Division
 from .tokenizing import content_of, load_processor, random_texts, require_text, weights_at
 
 
@@ -99,20 +98,9 @@ class EncoderMultipleChoice(Task):
         )  # fmt: skip
         return list(map(len, pairs.input_ids))
 
-    def length_sorted(
-        self,
-        samples: Samples,
-        processor: Processor,
-        batch_size: int,
-        rows: np.ndarray | None = None,
-        division: Division | None = None,
-    ) -> list[np.ndarray]:
-        """Return the indices of each batch: rows of equally many choices, the shortest of them first."""
-        chosen = np.arange(len(samples)) if rows is None else rows
-        counts = np.asarray([len(samples.rows[i].features["choices"]) for i in chosen], dtype=np.int64)
-        parts = [chosen[counts == count] for count in np.unique(counts)]
-        sort = super().length_sorted
-        return [batch for part in parts for batch in sort(samples, processor, batch_size, part, division)]
+    def group(self, row: Row, processor: Processor) -> Hashable:
+        """Batch rows of equally many choices."""
+        return len(row.features["choices"])
 
     def num_answers(self, samples: Samples) -> int:
         """Return the most choices of any row."""

@@ -9,7 +9,7 @@ Shapes: B rows of a batch, C candidate labels, T tokens.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ import numpy as np
 from ..errors import ConfigError, LoadError
 from ..samples import Row, Samples
 from .base import TASKS, Batch, Inputs, Processor, ProcessorOptions, no_training_loss
-from .dividing import Division
 from .image_classification import ImageClassification
 from .labels import is_missing, listed
 from .tokenizing import load_tokenizer, num_positions, random_texts, require_text
@@ -111,22 +110,10 @@ class ZeroShotImageClassification(ImageClassification):
         texts = ([*short, "a"], long[:2])
         return [{**images, **_tokenized(t, processor)} for images, t in zip((few, more), texts, strict=True)]
 
-    def length_sorted(
-        self,
-        samples: Samples,
-        processor: Processor,
-        batch_size: int,
-        rows: np.ndarray | None = None,
-        division: Division | None = None,
-    ) -> list[np.ndarray]:
-        """Return the indices of each batch; all of its rows have the same candidates."""
-        groups: dict[tuple[str, ...], list[int]] = {}
-        for index in np.arange(len(samples)) if rows is None else rows:
-            groups.setdefault(samples.rows[index].features["texts"], []).append(int(index))
-        found = []
-        for group in groups.values():
-            found += super().length_sorted(samples, processor, batch_size, np.asarray(group), division)
-        return found
+    def group(self, row: Row, processor: Processor) -> Hashable:
+        """Batch rows of the same candidates, whose texts are then read once."""
+        texts: tuple[str, ...] = row.features["texts"]
+        return texts
 
     def axes(self, name: str) -> tuple[str, ...]:
         """Name the axes that may differ: texts are as many as there are candidates, not rows."""
