@@ -20,9 +20,10 @@ def generate(folder: Path, prompts: list[str], num_tokens: int = 64) -> list[str
     ends = np.ravel(-1 if end is None else end)
     longest = json.loads((folder / "export.json").read_text())["max_length"]
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    rows = [tokenizer(prompt).input_ids for prompt in prompts]
-    # What a tokenizer puts behind a text would end it; of a prompt that is too long, the end counts.
-    rows = [(row[:-1] if np.isin(row[-1:], ends).any() else row)[-longest:] for row in rows]
+    encoded = [tokenizer(prompt, return_special_tokens_mask=True) for prompt in prompts]
+    # Without what a tokenizer puts behind a text; of a prompt that is too long, the end counts.
+    sizes = [np.append(np.flatnonzero(np.equal(row.special_tokens_mask, 0)), -1).max() + 1 for row in encoded]
+    rows = [row.input_ids[:size][-longest:] for row, size in zip(encoded, sizes, strict=True)]
     width = max(map(len, rows))
     ids = np.array([[0] * (width - len(row)) + row for row in rows], np.int64)  # any token will do as padding
     mask = np.array([[0] * (width - len(row)) + [1] * len(row) for row in rows], np.int64)

@@ -179,13 +179,12 @@ def _speedup(report: Report, limit: float) -> Check:
         return _not_measured("min_speedup", "there is no latency row")
     worst = min(rows, key=lambda row: row.speedup.interval[0])
     low, high = worst.speedup.interval
-    phase = "" if worst.phase == "forward" else f"{worst.phase}, "
     return Check(
         "min_speedup",
         all(row.speedup.interval[0] >= limit for row in rows),
         f"Least speed-up of {len(rows)}: {worst.speedup.median:.6g}, 95 % interval {low:.6g} to "
-        f"{high:.6g}, at batch {worst.batch_size}, {worst.sequence_length} {worst.unit}, "
-        f"{phase}{worst.provider}; the low bound must be at least {limit:.6g}.",
+        f"{high:.6g}, at {worst.setting}, "
+        f"{worst.provider}; the low bound must be at least {limit:.6g}.",
     )
 
 

@@ -20,8 +20,8 @@ POSITIONS, LOGITS = "position_ids", "logits"
 DECODER_FILES = ("encoder_model.onnx", "decoder_model.onnx", "decoder_with_past_model.onnx")
 # Of an input that holds cached keys or values of one layer: A and D.
 CacheShapes = Mapping[str, tuple[int, int]]
-# Runs a graph; takes and returns arrays by name.
-Run = Callable[[Inputs], Mapping[str, np.ndarray]]
+# Runs a graph, or a model's graphs as one; takes and returns arrays by name.
+Session = Callable[[Inputs], Mapping[str, np.ndarray]]
 
 
 def present_name(past: str) -> str:
@@ -79,20 +79,20 @@ def cache_bytes(shapes: CacheShapes, bytes_per_value: int = 4) -> int:
     return sum(heads * width for heads, width in shapes.values()) * bytes_per_value
 
 
-def as_one(runs: Sequence[Run], shapes: CacheShapes) -> Run:
+def as_one(sessions: Sequence[Session], shapes: CacheShapes) -> Session:
     """Return what runs a model's graphs as if they were one, from a task's inputs to outputs.
 
     Args:
-        runs: A graph alone; or encoder, first decoder step and further steps, which are taken where
+        sessions: A graph alone; or encoder, first decoder step and further steps, which are taken where
             the inputs hold a cache.
         shapes: The cache inputs; of a graph alone, they are empty where they are not given.
     """
 
     def alone(inputs: Inputs) -> Mapping[str, np.ndarray]:
-        return runs[0](with_cache(inputs, shapes) if shapes.keys() - inputs.keys() else inputs)
+        return sessions[0](with_cache(inputs, shapes) if shapes.keys() - inputs.keys() else inputs)
 
     def divided(inputs: Inputs) -> Mapping[str, np.ndarray]:
-        encoder, first, further = runs
+        encoder, first, further = sessions
         step = {"input_ids": inputs["decoder_input_ids"]}
         if "attention_mask" in inputs:
             step["encoder_attention_mask"] = inputs["attention_mask"]
@@ -100,11 +100,11 @@ def as_one(runs: Sequence[Run], shapes: CacheShapes) -> Run:
             return further({**step, **{name: inputs[name] for name in shapes}})
         return first({**step, "encoder_hidden_states": encoder(inputs)["last_hidden_state"]})
 
-    return alone if len(runs) == 1 else divided
+    return alone if len(sessions) == 1 else divided
 
 
 def generate(
-    run: Run, prompts: Inputs, shapes: CacheShapes, num_tokens: int, ends: Sequence[int] = ()
+    run: Session, prompts: Inputs, shapes: CacheShapes, num_tokens: int, ends: Sequence[int] = ()
 ) -> np.ndarray:
     """Generate greedily, each token after the prompt's with one step on what is cached.
 

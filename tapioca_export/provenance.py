@@ -114,6 +114,14 @@ def make_run(config: RunConfig, folder: Path, seconds: dict[str, float], environ
     return Run(plain, environment, inputs, outputs, seconds)
 
 
+def _pipeline_tag(folder: Path, task: str) -> str | None:
+    """Return the hub's name of a task; choices are a matter of likelihood, or of a head of its own."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if any(name.endswith("ForMultipleChoice") for name in config.get("architectures") or ()):
+        return "multiple-choice"
+    return PIPELINE_TAGS.get(task, task)
+
+
 def write_model_card(folder: Path, selection: Selection) -> None:
     """Write the README.md of a pruned checkpoint."""
     from huggingface_hub import ModelCardData
@@ -122,7 +130,7 @@ def write_model_card(folder: Path, selection: Selection) -> None:
     data = ModelCardData(
         base_model=base,
         library_name="transformers",
-        pipeline_tag=PIPELINE_TAGS.get(selection.task, selection.task),
+        pipeline_tag=_pipeline_tag(folder, selection.task),
         tags=["pruned", "layer-pruning", "tapioca-export"],
     )
     layers = ", ".join(map(str, selection.drop)) or "none"

@@ -20,7 +20,6 @@ from tapioca_export.artifacts import Benchmark, Export, read, write
 from tapioca_export.benchmarking import (
     RUNTIMES,
     BenchmarkSettings,
-    Session,
     benchmark,
     compare,
     make_workloads,
@@ -31,6 +30,7 @@ from tapioca_export.benchmarking import (
 from tapioca_export.benchmarking.statistics import bootstrap_interval
 from tapioca_export.benchmarking.timing import Workload, noise_floor, summarize, time_rounds
 from tapioca_export.errors import BenchmarkError, ConfigError, LoadError
+from tapioca_export.generation import Session
 from tapioca_export.samples import Row, Samples
 from tapioca_export.tasks import TASKS, Inputs, Processor, Scores
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,10 +18,12 @@ from test_causal_tasks import choice_records, samples_of
 from test_laws import drop_by_hand
 from torch import nn
 
+from tapioca_export.artifacts import Selection
 from tapioca_export.costing.rehearsing import Shapes
 from tapioca_export.errors import LoadError, UnknownNameError
 from tapioca_export.models import LoadedModel, find_task, load_model
 from tapioca_export.profiling import Probe
+from tapioca_export.provenance import write_model_card
 from tapioca_export.samples import Samples
 
 CHOICES = "multiple-choice"
@@ -208,3 +211,14 @@ def test_the_layer_that_harms_is_found_and_the_gain_is_kept(tmp_path: Path) -> N
             records.append({"context": words(text), "choices": texts[: max(2, count)], "label": label})
         files[name] = write_jsonl(tmp_path / f"{name}.jsonl", records)
     assert_found(tmp_path / "model", files, 1, tmp_path / "out")
+
+
+TAGS = [("BertForMultipleChoice", "multiple-choice"), ("LlamaForCausalLM", "text-generation")]
+
+
+@pytest.mark.parametrize(("architecture", "tag"), TAGS)
+def test_the_model_card_says_how_choices_are_made(tmp_path: Path, architecture: str, tag: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    selection = Selection("m", "multiple-choice", "fixed", 4, (1,), (), "named by the user")
+    write_model_card(tmp_path, selection)
+    assert f"pipeline_tag: {tag}\n" in (tmp_path / "README.md").read_text()

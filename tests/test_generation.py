@@ -22,9 +22,11 @@ from numpy.testing import assert_allclose
 
 from tapioca_export.artifacts import Export
 from tapioca_export.benchmarking import RUNTIMES, BenchmarkSettings, make_workloads
+from tapioca_export.benchmarking.stage import shared_cache
 from tapioca_export.benchmarking.timing import time_rounds
 from tapioca_export.errors import ExportError, ParityError
 from tapioca_export.exporting import FORMATS, ExportSettings, Written, export_model
+from tapioca_export.exporting.genai import write_genai_config
 from tapioca_export.exporting.parity import TOKENS, padded_on_the_left, prove_generation
 from tapioca_export.generation import (
     DECODER_FILES,
@@ -169,6 +171,24 @@ def test_the_config_for_onnxruntime_genai_has_the_depth_that_is_left(
     assert [name.replace("%d", "0") for name in names] == ["past_key_values.0.key", "present.0.value"]
 
 
+def test_onnxruntime_genai_is_told_nothing_that_it_has_no_words_for(
+    exported: tuple[LoadedModel, Export, Path], tmp_path: Path
+) -> None:
+    model, export, _ = exported
+    shapes = {name: (1 + number % 2, 8) for number, name in enumerate(export.cache)}
+    several = Written("", 18, export.inputs, export.outputs, tuple(export.files), shapes)
+    divided = Written("", 18, export.inputs, export.outputs, DECODER_FILES, export.cache)
+    for written in (several, divided):
+        write_genai_config(tmp_path, model, written)
+    assert not any(tmp_path.iterdir())
+
+
+def test_single_tokens_are_timed_where_both_files_take_the_same_cache() -> None:
+    original = {"past_key_values.0.key": (2, 8), "past_key_values.1.key": (4, 8)}
+    assert shared_cache(original, {"past_key_values.0.key": (2, 8)}) == original
+    assert shared_cache(original, {"past_key_values.0.key": (4, 8)}) == {}  # what was layer 1
+
+
 def test_a_prompt_read_in_two_parts_gives_the_logits_of_one_read_at_once(
     exported: tuple[LoadedModel, Export, Path],
 ) -> None:
@@ -192,26 +212,32 @@ def test_the_files_logits_are_those_of_pytorch_at_every_padding(
     assert (export.prompts_continued, export.tokens_generated) == (4, TOKENS)
 
 
+@pytest.mark.parametrize("ends", [[], [2], [2, 30]])
 def test_the_example_in_plain_onnx_runtime_generates_what_pytorch_does(
-    exported: tuple[LoadedModel, Export, Path],
+    exported: tuple[LoadedModel, Export, Path], tmp_path: Path, ends: list[int]
 ) -> None:
     """From the tokens that the tool itself makes of a prompt; to the end of the text, or of the context."""
-    model, _, folder = exported
-    texts = [" ".join(WORDS[start : start + size]) for start, size in ((0, 3), (5, 17), (40, 1), (2, 80))]
-    done = example(folder, *texts)
+    model, texts = (
+        exported[0],
+        [" ".join(WORDS[a : a + size]) for a, size in ((0, 3), (5, 17), (40, 1), (2, 80))],
+    )
+    prompts = [token_ids(model.processor, text) for text in texts]
+    assert {ids[0] for ids in prompts} == {model.network.config.bos_token_id}
+    room = LONGEST - max(map(len, prompts)) + 1
+    assert 1 < room < TOKENS
+    folder, expected = shutil.copytree(exported[2], tmp_path / "onnx"), []
+    for ids in prompts:
+        alone = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), int)}
+        expected.append(generated(model, alone, room)[0].tolist())
+    # The first text ends amid its tokens.
+    ends = [*ends, expected[0][room // 2]] if ends else []
+    config = {"eos_token_id": ends[0] if len(ends) == 1 else ends or None}
+    (folder / "generation_config.json").write_text(json.dumps(config))
+    lines = example(folder, *texts).stdout.splitlines()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    room = LONGEST - max(len(token_ids(model.processor, text)) for text in texts)
-    assert 0 < room < TOKENS
-    for text, line in zip(texts, done.stdout.splitlines(), strict=True):
-        ids = torch.tensor([token_ids(model.processor, text)])
-        assert ids[0, 0] == model.network.config.bos_token_id
-        found = model.network.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=room + 1
-        )
-        expected = found[0, ids.shape[1] :].tolist()
-        if expected[-1] == model.network.config.eos_token_id:
-            expected = expected[:-1]
-        assert line == f"{text} -> {tokenizer.decode(expected)}"
+    for text, tokens, line in zip(texts, expected, lines, strict=True):
+        stop = next((place for place, token in enumerate(tokens) if token in ends), room)
+        assert line == f"{text} -> {tokenizer.decode(tokens[:stop])}"
 
 
 def test_the_example_says_in_one_line_what_it_cannot_do(
@@ -292,7 +318,12 @@ def test_a_prompt_of_one_token_is_read_twice_where_there_is_room_for_padding(lon
     assert found["input_ids"].shape == (3, min(2, longest))
     assert found["attention_mask"].tolist() == ([[1]] * 3 if longest == 1 else [[0, 1], [1, 1], [1, 1]])
     assert found["decoder_input_ids"].shape == (3, 1)
-    assert one["attention_mask"].all()  # what was given is left as it was
+
+
+def test_padding_a_batch_that_has_none_leaves_what_was_given_as_it_was() -> None:
+    given = {"input_ids": np.full((2, 4), 7), "attention_mask": np.ones((2, 4), int)}
+    assert padded_on_the_left(given, 9)["attention_mask"].tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]]
+    assert given["attention_mask"].all()
 
 
 def proven(

@@ -16,7 +16,16 @@ import pytest
 import torch
 import transformers
 from click.testing import CliRunner, Result
-from conftest import ALL_FAMILIES, DECODERS, awaken, make_decoder, make_model, make_tokenizer
+from conftest import (
+    ALL_FAMILIES,
+    DECODERS,
+    awaken,
+    make_decoder,
+    make_model,
+    make_tokenizer,
+    text_records,
+    write_jsonl,
+)
 from safetensors.torch import load_file, save_file
 
 from tapioca_export import memory
@@ -363,13 +372,21 @@ def test_a_name_on_the_hub_is_read_from_the_cache(tmp_path: Path) -> None:
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
 
 
-def test_code_that_is_trusted_goes_with_the_checkpoint(tmp_path: Path) -> None:
-    source = save(tmp_path / "m", "bert")
-    code = "import transformers\n\n\nclass Mine(transformers.BertForSequenceClassification):\n    pass\n"
-    (source / "modeling_mine.py").write_text(code)
+CODE = "import transformers\n\n\nclass Mine(transformers.BertForSequenceClassification):\n    pass\n"
+AUTO_MAP = {"AutoModelForSequenceClassification": "modeling_mine.Mine"}
+
+
+def save_with_code(folder: Path) -> Path:
+    """Save a model whose class stands beside it."""
+    source = save(folder, "bert")
+    (source / "modeling_mine.py").write_text(CODE)
     config = json.loads((source / "config.json").read_text())
-    config["auto_map"] = {"AutoModelForSequenceClassification": "modeling_mine.Mine"}
-    (source / "config.json").write_text(json.dumps(config))
+    (source / "config.json").write_text(json.dumps({**config, "auto_map": AUTO_MAP}))
+    return source
+
+
+def test_code_that_is_trusted_goes_with_the_checkpoint(tmp_path: Path) -> None:
+    source = save_with_code(tmp_path / "m")
     refused(prune(source, tmp_path / "out", "--proof", "weights"), "needs custom code", "--trust-remote-code")
     in_a_fresh_process(
         [
@@ -378,9 +395,30 @@ def test_code_that_is_trusted_goes_with_the_checkpoint(tmp_path: Path) -> None:
         ],
         HF_MODULES_CACHE=str(tmp_path / "modules"),
     )  # fmt: skip
-    assert (tmp_path / "out/modeling_mine.py").read_text() == code
+    assert (tmp_path / "out/modeling_mine.py").read_text() == CODE
     after = json.loads((tmp_path / "out/config.json").read_text())
-    assert (after["auto_map"], after["architectures"]) == (config["auto_map"], ["Mine"])
+    assert (after["auto_map"], after["architectures"]) == (AUTO_MAP, ["Mine"])
+
+
+@pytest.mark.slow
+def test_code_that_is_trusted_goes_with_an_export_and_is_trusted_again(tmp_path: Path) -> None:
+    source, rows = save_with_code(tmp_path / "m"), {}
+    for seed, name in enumerate(("id", "target")):
+        rows[name] = write_jsonl(tmp_path / f"{name}.jsonl", text_records(32, seed))
+    trusting = {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    task = ["-t", "text-classification", "--trust-remote-code"]
+    in_a_fresh_process(
+        ["export", "-m", source, "--id", rows["id"], "-o", tmp_path / "onnx", *task], **trusting
+    )
+    assert (tmp_path / "onnx/modeling_mine.py").is_file()
+    benchmark = [
+        "benchmark", tmp_path / "onnx", tmp_path / "onnx", "--id", rows["id"], "--target", rows["target"],
+        "-o", tmp_path / "b", "--iterations", 2, "--warmup", 0,
+    ]  # fmt: skip
+    result = CliRunner().invoke(main, [str(argument) for argument in benchmark])
+    refused(result, "needs custom code", "--trust-remote-code")
+    in_a_fresh_process([*benchmark, "--trust-remote-code"], **trusting)
+    assert (tmp_path / "b/benchmark.json").is_file()
 
 
 # --- hostile and broken files ---------------------------------------------------------------

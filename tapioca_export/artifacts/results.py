@@ -144,6 +144,13 @@ class Latency:
     phase: Phase = "forward"
     unit: str = "tokens"
 
+    @property
+    def setting(self) -> str:
+        """What was timed, in words."""
+        what = {"forward": "", "prefill": "prompts, ", "decode": "one token more, "}[self.phase]
+        cached = " cached" if self.phase == "decode" else ""
+        return f"{what}batch {self.batch_size}, {self.sequence_length} {self.unit}{cached}"
+
 
 @dataclass(frozen=True)
 class Pair:

@@ -9,7 +9,7 @@ To add a runtime, register one function in `RUNTIMES`.
 from __future__ import annotations
 
 from .memory import measure_memory_and_load
-from .runtimes import RUNTIMES, Runtime, Session, resolve_provider
+from .runtimes import RUNTIMES, Runtime, resolve_provider
 from .stage import benchmark, score_exported
 from .statistics import compare
 from .timing import BenchmarkSettings, Workload, make_workloads, measure_latency
@@ -18,7 +18,6 @@ __all__ = [
     "RUNTIMES",
     "BenchmarkSettings",
     "Runtime",
-    "Session",
     "Workload",
     "benchmark",
     "compare",

@@ -11,7 +11,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,10 @@ import numpy as np
 
 from ..artifacts import Export, read
 from ..errors import BenchmarkError, first_line
-from ..generation import as_one, with_positions
+from ..generation import Session, as_one, with_positions
 from ..registry import Table
 from ..tasks import Inputs
 
-Session = Callable[[Inputs], Mapping[str, np.ndarray]]
 Runtime = Callable[[Path, str, int], Session]
 RUNTIMES: Table[Runtime] = Table("runtime")
 

@@ -13,7 +13,7 @@ import numpy as np
 from ..artifacts import Accuracy, Benchmark, Latency, Pair
 from ..bars import progress_bar
 from ..errors import BenchmarkError
-from ..generation import cache_bytes, generate
+from ..generation import CacheShapes, cache_bytes, generate
 from ..samples import Samples
 from ..tasks import Processor, Scores, Task
 from .memory import measure_memory_and_load
@@ -30,6 +30,7 @@ from .statistics import compare
 from .timing import RUNTIME, BenchmarkSettings, Workload, make_workloads, measure_latency
 
 SCORING_BATCH_SIZE = 32  # sequences: a row takes one an answer
+NO_STEPS = "Single tokens were not timed: layers cache keys and values of several shapes."
 _DEFAULTS = BenchmarkSettings()
 
 
@@ -62,7 +63,8 @@ def benchmark(
     before, after = _open_pair(original, pruned, task)
     providers = tuple(dict.fromkeys(map(resolve_provider, settings.providers)))
     rows = samples.get("target") or samples["id"]
-    workloads = make_workloads(task, rows, processor, settings, before.export.cache)
+    cache = shared_cache(before.export.cache, after.export.cache)
+    workloads = make_workloads(task, rows, processor, settings, cache)
     accuracy = _accuracy(before, after, task, samples, processor, settings)
     latency, skipped = _latency(before, after, workloads, providers, settings)
     largest = max(workloads, key=lambda work: work.batch_size * work.sequence_length).batches[0]
@@ -79,8 +81,13 @@ def benchmark(
         load_seconds=Pair(*(seconds for _, seconds in memory)),
         drop=after.export.drop,
         cache_bytes_per_token=caches if before.export.cache else None,
-        skipped=skipped,
+        skipped=skipped if cache or not after.export.cache else (*skipped, NO_STEPS),
     )
+
+
+def shared_cache(original: CacheShapes, pruned: CacheShapes) -> CacheShapes:
+    """Return the cache inputs that both files can be given; none where layers, numbered anew, differ."""
+    return original if pruned.items() <= original.items() else {}
 
 
 def score_exported(

@@ -18,10 +18,10 @@ import numpy as np
 from ..artifacts import Interval, Latency, Phase, Ratio, Timing
 from ..bars import progress_bar
 from ..errors import ConfigError
-from ..generation import CacheShapes, first_step, one_token_step
+from ..generation import CacheShapes, Session, first_step, one_token_step
 from ..samples import Samples
 from ..tasks import Inputs, Processor, Task
-from .runtimes import RUNTIMES, ExportFolder, Session, default_num_threads, resolve_provider
+from .runtimes import RUNTIMES, ExportFolder, default_num_threads, resolve_provider
 from .statistics import bootstrap_interval
 
 RUNTIME = "onnxruntime"

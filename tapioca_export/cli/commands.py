@@ -285,7 +285,7 @@ def export(as_json: bool, quiet: bool, **flags: Any) -> None:
 @main.command()
 @click.argument("original", type=click.Path(path_type=Path))
 @click.argument("pruned", type=click.Path(path_type=Path))
-@options(*SAMPLES, *OUTPUT, "max_length", "num_threads", "seed", *TIMING)
+@options(*SAMPLES, *OUTPUT, *(name for name in LOADING if name not in ("model", "task")), *TIMING)
 def benchmark(original: Path, pruned: Path, as_json: bool, quiet: bool, **flags: Any) -> None:
     """Compare two export folders: accuracy on report rows, latency, memory, size."""
     config = _config(flags)
@@ -293,8 +293,6 @@ def benchmark(original: Path, pruned: Path, as_json: bool, quiet: bool, **flags:
     result = library.benchmark(original, pruned, config)
 
     def text() -> str:
-        from ..reporting.wording import shape_text
-
         lines = []
         for role, row in result.accuracy.items():
             low, high = row.interval
@@ -305,7 +303,7 @@ def benchmark(original: Path, pruned: Path, as_json: bool, quiet: bool, **flags:
         for cell in result.latency:
             low, high = cell.speedup.interval
             lines.append(
-                f"{cell.provider}, {shape_text(cell)}: "
+                f"{cell.provider}, {cell.setting}: "
                 f"{cell.speedup.median:.2f}x the speed ({low:.2f} to {high:.2f}; "
                 f"ideal {cell.ideal_speedup:.2f})"
             )

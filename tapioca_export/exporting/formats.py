@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from ..errors import ExportError
-from ..generation import CacheShapes
+from ..generation import CacheShapes, Session
 from ..models import LoadedModel
 from ..registry import Table
 from ..tasks import Inputs
 
 OLDEST_OPSET = 18
-
-# Runs a file; takes and returns arrays by name.
-Run = Callable[[Inputs], Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,7 @@ class Format:
     """
 
     write: Callable[[LoadedModel, Inputs, Path, int | None], Written]
-    open: Callable[[Path, Written], Run]
+    open: Callable[[Path, Written], Session]
     help: str
     note: str | None = None
 

@@ -15,13 +15,17 @@ from .formats import Written
 def write_genai_config(folder: Path, model: LoadedModel, written: Written) -> None:
     """Describe an exported decoder to onnxruntime-genai, which runs the model types that it knows.
 
+    Nothing is written where it has no words: for several files, or layers that cache several shapes.
+
     Args:
         folder: Where the file is.
         model: What was exported.
-        written: Its inputs and outputs; all layers have caches of one shape.
+        written: Its files, inputs and outputs.
     """
-    config = model.network.config
-    heads, head_size = next(iter(written.cache.values()))
+    shapes = set(written.cache.values())
+    if len(written.files) > 1 or len(shapes) > 1:
+        return
+    config, ((heads, head_size),) = model.network.config, shapes
     names = ["input_ids", "attention_mask", *([POSITIONS] if POSITIONS in written.inputs else [])]
     decoder: dict[str, Any] = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},

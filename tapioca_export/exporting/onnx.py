@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import ExportError
-from ..generation import PAST, PRESENT, CacheShapes, as_one, with_positions
+from ..generation import PAST, PRESENT, CacheShapes, Session, as_one, with_positions
 from ..models import LoadedModel, to_tensors
 from ..tasks import Inputs, Task
 from .encoder_decoder import write_encoder_decoder
-from .formats import FORMATS, Format, Run, Written
+from .formats import FORMATS, Format, Written
 from .graphs import CACHED_TOKENS, cached, dynamic, exporter_name, name_axes, names_of, rename, save, traced
 
 MODEL_FILE = "model.onnx"
@@ -113,12 +113,12 @@ def _cached_layers(model: LoadedModel, example: Inputs) -> list[tuple[Any, Any]]
 # --- running it back ------------------------------------------------------------------------
 
 
-def open_onnx(folder: Path, written: Written) -> Run:
+def open_onnx(folder: Path, written: Written) -> Session:
     """Run what was written in ONNX Runtime on the CPU."""
     return as_one([_open(folder / name) for name in written.files], written.cache)
 
 
-def _open(path: Path) -> Run:
+def _open(path: Path) -> Session:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import ParityError, first_line
-from ..generation import first_step, generate, with_positions
+from ..generation import Session, first_step, generate, with_positions
 from ..models import LoadedModel, generated, reference_logits
 from ..samples import Row, Samples
 from ..tasks import Inputs
-from .formats import Run, Written
+from .formats import Written
 
 # Batches of the user's rows that parity is checked on beside the shortest and the longest, by number of rows.
 MIXED_BATCHES = (2, 3, 8, 8)
@@ -22,7 +22,7 @@ _UNUSABLE = "The file is not usable. Try another --format or --opset"
 
 
 def prove_outputs(
-    model: LoadedModel, samples: Samples, run: Run, written: Written, tolerance: float
+    model: LoadedModel, samples: Samples, run: Session, written: Written, tolerance: float
 ) -> dict[str, Any]:
     """Compare file and model on the user's rows; returns the fields of the proof.
 
@@ -65,7 +65,7 @@ def prove_outputs(
     }
 
 
-def prove_generation(model: LoadedModel, samples: Samples, run: Run, written: Written) -> dict[str, Any]:
+def prove_generation(model: LoadedModel, samples: Samples, run: Session, written: Written) -> dict[str, Any]:
     """Continue prompts greedily, padded on the left, by file and by PyTorch's own `generate`.
 
     Prompts are the ends of rows: half of what the model takes is left to what is generated, if not more.

@@ -53,7 +53,7 @@ def export_model(
             file.rename(file.with_name(file.name + ".invalid"))
         raise ParityError(f"{model.source} as {settings.format}: {error.message}", error.hint) from error
     model.save_settings(folder)
-    if written.cache and len(written.files) == 1:
+    if written.cache:
         write_genai_config(folder, model, written)
     export = Export(
         model=model.source,

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import ExportError, first_line
+from ..generation import Session
 from ..models import LoadedModel, to_tensors
 from ..tasks import Inputs
-from .formats import FORMATS, Format, Run, Written
+from .formats import FORMATS, Format, Written
 
 MODEL_FILE = "model.pt"
 
@@ -54,7 +55,7 @@ def _tensors_only(model: LoadedModel, names: tuple[str, ...]) -> Any:
     return Outputs()
 
 
-def open_torchscript(folder: Path, written: Written) -> Run:
+def open_torchscript(folder: Path, written: Written) -> Session:
     """Run a TorchScript file, whose inputs and outputs are positional."""
     import torch
 

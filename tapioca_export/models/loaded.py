@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers.dynamic_module_utils import custom_object_save
 
 from ..artifacts import Numbering, Prompting
 from ..tasks import Batch, Inputs, Processor, Readings, Task
@@ -146,7 +147,9 @@ class LoadedModel:
         return uncached(self.network)
 
     def save_settings(self, folder: Path) -> None:
-        """Write what a file needs beside it to be used: config, generation config, tokenizer."""
+        """Write what a file needs beside it to be used: config and its code, generation config, tokenizer."""
+        if self.network.is_remote_code():
+            custom_object_save(self.network, folder, config=self.network.config)
         self.network.config.save_pretrained(folder)
         if self.network.can_generate():
             self.network.generation_config.save_pretrained(folder)

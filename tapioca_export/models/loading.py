@@ -35,9 +35,7 @@ def load_model(source: str | Path, task: str = "auto", options: LoadOptions | No
         UnsupportedModelError: If the layers cannot be told, or are not independent.
     """
     options = options or LoadOptions()
-    config = load_config(source, options)
-    chosen = find_task(config, task, options.metric)
-    _refuse_pickled_weights(source)
+    config, chosen = _config_and_task(source, task, options)
     try:
         network, info = auto_class(chosen).from_pretrained(
             str(source),
@@ -90,9 +88,7 @@ def outline_model(source: str | Path, task: str = "auto", options: LoadOptions |
     from accelerate import init_empty_weights
 
     options = options or LoadOptions()
-    config = load_config(source, options)
-    chosen = find_task(config, task, options.metric)
-    _refuse_pickled_weights(source)
+    config, chosen = _config_and_task(source, task, options)
     try:
         with init_empty_weights(include_buffers=False):
             network = auto_class(chosen).from_config(config, trust_remote_code=options.trust_remote_code)
@@ -110,6 +106,14 @@ def outline_model(source: str | Path, task: str = "auto", options: LoadOptions |
     model = LoadedModel(network, chosen, processor, str(source), stacks, options.trust_remote_code)
     refuse_dependent_layers(model)
     return model
+
+
+def _config_and_task(source: str | Path, task: str, options: LoadOptions) -> tuple[Any, Task]:
+    """Refuse what can be refused before weights are read."""
+    config = load_config(source, options)
+    chosen = find_task(config, task, options.metric)
+    _refuse_pickled_weights(source)
+    return config, chosen
 
 
 def load_config(source: str | Path, options: LoadOptions) -> Any:

@@ -138,8 +138,7 @@ def _ideal(rows: Sequence[Latency], places: list[float]) -> Spec:
 
 
 def _short_setting(row: Latency, rows: Sequence[Latency]) -> str:
-    phase = {"forward": "", "prefill": "prompts ", "decode": "decoding "}[row.phase]
-    lines = [f"{phase}batch {row.batch_size}, {row.sequence_length} {row.unit}", provider_text(row.provider)]
+    lines = [row.setting, provider_text(row.provider)]
     if len({other.threads for other in rows}) > 1:
         lines.append(f"{row.threads} thr.")
     if len({other.runtime for other in rows}) > 1:

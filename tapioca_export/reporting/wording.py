@@ -91,16 +91,9 @@ def provider_text(provider: str) -> str:
     return provider.removesuffix("ExecutionProvider")
 
 
-def shape_text(row: Latency) -> str:
-    """Return what was timed."""
-    what = {"forward": "", "prefill": "prompts, ", "decode": "one token more, "}[row.phase]
-    cached = " cached" if row.phase == "decode" else ""
-    return f"{what}batch {row.batch_size}, {row.sequence_length} {row.unit}{cached}"
-
-
 def setting_text(row: Latency) -> str:
     """Return where a latency was measured."""
-    return f"{shape_text(row)}, {provider_text(row.provider)}, {_count(row.threads, 'thread')}"
+    return f"{row.setting}, {provider_text(row.provider)}, {_count(row.threads, 'thread')}"
 
 
 def _count(count: int, noun: str) -> str:

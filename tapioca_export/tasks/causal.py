@@ -9,7 +9,6 @@ Shapes: B rows of a batch, S sequences, T tokens, R tokens asked for, K of them 
 
 from __future__ import annotations
 
-import copy
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +34,7 @@ from .base import (
     no_training_loss,
 )
 from .prompting import Prompt, check_chat, context_of, key_of, with_prompt
-from .tokenizing import load_tokenizer, num_positions
+from .tokenizing import load_processor
 
 # Added to the scores of tokens that may not be attended to, as transformers does.
 BLIND = float(np.finfo(np.float32).min)
@@ -71,20 +70,10 @@ class CausalTask(Task):
                 f"Model type {config.model_type} is no decoder, and {self.name} asks for likely tokens.",
                 f"Name another -t/--task: {', '.join(TASKS)}.",
             )
-        tokenizer = load_tokenizer(folder, config, options, needs_padding=False)
+        processor = load_processor(folder, config, options, "last-token", least=2, needs_padding=False)
         if options.prompting.chat:
-            check_chat(tokenizer, folder)
-        limit = min(tokenizer.model_max_length, num_positions(config))
-        if options.max_length is not None and not 2 <= options.max_length <= limit:
-            raise ConfigError(f"--max-length {options.max_length} is outside 2..{limit}, the model's range.")
-        return Processor(
-            folder=str(folder),
-            position="last-token",
-            max_length=options.max_length or limit,
-            tokenizer=tokenizer,
-            unused_tokenizer=copy.deepcopy(tokenizer),
-            prompting=options.prompting,
-        )
+            check_chat(processor.tokenizer, folder)
+        return replace(processor, prompting=options.prompting)
 
     def rows(
         self, columns: Mapping[str, str], processor: Processor

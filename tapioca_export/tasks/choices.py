@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import LoadError
+from .labels import is_missing, listed
 from .tokenizing import require_text
 
 
@@ -17,11 +18,11 @@ def read_choices(record: Mapping[str, Any], where: str) -> tuple[list[str], int 
     Raises:
         LoadError: If they are no list of different texts, or the label is none of them.
     """
-    choices = record["choices"]
-    if not isinstance(choices, (list, tuple)) or len(choices) < 2:
+    choices = listed(record["choices"], where)
+    if len(choices) < 2:
         raise LoadError(
             f"{where}: choices must be a list of at least two texts.",
-            'Such as {"context": "2 + 2 =", "choices": ["3", "4"], "label": 1}; CSV cannot hold lists.',
+            'Such as {"context": "2 + 2 =", "choices": ["3", "4"], "label": 1}; in CSV the list as JSON.',
         )
     choices = [require_text(choice, "a choice", where) for choice in choices]
     if len(set(choices)) < len(choices):
@@ -31,7 +32,7 @@ def read_choices(record: Mapping[str, Any], where: str) -> tuple[list[str], int 
 
 def _choice(label: Any, choices: Sequence[str], where: str) -> int | None:
     """Return the index of the right choice: a number is an index, a text a choice or its index."""
-    if label is None or label == "" or label != label:
+    if is_missing(label):
         return None
     if isinstance(label, (float, np.floating)) and label.is_integer():
         label = int(label)

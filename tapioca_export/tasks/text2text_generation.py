@@ -11,8 +11,8 @@ Shapes: B rows of a batch, T tokens of texts or of answers.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..samples import Row, Samples
 from .base import TASKS, Batch, Inputs, Processor, ProcessorOptions, Task
 from .causal import padded, readings
 from .text_generation import TextGeneration
-from .tokenizing import load_tokenizer, num_positions, require_text
+from .tokenizing import load_processor, require_text
 
 
 class Text2TextGeneration(TextGeneration):
@@ -61,10 +61,7 @@ class Text2TextGeneration(TextGeneration):
                 f"Model type {config.model_type} is no encoder-decoder for texts, as {self.name} needs.",
                 f"Name another -t/--task: {', '.join(TASKS)}.",
             )
-        tokenizer = load_tokenizer(folder, config, options)
-        limit = min(tokenizer.model_max_length, num_positions(config))
-        if options.max_length is not None and not 2 <= options.max_length <= limit:
-            raise ConfigError(f"--max-length {options.max_length} is outside 2..{limit}, the model's range.")
+        processor = load_processor(folder, config, options, "answer-start", least=2)
         generation = load_generation_config(folder, config, options)
         if generation.decoder_start_token_id is None:
             raise ConfigError(
@@ -72,15 +69,8 @@ class Text2TextGeneration(TextGeneration):
                 "Set decoder_start_token_id in its generation_config.json.",
             )
         forced = [generation.forced_bos_token_id] if generation.forced_bos_token_id is not None else []
-        return Processor(
-            folder=str(folder),
-            position="answer-start",
-            max_length=options.max_length or limit,
-            tokenizer=tokenizer,
-            unused_tokenizer=copy.deepcopy(tokenizer),
-            generation_config=generation,
-            prompt=(generation.decoder_start_token_id, *forced),
-        )
+        begins = (generation.decoder_start_token_id, *forced)
+        return replace(processor, generation_config=generation, prompt=begins)
 
     def read_row(self, record: Mapping[str, Any], where: str, processor: Processor) -> Row:
         """Read a text and the answer wanted.

@@ -50,9 +50,15 @@ def content_of(text: str) -> str:
 
 
 def load_processor(
-    folder: Path | str, config: Any, options: ProcessorOptions, position: Position, least: int | None = None
+    folder: Path | str,
+    config: Any,
+    options: ProcessorOptions,
+    position: Position,
+    *,
+    least: int | None = None,
+    needs_padding: bool = True,
 ) -> Processor:
-    """Load what encodes texts for a model that is given whole batches of them.
+    """Load what encodes texts.
 
     Args:
         folder: A local folder, or a name on the hub.
@@ -60,12 +66,13 @@ def load_processor(
         options: Safety switches, and the longest input in tokens.
         position: Where the model's head reads the answer.
         least: The fewest tokens of an input (default: one, and the special ones).
+        needs_padding: The model has to know padding by its token; the attention mask is not enough.
 
     Raises:
         LoadError: If there is no tokenizer, or none that can pad or that fits the model.
         ConfigError: If `--max-length` is out of the model's range.
     """
-    tokenizer = load_tokenizer(folder, config, options)
+    tokenizer = load_tokenizer(folder, config, options, needs_padding=needs_padding)
     limit = min(tokenizer.model_max_length, num_positions(config))
     least = least or tokenizer.num_special_tokens_to_add(pair=False) + 1
     if options.max_length is not None and not least <= options.max_length <= limit:
