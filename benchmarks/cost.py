@@ -153,14 +153,10 @@ def main(threads: int, clock: str, output: Path) -> None:
                 f"{row['predicted_peak_bytes'] / row['peak_bytes']:.3f})  "
                 f"{'' if is_right(row) else 'OFF'}"
             )
-    from tapioca_export.provenance import environment
+    from recording import origin
 
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
-    ).stdout.strip()
     record = {
-        "commit": commit,
-        "environment": environment(),
+        **origin(),
         "clock": clock,
         "threads": threads,
         "rows": rows,

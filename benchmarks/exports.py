@@ -24,12 +24,12 @@ from typing import Any
 import click
 import torch
 import transformers
+from recording import origin
 from tiny_networks import one_line, small_config
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tqdm import tqdm
 
 from tapioca_export import RunConfig, TapiocaError, export, prune
-from tapioca_export.provenance import environment
 
 HERE = Path(__file__).parent
 PAGE, RESULTS = HERE.parent / "docs" / "exports.md", HERE / "exports.json"
@@ -214,7 +214,7 @@ def main(families: tuple[str, ...], write: bool) -> None:
     table = markdown(rows)
     click.echo(table)
     if write and not families:
-        RESULTS.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n", "utf-8")
+        RESULTS.write_text(json.dumps({**origin(), "rows": rows}, indent=1) + "\n", "utf-8")
         before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
         after = rest.split(END)[1]
         PAGE.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}", encoding="utf-8")

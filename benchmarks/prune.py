@@ -150,7 +150,7 @@ def main(layers: int, rounds: int, scratch: Path | None, output: Path) -> None:
                 f" {times['ratio']['seconds']:12.2f} ({times['ratio']['seconds_until_on_disk']:.2f})"
                 f" {other['peak_bytes'] / 1e6:12.0f}"
             )
-    from tapioca_export.provenance import environment
+    from recording import origin
 
     ratios = {
         key: statistics.median(times["ratio"][key] for times in found)
@@ -158,12 +158,8 @@ def main(layers: int, rounds: int, scratch: Path | None, output: Path) -> None:
     }
     peak = max(times["prune"]["peak_bytes"] for times in found)
     click.echo(f"median ratio {ratios['seconds']:.2f} ({ratios['seconds_until_on_disk']:.2f} on disk)")
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
-    ).stdout.strip()
     record = {
-        "commit": commit,
-        "environment": environment(),
+        **origin(),
         "layers": layers,
         "dropped": len(range(1, layers, 4)),
         "source_bytes": sum(sizes),

@@ -35,13 +35,13 @@ import click
 import numpy as np
 import search_models
 import torch
+from recording import origin
 
 from tapioca_export.artifacts import Selection
 from tapioca_export.benchmarking import compare
 from tapioca_export.memory import give_back_free_memory, peak_resident_bytes
 from tapioca_export.models import LoadedModel, load_model, skipping
 from tapioca_export.profiling import Probe, division_on
-from tapioca_export.provenance import environment
 from tapioca_export.samples import Samples, read_samples
 from tapioca_export.selection import SelectionSettings, select_layers
 from tapioca_export.tasks import Division, Scores
@@ -555,14 +555,12 @@ def main(
         _memory_child(*memory_child)
         return
     torch.set_num_threads(os.cpu_count() or 1)
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
-    ).stdout.strip()
+    here = origin()
     record = json.loads(output.read_text()) if output.exists() else {}
     for name in parts or PARTS:
         click.echo(f"{name}:")
         measured = PARTS[name](Asked(repeats, data))
-        record[name] = {"commit": commit, "environment": environment(), **measured}
+        record[name] = {**here, **measured}
         output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

@@ -20,7 +20,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from tapioca_export.artifacts import Benchmark, Export, Selection, read
 from tapioca_export.benchmarking import RUNTIMES, BenchmarkSettings, make_workloads, score_exported
 from tapioca_export.cli import main
-from tapioca_export.errors import LoadError
+from tapioca_export.costing import predict
+from tapioca_export.errors import ConfigError, LoadError
 from tapioca_export.exporting import ExportSettings, export_model
 from tapioca_export.exporting.parity import TOKENS
 from tapioca_export.generation import DECODER_FILES, generate
@@ -246,6 +247,15 @@ def test_candidates_of_both_halves_write_what_the_smaller_models_write(
     assert len({score.metric for score in found.values()}) > 2
     profile = probe.profile("target", (1, NUM_LAYERS + 1))
     assert len(profile.norms) == 2 * NUM_LAYERS + 2
+
+
+def test_what_a_search_costs_that_generates_is_not_told_beforehand(
+    recognizer: LoadedModel, sayings: Samples
+) -> None:
+    with pytest.raises(ConfigError, match="a model that writes its answers cannot be told beforehand"):
+        predict(
+            recognizer, {"id": sayings, "target": sayings}, lambda probe, in_full: pytest.fail("searched")
+        )
 
 
 @pytest.mark.slow

@@ -17,9 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..artifacts import Bounds, Plan, Selection
+from ..errors import ConfigError
 from ..memory import peak_resident_bytes
 from ..models import LoadedModel, config_at
 from ..samples import Samples
@@ -66,8 +68,18 @@ def predict(
         search: Runs the search on a probe, in full if told so, and refuses what it refuses.
         settings: How rows will be scored.
         clock: Of the calibration.
+
+    Raises:
+        ConfigError: If answers are generated: how long they get, and what they cost, shows when they are.
     """
     settings = settings or PlanSettings()
+    rows = samples[settings.select_on]
+    first = model.task.batch(rows, np.zeros(1, dtype=np.int64), model.processor)
+    if rows.is_labelled and first.continuation is not None:
+        raise ConfigError(
+            f"What {model.task.name} costs with a model that writes its answers cannot be told beforehand.",
+            "Search without --dry-run, with --budget-seconds.",
+        )
 
     def rehearse(case: Case) -> Rehearsal:
         return Rehearsal(
@@ -84,7 +96,7 @@ def predict(
     for one in rehearsals:
         one.seed = settings.seed
     least, most = (search(one, one.case == "most") for one in rehearsals)
-    rows, processor = samples[settings.select_on], rehearsals[0].probe.processor
+    processor = rehearsals[0].probe.processor
     flops = count_flops(model, rows, processor)
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
