@@ -26,6 +26,7 @@ class StandIn(nn.Module):
     The network's own forward runs unchanged: it sees a module with the layer's attributes. With
     `answer` set, that is returned and nothing is computed; with `skips`, the input is passed
     through; otherwise the layer runs. `see` is told the residual stream before and the output.
+    `runs` runs in the layer's stead, if it is set.
     With `ends`, the forward is left by `EndOfForward` once the layer has its input: what is above
     costs nothing. `num_forwards` counts sequences, `num_tokens` their tokens, padding included.
     """
@@ -39,6 +40,7 @@ class StandIn(nn.Module):
         self.skips = False
         self.ends = False
         self.see: Callable[[torch.Tensor, Any], None] | None = None
+        self.runs: Callable[..., Any] | None = None
         self.num_forwards = self.num_tokens = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -58,7 +60,7 @@ class StandIn(nn.Module):
         elif self.skips and self.kinds.get(type(self.layer)):
             output = stream
         else:
-            output = self.layer(*args, **kwargs)
+            output = (self.runs or self.layer)(*args, **kwargs)
             is_tensor = self.kinds[type(self.layer)] = isinstance(output, torch.Tensor)
             if not (self.skips and is_tensor):  # what was run once to learn its kind is no cost of a search
                 self.num_forwards += stream.shape[0]

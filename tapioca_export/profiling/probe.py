@@ -29,16 +29,14 @@ from ..models import LoadedModel, StandIn, stand_ins
 from ..samples import Samples
 from ..tasks import Batch, Division
 from .accumulating import NUM_REPLICATES, Accumulator, log_ratios, mean_deviation
-from .replaying import Found, Replayer, Trace, Work, passes
+from .replaying import THREAD_TOKENS, Found, Replayer, Trace, Work, passes
 from .sharing import shares_context
 from .weighing import angular_distance, magnitudes, sensitivities
 
 # Block influence hardly differs between samples of one kind; few rows will do to rank layers.
 NUM_INFLUENCE_SAMPLES = 32
-# On a CPU, the tokens in whose time one more batch is started, and those of a thread beyond which a batch
-# gets no faster (benchmarks/search.py batches). GPUs are better filled.
+# On a CPU, the tokens in whose time one more batch is started (benchmarks/search.py batches).
 BATCH_COST = 32
-THREAD_TOKENS = 512
 
 
 class Probe:
