@@ -1,13 +1,14 @@
 # make demo    the whole job on the embedded example, ends with the path of the report
 # make test    lint, types and tests
 # Both set everything up first, in .venv; they need git, make and Python 3.10 or newer.
-# make lowest       the families and laws with the oldest transformers that is allowed
-# make consumers    exported decoders generate in Optimum and onnxruntime-genai, in an environment of their own
+# make slow    what else CI runs, two at a time:
+#   make lowest       the families and laws with the oldest transformers that is allowed
+#   make consumers    exports generate in Optimum and onnxruntime-genai, in an environment of their own
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast lowest consumers format clean
+.PHONY: demo test test-fast slow lowest lowest-families lowest-laws consumers format clean
 
 demo: .venv/ready
 	$(BIN)/tapioca-export demo --output demo-run --overwrite
@@ -21,13 +22,20 @@ test: .venv/ready
 test-fast: .venv/ready
 	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow"
 
-lowest: .venv/ready .cache/lowest/ready
+slow:
+	$(MAKE) -j 2 lowest consumers
+
+lowest: lowest-families lowest-laws
+
+lowest-families: .cache/lowest/ready
 	PYTHONPATH=$(CURDIR)/.cache/lowest $(BIN)/python benchmarks/families.py > .cache/lowest/families.md
-	PYTHONPATH=$(CURDIR)/.cache/lowest $(BIN)/pytest -n 2 --dist loadgroup -m "not slow" \
+
+lowest-laws: .cache/lowest/ready
+	PYTHONPATH=$(CURDIR)/.cache/lowest $(BIN)/pytest -m "not slow" \
 		tests/test_laws.py tests/test_stacks.py tests/test_several_stacks.py tests/test_exporting.py tests/test_generation.py
 
 # The oldest transformers of pyproject.toml, in front of the one that is installed.
-.cache/lowest/ready: pyproject.toml
+.cache/lowest/ready: .venv/ready pyproject.toml
 	rm -rf .cache/lowest
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .cache/lowest \
 		$$(sed -n 's/.*"transformers>=\([0-9.]*\),.*/transformers==\1/p' pyproject.toml)

@@ -184,7 +184,7 @@ def _operations(step: Callable[[], object]) -> float:
     """Count the operations of one step."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    # PyTorch 2.12 knows the formula for the kernels of GPUs only.
+    # PyTorch 2.13 knows the formula for the kernels of GPUs only.
     kernels = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
     with FlopCounterMode(display=False, custom_mapping=kernels) as counter:
         step()
