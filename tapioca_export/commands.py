@@ -250,7 +250,8 @@ def _as_before(config: RunConfig, earlier: Selection | Export | None, where: Pat
     options = replace(reading.load_options(config), device="cpu")  # where files are written and proven
     if earlier is None:
         return options
-    asked = find_task(load_config(config.model, options), config.task, options.metric)
+    plain = replace(options, prompting=Prompting())
+    asked = find_task(load_config(config.model, options), config.task, plain)
     if asked.name != earlier.task:
         return options
     if options.metric and earlier.metric not in (None, asked.metric):
@@ -259,7 +260,7 @@ def _as_before(config: RunConfig, earlier: Selection | Export | None, where: Pat
         )
     if options.prompting not in (Prompting(), earlier.prompting):
         raise ConfigError(
-            f"{where} was made with other prompts.",
-            "Leave out --prompt-template, --chat-template and --few-shot.",
+            f"{where} was made with other prompts or another rule for answers.",
+            "Leave out --prompt-template, --chat-template, --few-shot, --max-new-tokens and --extract.",
         )
     return replace(options, metric=options.metric or earlier.metric, prompting=earlier.prompting)

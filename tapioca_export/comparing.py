@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from . import steps
 from .artifacts import Accuracy, Compared, Comparison, LayerName, Selection
 from .bars import progress_bar
@@ -122,5 +120,4 @@ def _accuracies(
 
 def _scores(probe: Probe, drop: tuple[LayerName, ...]) -> Scores:
     """Score all rows with the layers skipped."""
-    layers = probe.numbering.indices(drop)
-    return Scores(*probe.scores(layers, (), np.arange(probe.num_rows))[None])
+    return probe.all_scores(probe.numbering.indices(drop))

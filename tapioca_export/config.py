@@ -8,6 +8,7 @@ Knows nothing about what any of it does.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,8 @@ LEAST = {
     0: ("max_drop_layers", "protect_first", "protect_last", "warmup"),
     1: (
         "batch_size", "budget_evaluations", "eval_batch_size", "iterations", "limit", "max_length",
-        "num_fewshot", "num_threads", "num_workers", "opset", "sequence_length", "shortlist", "width",
+        "max_new_tokens", "num_fewshot", "num_threads", "num_workers", "opset", "sequence_length",
+        "shortlist", "width",
     ),
 }  # fmt: skip
 
@@ -60,6 +62,14 @@ class RunConfig:
     chat_template: bool = _option(False, "Put prompts through the tokenizer's chat template.")
     few_shot: Path | None = _option(None, "Rows to take solved examples from.", None, "PATH")
     num_fewshot: int | None = _option(None, "Solved examples before each prompt, drawn by the seed.")
+    max_new_tokens: int | None = _option(
+        None, "Let answers be written, of at most this many tokens, and compare them as texts."
+    )
+    extract: str | None = _option(
+        None, "Regular expression whose first match in what is written is the answer (--max-new-tokens).",
+        None, "REGEX",
+    )  # fmt: skip
+    extract_last: bool = _option(False, "Take the last match of --extract instead of the first.")
     columns: Mapping[str, str] = _option({}, "Column names, such as text=review,label=stars.", None, "MAP")
     output: Path = _option(Path("tapioca-run"), "Output folder.", "o", "DIR")
     criterion: str = _option("tale", "How layers are chosen; see `list`.", None, "NAME")
@@ -129,6 +139,7 @@ class RunConfig:
                 "--few-shot and --num-fewshot go together.",
                 "Such as --few-shot solved.jsonl --num-fewshot 5.",
             )
+        self._check_extract()
         if not (math.isfinite(self.atol) and self.atol > 0):
             raise ConfigError(f"--atol {self.atol} must be a number above 0.")
         if not 0 <= self.seed < 2**32:
@@ -138,3 +149,19 @@ class RunConfig:
                 raise ConfigError(
                     f"--{name.replace('_', '-')} {getattr(self, name)!r} must be {' or '.join(allowed)}."
                 )
+
+    def _check_extract(self) -> None:
+        """Refuse a rule for answers that nothing is written for, or that is none."""
+        if self.extract is None:
+            if self.extract_last:
+                raise ConfigError("--extract-last has no meaning without --extract.", "Give both.")
+            return
+        if self.max_new_tokens is None:
+            raise ConfigError(
+                "--extract finds answers in what a model writes, and nothing is written.",
+                "Add --max-new-tokens, such as --max-new-tokens 256.",
+            )
+        try:
+            re.compile(self.extract)
+        except re.error as error:
+            raise ConfigError(f"--extract {self.extract!r} is no regular expression: {error}.") from error

@@ -6,6 +6,7 @@ Knows which setting goes where, and nothing of what is done with any of it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from .config import RunConfig
 from .errors import ConfigError
@@ -26,7 +27,7 @@ def load_task(config: RunConfig, options: LoadOptions | None = None) -> tuple[Ta
     """Load what reads and encodes samples, without the weights."""
     options = options or load_options(config)
     model_config = load_config(config.model, options)
-    task = find_task(model_config, config.task, options.metric)
+    task = find_task(model_config, config.task, options)
     return task, load_processor(task, config.model, model_config, options)
 
 
@@ -109,5 +110,10 @@ def load_options(config: RunConfig) -> LoadOptions:
         config.max_length,
         config.device,
         config.metric,
-        prompting,
+        replace(
+            prompting,
+            max_new_tokens=config.max_new_tokens,
+            extract=config.extract,
+            extract_last=config.extract_last,
+        ),
     )

@@ -20,6 +20,7 @@ from .artifacts import (
     Export,
     Journal,
     LayerName,
+    Pair,
     Plan,
     Profile,
     Selection,
@@ -192,7 +193,10 @@ def choose(config: RunConfig, model: LoadedModel, probe: Probe, roles: Mapping[s
     settings = selection_settings(config, model)
     num_samples = len(roles[f"{config.select_on}-select"])
     found = select_layers(probe, settings, model=config.model, task=model.task, num_samples=num_samples)
-    return replace(found, prompting=model.processor.prompting)
+    invalid = [probe.num_invalid(model.numbering.indices(drop)) for drop in ((), found.drop)]
+    known = [count for count in invalid if count is not None]
+    pair = Pair(*known) if len(known) == 2 else None
+    return replace(found, prompting=model.processor.prompting, invalid=pair)
 
 
 def plan(config: RunConfig, model: LoadedModel, roles: Mapping[str, Samples]) -> Plan:
@@ -203,7 +207,8 @@ def plan(config: RunConfig, model: LoadedModel, roles: Mapping[str, Samples]) ->
     """
     samples = {name: roles[f"{name}-select"] for name in ("id", "target")}
     unhurried = replace(config, budget_seconds=None)
-    is_race = config.search in ("greedy", "racing") and not config.full_scores
+    can_race = model.task.best_value is not None
+    is_race = can_race and config.search in ("greedy", "racing") and not config.full_scores
     in_full = replace(unhurried, full_scores=True, search="greedy") if is_race else unhurried
     num_workers = 1 if config.engine == "local" else config.num_workers
     settings = PlanSettings(

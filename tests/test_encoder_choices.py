@@ -21,7 +21,7 @@ from torch import nn
 from tapioca_export.artifacts import Selection
 from tapioca_export.costing.rehearsing import Shapes
 from tapioca_export.errors import LoadError, UnknownNameError
-from tapioca_export.models import LoadedModel, find_task, load_model
+from tapioca_export.models import LoadedModel, LoadOptions, find_task, load_model
 from tapioca_export.profiling import Probe
 from tapioca_export.provenance import write_model_card
 from tapioca_export.samples import Samples
@@ -137,7 +137,7 @@ def test_a_long_context_is_cut_and_a_long_choice_refused(tmp_path: Path) -> None
 def test_an_encoders_choices_have_no_likelihood_to_normalise(tmp_path: Path) -> None:
     config = transformers.AutoConfig.from_pretrained(make_encoder(tmp_path, "bert"))
     with pytest.raises(UnknownNameError, match="Unknown metric of multiple-choice 'accuracy_norm'"):
-        find_task(config, CHOICES, "accuracy_norm")
+        find_task(config, CHOICES, LoadOptions(metric="accuracy_norm"))
 
 
 def test_a_plan_counts_every_choice(tmp_path: Path) -> None:

@@ -325,7 +325,7 @@ def test_accuracy_and_cross_entropy_are_those_worked_out_by_hand() -> None:
     logits = np.log([[0.7, 0.2, 0.1], [0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]).astype(np.float32)
     scores = TEXTS.score(logits + 5, texts("w1", "w2", "w3", label=[0, 1, 2]))
     assert scores.values.tolist() == [1, 0, 1]
-    assert scores.metric == pytest.approx(2 / 3)
+    assert scores.values.mean() == pytest.approx(2 / 3)
     assert scores.losses == pytest.approx([-math.log(p) for p in (0.7, 0.25, 0.8)], abs=1e-6)
     assert scores.loss == pytest.approx(-math.log(0.7 * 0.25 * 0.8) / 3, abs=1e-6)
 
@@ -342,14 +342,14 @@ def test_nmse_is_that_worked_out_by_hand() -> None:
     scores = PROMPTS.score(predictions, samples)  # variance of 1, 3, 5, 7 is 5
     assert scores.losses.tolist() == [0.5, 4.5]
     assert scores.values == pytest.approx([0.1, 0.9])
-    assert (scores.metric, scores.loss) == pytest.approx((0.5, 2.5))
+    assert (scores.values.mean(), scores.loss) == pytest.approx((0.5, 2.5))
 
 
 def test_the_best_constant_answer_has_an_nmse_of_one() -> None:
     samples = samples_of(PROMPTS, list(prompt_records(50, 0)), PROMPT)
     mean = samples.labels[:, 3:].mean()
-    assert PROMPTS.score(np.full((50, 20), mean), samples).metric == pytest.approx(1, abs=1e-6)
-    assert PROMPTS.score(samples.labels, samples).metric == 0
+    assert PROMPTS.score(np.full((50, 20), mean), samples).values.mean() == pytest.approx(1, abs=1e-6)
+    assert PROMPTS.score(samples.labels, samples).values.mean() == 0
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

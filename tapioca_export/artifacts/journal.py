@@ -1,6 +1,7 @@
 """What a search has measured, row by row: in memory (`Ledger`), or on disk as well (`Journal`).
 
-Knows nothing about how anything was measured or what it is for. Shapes: N rows, B of a batch.
+Knows nothing about how anything was measured or what it is for. Shapes: N rows, B of a batch; a row's
+value is a number, or k of them.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ class Ledger:
         nothing = np.full(num_rows, np.nan)
         return self._rows.get(frozenset(dropped), (nothing, nothing))
 
+    def is_unknown(self, dropped: Collection[int], num_rows: int) -> np.ndarray:
+        """Return which of the N rows were not scored."""
+        return _is_nan(self.rows(dropped, num_rows)[0])
+
     def deviation(self, dropped: Collection[int]) -> float | None:
         """Return the mean deviation, or None where it was not measured."""
         return self._deviations.get(frozenset(dropped))
@@ -45,18 +50,20 @@ class Ledger:
         """Add what one batch gave.
 
         Args:
-            found: `sets` (the dropped layers of each candidate), `rows` (B indices), `values` and
-                `losses` (a list of B for each set), `layer_forwards` and `layer_tokens`.
+            found: `sets` (the dropped layers of each candidate), `rows` (B indices), `values` and `losses`
+                (a list of B for each set), `layer_forwards` and `layer_tokens`.
             num_rows: N.
         """
         rows = np.asarray(found["rows"])
         for dropped, values, losses in zip(found["sets"], found["values"], found["losses"], strict=True):
             key = frozenset(dropped)
+            fresh_values = np.asarray(values)
             if key not in self._rows:
-                self._rows[key] = np.full(num_rows, np.nan), np.full(num_rows, np.nan)
+                shape = (num_rows, *fresh_values.shape[1:])
+                self._rows[key] = np.full(shape, np.nan), np.full(num_rows, np.nan)
             # What is known stays: other padding would change its last digits, and what rests on them.
-            fresh = np.isnan(self._rows[key][0][rows])
-            self._rows[key][0][rows[fresh]] = np.asarray(values)[fresh]
+            fresh = _is_nan(self._rows[key][0][rows])
+            self._rows[key][0][rows[fresh]] = fresh_values[fresh]
             self._rows[key][1][rows[fresh]] = np.asarray(losses)[fresh]
         self.add_cost(found["layer_forwards"], found["layer_tokens"])
 
@@ -156,6 +163,11 @@ class Journal(Ledger):
             named |= {key: list(names(line[key])) for key in ("dropped",) if key in line}
             named |= {key: [list(names(layers)) for layers in line[key]] for key in ("sets",) if key in line}
         return named
+
+
+def _is_nan(values: np.ndarray) -> np.ndarray:
+    """Return which rows have no values, (N,), of (N,) or (N, k)."""
+    return np.asarray(np.isnan(values).reshape(len(values), -1).any(axis=1))
 
 
 def _whole_lines(path: Path) -> tuple[list[dict[str, Any]], int]:

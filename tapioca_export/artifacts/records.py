@@ -170,12 +170,22 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """One quantity of the original and of the pruned model."""
+
+    original: float
+    pruned: float
+
+
+@dataclass(frozen=True)
 class Selection:
     """`selection.json`: what to drop and why; replays without data (`prune --selection`).
 
     `steps` is the whole trajectory, `drop` (sorted) the part of it that `pick` names.
     `rejected` holds the candidates of the round that ended the search, if one did. `cut` tells that a
     budget ended it; `confidence` is that of a statistical race, None where every comparison is exact.
+    `invalid` counts the rows that drive the search in whose answers `--extract` found nothing; None where
+    there is no such rule, or not all rows were scored.
     Beside a checkpoint, `proof` says what was compared to prove it, and `note` what else is to be known.
     """
 
@@ -191,6 +201,7 @@ class Selection:
     baseline_metric: float | None = None
     baseline_loss: float | None = None
     selected_metric: float | None = None
+    invalid: Pair | None = None
     floor: float | None = None
     epsilon: float | None = None
     pick: str = "best"

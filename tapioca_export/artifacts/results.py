@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ..numbering import LayerName
 from .prompts import Prompting
-from .records import SCHEMA_VERSION, Cost, Interval, Profile, Selection
+from .records import SCHEMA_VERSION, Cost, Interval, Pair, Profile, Selection
 
 # --- export.json ----------------------------------------------------------------------------
 
@@ -66,7 +66,8 @@ class Accuracy:
 
     `interval` is a 95 % paired bootstrap interval of the difference; `p_value` is the exact McNemar
     test for right/wrong metrics, a paired permutation test otherwise. `gained` and `lost` count the
-    rows that became better and worse.
+    rows that became better and worse; None where the metric is no mean over rows. `invalid` counts the
+    rows in whose answers `--extract` found nothing; None where there is no such rule.
     """
 
     metric: str
@@ -79,8 +80,9 @@ class Accuracy:
     p_value: float
     original_interval: Interval
     pruned_interval: Interval
-    gained: int
-    lost: int
+    gained: int | None
+    lost: int | None
+    invalid: Pair | None = None
 
     @property
     def gain(self) -> float:
@@ -150,14 +152,6 @@ class Latency:
         what = {"forward": "", "prefill": "prompts, ", "decode": "one token more, "}[self.phase]
         cached = " cached" if self.phase == "decode" else ""
         return f"{what}batch {self.batch_size}, {self.sequence_length} {self.unit}{cached}"
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One quantity of the original and of the pruned model."""
-
-    original: float
-    pruned: float
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from ..artifacts import Accuracy, Benchmark, Latency, Pair
 from ..bars import progress_bar
 from ..errors import BenchmarkError
@@ -105,7 +103,7 @@ def score_exported(
     session = RUNTIMES[RUNTIME](folder, settings.providers[0], settings.threads)
     num_rows = max(1, SCORING_BATCH_SIZE // task.num_answers(samples))
     cache = read_export_folder(folder).export.cache
-    values, losses = np.empty(len(samples)), np.empty(len(samples))
+    parts = []
     with progress_bar(total=len(samples), desc=f"Scoring {samples.role}") as progress:
         for batch in task.batches(samples, processor, num_rows):
             found = session(batch.inputs)
@@ -118,14 +116,11 @@ def score_exported(
                 )
             answers = task.evidence(logits, batch)
             if (wanted := batch.continuation) is not None:
-                begun = np.tile(np.asarray(wanted.prompt, dtype=np.int64), (len(batch), 1))
-                prompts = {**batch.inputs, "decoder_input_ids": begun}
-                most = int(wanted.limits.max())
+                prompts, most = wanted.inputs(batch.inputs), int(wanted.limits.max())
                 answers = wanted.joined(answers, generate(session, prompts, cache, most, wanted.ends))
-            scores = task.score(answers, samples, batch.indices)
-            values[batch.indices], losses[batch.indices] = scores.values, scores.losses
+            parts.append((batch.indices, task.score(answers, samples, batch.indices)))
             progress.update(len(batch))
-    return Scores(values, losses)
+    return Scores.joined(parts)
 
 
 def _open_pair(original: Path, pruned: Path, task: Task) -> tuple[ExportFolder, ExportFolder]:
@@ -141,7 +136,7 @@ def _open_pair(original: Path, pruned: Path, task: Task) -> tuple[ExportFolder, 
         raise BenchmarkError(
             f"{before.path} and {after.path} were exported with different metrics or prompts "
             f"({before.export.metric}, {after.export.metric}).",
-            "Export both with the same --metric, --prompt-template, --chat-template and --few-shot.",
+            "Export both with the same --metric, prompts and rule for answers.",
         )
     return before, after
 

@@ -7,11 +7,13 @@ seeded: the same numbers give the same interval. Knows nothing about how a resul
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from ..artifacts import Accuracy, Interval
+from ..artifacts import Accuracy, Interval, Pair
 from ..tasks import Scores, Task
+from ..tasks.scoring import averaged
 
 NUM_RESAMPLES = 9999
 # Numbers held at a time while resampling: 2 million doubles are 16 MB.
@@ -19,8 +21,10 @@ _BATCH_NUMBERS = 2_000_000
 Statistic = Callable[..., np.ndarray]
 
 
-def bootstrap_interval(values: np.ndarray, statistic: Statistic, seed: int = 0) -> Interval:
+def bootstrap_interval(values: np.ndarray, statistic: Statistic, seed: int = 0, width: int = 1) -> Interval:
     """Return the 95 % percentile bootstrap interval of a statistic of (N,) values.
+
+    A value may stand for `width` numbers, which are held while resampling.
 
     Percentile rather than BCa: BCa's jackknife is quadratic in N and is not a number where all
     values, or for a median most values, are equal. Equal values give an interval of no width.
@@ -33,7 +37,7 @@ def bootstrap_interval(values: np.ndarray, statistic: Statistic, seed: int = 0) 
         (values,),
         statistic,
         n_resamples=NUM_RESAMPLES,
-        batch=max(1, _BATCH_NUMBERS // len(values)),
+        batch=max(1, _BATCH_NUMBERS // (width * len(values))),
         vectorized=True,
         method="percentile",
         rng=np.random.default_rng(seed),
@@ -52,35 +56,59 @@ def compare(task: Task, original: Scores, pruned: Scores) -> Accuracy:
     Returns:
         Difference with a 95 % paired bootstrap interval; p by the exact McNemar test where rows
         are right or wrong, by a paired permutation test otherwise; an interval a model (Wilson,
-        or bootstrap of the mean); rows gained and lost.
+        or bootstrap); rows gained and lost, where the metric is a mean over rows.
 
     Source: McNemar 1947, doi:10.1007/BF02295996, in its exact binomial form; Wilson 1927,
         doi:10.1080/01621459.1927.10502953.
     """
-    differences = pruned.values - original.values
-    better = differences > 0 if task.higher_is_better else differences < 0
-    gained = int(np.count_nonzero(better))
-    lost = int(np.count_nonzero(differences)) - gained
-    if task.is_right_or_wrong:
-        p_value = _mcnemar(gained, lost)
-        interval_of = _wilson
-    else:
-        p_value = _permutation(original.values, pruned.values)
-        interval_of = _bootstrap_of_mean
+    compared = _of_means if task.best_value is not None else _of_aggregates
+    before, after = (float(task.aggregate(scores.values)) for scores in (original, pruned))
+    counts = [task.num_invalid(scores.values) for scores in (original, pruned)]
+    invalid = [count for count in counts if count is not None]
     return Accuracy(
         metric=task.metric,
         higher_is_better=task.higher_is_better,
-        n=len(differences),
-        original=original.metric,
-        pruned=pruned.metric,
-        difference=pruned.metric - original.metric,
-        interval=_bootstrap_of_mean(differences),
-        p_value=p_value,
-        original_interval=interval_of(original.values),
-        pruned_interval=interval_of(pruned.values),
-        gained=gained,
-        lost=lost,
+        n=len(original.values),
+        original=before,
+        pruned=after,
+        difference=after - before,
+        invalid=Pair(*invalid) if invalid else None,
+        **compared(task, original.values, pruned.values),
     )
+
+
+def _of_means(task: Task, original: np.ndarray, pruned: np.ndarray) -> dict[str, Any]:
+    """Compare the means of what a row is worth."""
+    original, pruned = averaged(original), averaged(pruned)
+    differences = pruned - original
+    better = differences > 0 if task.higher_is_better else differences < 0
+    gained = int(np.count_nonzero(better))
+    lost = int(np.count_nonzero(differences)) - gained
+    interval_of = _wilson if task.is_right_or_wrong else _bootstrap_of_mean
+    return {
+        "interval": _bootstrap_of_mean(differences),
+        "p_value": _mcnemar(gained, lost) if task.is_right_or_wrong else _permutation(original, pruned),
+        "original_interval": interval_of(original),
+        "pruned_interval": interval_of(pruned),
+        "gained": gained,
+        "lost": lost,
+    }
+
+
+def _of_aggregates(task: Task, original: np.ndarray, pruned: np.ndarray) -> dict[str, Any]:
+    """Compare what a task makes of the values of all rows together, (N, k); rows are drawn in pairs."""
+
+    def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return np.asarray(task.aggregate(one) - task.aggregate(other))
+
+    return {
+        "interval": _bootstrap_of_rows(difference, pruned, original),
+        "p_value": _permutation_of_rows(difference, pruned, original),
+        "original_interval": _bootstrap_of_rows(task.aggregate, original),
+        "pruned_interval": _bootstrap_of_rows(task.aggregate, pruned),
+        "gained": None,
+        "lost": None,
+    }
 
 
 def _mcnemar(gained: int, lost: int) -> float:
@@ -121,3 +149,36 @@ def _wilson(values: np.ndarray) -> Interval:
 
 def _bootstrap_of_mean(values: np.ndarray) -> Interval:
     return bootstrap_interval(values, np.mean)
+
+
+def _bootstrap_of_rows(statistic: Statistic, *values: np.ndarray) -> Interval:
+    """Return the interval of a statistic of one or two models' values, (N, k), on rows drawn anew."""
+    if len(values[0]) < 2 or (len(values) == 2 and np.array_equal(*values)):
+        found = float(statistic(*values))
+        return found, found
+
+    def of_drawn(rows: np.ndarray, axis: int) -> np.ndarray:
+        return np.asarray(statistic(*(of_model[rows] for of_model in values)))
+
+    width = sum(of_model[0].size for of_model in values)
+    return bootstrap_interval(np.arange(len(values[0])), of_drawn, width=width)
+
+
+def _permutation_of_rows(statistic: Statistic, one: np.ndarray, other: np.ndarray) -> float:
+    """Return the two-sided p-value of swapping the two models' values, (N, k), within rows."""
+    from scipy.stats import permutation_test
+
+    if np.array_equal(one, other) or len(one) < 2:
+        return 1.0
+    both = np.concatenate([one, other])
+    rows = np.arange(len(both)).reshape(2, -1)  # SciPy swaps numbers of rows instead of rows
+    result = permutation_test(
+        tuple(rows),
+        lambda x, y, axis: statistic(both[x], both[y]),
+        permutation_type="samples",
+        n_resamples=NUM_RESAMPLES,
+        batch=max(1, _BATCH_NUMBERS // both.size),
+        vectorized=True,
+        rng=np.random.default_rng(0),
+    )
+    return float(result.pvalue)

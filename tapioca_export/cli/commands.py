@@ -23,7 +23,10 @@ LOADING = (
 )  # fmt: skip
 SAMPLE_FILES = ("id", "target", "id_report", "target_report")
 SAMPLES = (*SAMPLE_FILES, "columns", "limit", "drop_leaks")
-PROMPTS = ("metric", "prompt_template", "chat_template", "few_shot", "num_fewshot")
+PROMPTS = (
+    "metric", "prompt_template", "chat_template", "few_shot", "num_fewshot", "max_new_tokens", "extract",
+    "extract_last",
+)  # fmt: skip
 OUTPUT = ("output", "overwrite")
 PROBING = ("device", "eval_batch_size")
 SEARCH = (
@@ -124,7 +127,6 @@ def run(as_json: bool, quiet: bool, **flags: Any) -> None:
 
 def _run_and_show(verb: str, flags: Mapping[str, Any], as_json: bool, quiet: bool) -> None:
     config = _config(flags)
-
     _show_report(getattr(library, verb)(config), config.output, as_json, quiet)
 
 
@@ -201,6 +203,8 @@ def _show_selection(selection: Any, as_json: bool, quiet: bool) -> None:
         for step in selection.steps:
             metric = "" if step.metric is None else f": {selection.metric} {step.metric:.4g}"
             lines.append(f"drop layer {step.layer}{metric}")
+        if selection.invalid is not None:
+            lines.append(f"invalid answers: {_counts(selection.invalid)} of {selection.num_samples}")
         lines.append(f"stopped: {selection.stop_reason}")
         lines.append(f"Drop: {_join(selection.drop)} (pick {selection.pick})")
         return "\n".join(lines)
@@ -267,7 +271,6 @@ def prune(as_json: bool, quiet: bool, selection: Path | None, proof: Any, **flag
 def export(as_json: bool, quiet: bool, **flags: Any) -> None:
     """Export a checkpoint, and prove on your samples that the file computes the same."""
     config = _config(flags)
-
     results = library.export(config)
 
     def text() -> str:
@@ -289,7 +292,6 @@ def export(as_json: bool, quiet: bool, **flags: Any) -> None:
 def benchmark(original: Path, pruned: Path, as_json: bool, quiet: bool, **flags: Any) -> None:
     """Compare two export folders: accuracy on report rows, latency, memory, size."""
     config = _config(flags)
-
     result = library.benchmark(original, pruned, config)
 
     def text() -> str:
@@ -300,6 +302,8 @@ def benchmark(original: Path, pruned: Path, as_json: bool, quiet: bool, **flags:
                 f"{role}: {row.metric} {row.original:.4g} -> {row.pruned:.4g} "
                 f"(difference {row.difference:+.4g}, 95 % interval {low:+.4g} to {high:+.4g}, n={row.n})"
             )
+            if row.invalid is not None:
+                lines.append(f"{role}: invalid answers {_counts(row.invalid)} of {row.n}")
         for cell in result.latency:
             low, high = cell.speedup.interval
             lines.append(
@@ -390,3 +394,7 @@ def doctor() -> None:
 
 def _join(layers: tuple[LayerName, ...]) -> str:
     return ", ".join(map(str, layers)) or "nothing"
+
+
+def _counts(pair: Any) -> str:
+    return f"{pair.original:.0f} -> {pair.pruned:.0f}"

@@ -157,7 +157,7 @@ class Rehearsal:
         self.ledger = Ledger()
         self.groups: list[list[Item]] = []  # items of one group are worked on at the same time
         self._engine = _PaperEngine(self, num_workers)
-        self.probe = Probe(
+        self.probe = _PaperProbe(
             model,
             samples,
             select_on=select_on,
@@ -171,6 +171,7 @@ class Rehearsal:
         self.higher_is_better, self.best_value = self.probe.higher_is_better, self.probe.best_value
         self.scores, self.known = self.probe.scores, self.probe.known
         self.metric, self.metrics = self.probe.metric, self.probe.metrics
+        self.num_invalid = self.probe.num_invalid
         self.watch = lambda num_scores: None
         self.most_tokens = Replayer(model, samples[select_on], self.probe.processor).most_tokens
         self.shapes = Shapes(model, samples[select_on], self.probe.processor)
@@ -307,6 +308,13 @@ class Rehearsal:
             self.ledger.add_cost(*item.through)
 
 
+class _PaperProbe(Probe):
+    """A probe to which the metric is a mean over rows, as made-up scores are nothing else."""
+
+    def _evaluation(self, values: np.ndarray, losses: np.ndarray) -> Evaluation:
+        return Evaluation(float(values.mean()), float(losses.mean()))
+
+
 class _PaperEngine(Engine):
     """Answers with made-up scores, and says what real ones would have cost."""
 
@@ -346,7 +354,7 @@ class _PaperEngine(Engine):
         places = np.argsort(np.random.default_rng(self.rehearsal.seed).permutation(probe.num_rows))[work.rows]
         hardness = (places == 0) + TRIFLE * (probe.num_rows - places) / probe.num_rows**2
         losses = hardness + 10 * penalties
-        return probe.best_value - sign * penalties, losses
+        return (probe.best_value or 0.0) - sign * penalties, losses
 
 
 def _line(work: Work, engine: _PaperEngine) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,24 +122,53 @@ class LoadedModel:
         wanted = batch.continuation
         if wanted is None:
             return found
-        from transformers.modeling_outputs import BaseModelOutput
-
-        assert states is not None, "an encoder-decoder"
         tokens = np.full((len(batch), int(wanted.limits.max())), -1)
-        ids = torch.tensor([wanted.prompt] * len(batch), device=states.device)
+        lengths = np.asarray([len(prompt) for prompt in wanted.prompts])
+        ids = np.zeros((len(batch), lengths.max() + tokens.shape[1]), dtype=np.int64)
+        for row, prompt in enumerate(wanted.prompts):
+            ids[row, : len(prompt)] = prompt
         running = np.arange(len(batch))
         for place in range(tokens.shape[1]):
-            seen = BaseModelOutput(last_hidden_state=states[running])
-            step = {"encoder_outputs": seen, "decoder_input_ids": ids[running]}
-            chosen = self.network(**step, **self.forward_options).logits[:, -1].argmax(dim=-1)
-            ids = torch.nn.functional.pad(ids, (0, 1))
-            ids[running, -1] = chosen
-            tokens[running, place] = chosen.cpu().numpy()
+            ends = lengths[running] + place
+            beside = self._beside(batch, states, running)
+            chosen = self._next_tokens(ids[running, : ends.max()], ends, beside)
+            ids[running, ends] = tokens[running, place] = chosen
             is_left = ~np.isin(tokens[running, place], wanted.ends) & (wanted.limits[running] > place + 1)
             running = running[is_left]
             if not len(running):
                 break
         return wanted.joined(found, tokens)
+
+    def _beside(self, batch: Batch, states: torch.Tensor | None, rows: np.ndarray) -> dict[str, Any]:
+        """Return what a decoder sees of some rows' encoder, nothing where there is none."""
+        from transformers.modeling_outputs import BaseModelOutput
+
+        if states is None:
+            return {}
+        seen: dict[str, Any] = {"encoder_outputs": BaseModelOutput(last_hidden_state=states[rows])}
+        if (mask := batch.inputs.get("attention_mask")) is not None:
+            seen["attention_mask"] = torch.from_numpy(mask[rows]).to(self.device)
+        return seen
+
+    def _next_tokens(self, ids: np.ndarray, ends: np.ndarray, beside: Mapping[str, Any]) -> np.ndarray:
+        """Return the likeliest token behind each sequence, (B,).
+
+        Args:
+            ids: Sequences (B, T), padded on the right, where nothing that is real sees it.
+            ends: Their lengths (B,).
+            beside: What a decoder beside an encoder is given.
+        """
+        rows, nothing = np.arange(len(ids)), np.zeros(len(ids), dtype=np.int64)
+        last = Readings(rows, rows, ends - 1, nothing, ends - 1)
+        mask = (np.arange(ids.shape[1]) < ends[:, None]).astype(np.int64)
+        step = {"decoder_input_ids": ids} if beside else {"input_ids": ids, "attention_mask": mask}
+        inputs = {**to_tensors(step, self.device), **beside, **self.forward_options}
+        if self.network.get_output_embeddings() is None:
+            logits = self.network(**inputs).logits[rows, ends - 1]
+        else:
+            with _reading(self.network, last):
+                logits = self.network(**inputs).logits[0]
+        return np.asarray(logits.argmax(dim=-1).cpu())
 
     @property
     def forward_options(self) -> dict[str, Any]:

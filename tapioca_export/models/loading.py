@@ -12,9 +12,8 @@ import transformers
 from safetensors import SafetensorError
 
 from .. import polynomial  # registers the embedded example with transformers
-from ..artifacts import Prompting
 from ..errors import ConfigError, LoadError, UnknownNameError, UnsupportedModelError, first_line
-from ..tasks import TASKS, Processor, ProcessorOptions, Task
+from ..tasks import TASKS, Processor, ProcessorOptions, Task, answering
 from .loaded import SPREAD, LoadedModel, LoadOptions, answer_of, to_tensors
 from .shards import read_weights
 from .stacks import in_order, prunable_stacks
@@ -111,7 +110,7 @@ def outline_model(source: str | Path, task: str = "auto", options: LoadOptions |
 def _config_and_task(source: str | Path, task: str, options: LoadOptions) -> tuple[Any, Task]:
     """Refuse what can be refused before weights are read."""
     config = load_config(source, options)
-    chosen = find_task(config, task, options.metric)
+    chosen = find_task(config, task, options)
     _refuse_pickled_weights(source)
     return config, chosen
 
@@ -185,7 +184,7 @@ def load_processor(task: Task, source: str | Path, config: Any, options: LoadOpt
     Raises:
         ConfigError: If prompts are to be made for a task that has none.
     """
-    if options.prompting != Prompting() and not task.has_prompts:
+    if options.prompting.makes_prompts and not task.has_prompts:
         raise ConfigError(
             f"Task {task.name} has no prompts for a template or solved examples.",
             "Leave out --prompt-template, --chat-template and --few-shot.",
@@ -199,23 +198,24 @@ def load_processor(task: Task, source: str | Path, config: Any, options: LoadOpt
     )
 
 
-def find_task(config: Any, name: str, metric: str | None = None) -> Task:
+def find_task(config: Any, name: str, options: LoadOptions | None = None) -> Task:
     """Return the task of that name ("auto": the architecture's) as the model with this config does it.
 
     Args:
         config: The model's config.
         name: A name of `TASKS`, or "auto".
-        metric: One of the task's metrics (default: its first).
+        options: The metric, one of the task's (default: its first), and whether answers are written.
 
     Raises:
-        ConfigError: If the task cannot be inferred, the model's head does not do it, or it has no such
-            metric.
+        ConfigError: If the task cannot be inferred, the model's head does not do it, it has no such metric,
+            or no answers to write.
     """
+    options = options or LoadOptions()
     task = TASKS[infer_task(config) if name == "auto" else name].for_model(config)
     known = task.metrics()
-    if metric is not None and metric not in known:
-        raise UnknownNameError(f"metric of {task.name}", metric, known)
-    return task if metric is None else known[metric]
+    if options.metric is not None and options.metric not in known:
+        raise UnknownNameError(f"metric of {task.name}", options.metric, known)
+    return answering(task if options.metric is None else known[options.metric], options.prompting)
 
 
 def infer_task(config: Any) -> str:

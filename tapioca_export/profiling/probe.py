@@ -17,21 +17,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from ..artifacts import Curves, Deviation, Evaluation, LayerProfile, Ledger
 from ..engines import Engine, open_engine
 from ..models import LoadedModel, StandIn, stand_ins
 from ..samples import Samples
-from ..tasks import Batch, Division
+from ..tasks import Batch, Division, Scores
+from ..tasks.scoring import averaged
 from .accumulating import NUM_REPLICATES, Accumulator, log_ratios, mean_deviation
 from .replaying import THREAD_TOKENS, Found, Replayer, Trace, Work, passes
 from .sharing import shares_context
-from .weighing import angular_distance, magnitudes, sensitivities
+from .weighing import angular_distance, magnitudes, sensitivities, summed_cosines
 
 # Block influence hardly differs between samples of one kind; few rows will do to rank layers.
 NUM_INFLUENCE_SAMPLES = 32
@@ -96,8 +95,8 @@ class Probe:
         return self.model.task.higher_is_better
 
     @property
-    def best_value(self) -> float:
-        """What no row's value can be better than."""
+    def best_value(self) -> float | None:
+        """What no row's value can be better than; None where the metric is no mean over rows."""
         return self.model.task.best_value
 
     # --- metric ---------------------------------------------------------------------------
@@ -113,8 +112,15 @@ class Probe:
             rows: Indices of rows that drive the search; those known already cost nothing.
 
         Returns:
-            Values and losses, each (len(rows),), by layer.
+            Values, of which the metric is the mean, and losses, each (len(rows),), by layer.
         """
+        found = self._scores(dropped, layers, rows)
+        return {layer: (averaged(values), losses) for layer, (values, losses) in found.items()}
+
+    def _scores(
+        self, dropped: Sequence[int], layers: Sequence[int], rows: np.ndarray
+    ) -> dict[int | None, tuple[np.ndarray, np.ndarray]]:
+        """Return the same with values as the task has them, (len(rows), ...)."""
         keys: dict[int | None, frozenset[int]] = {layer: frozenset({*dropped, layer}) for layer in layers}
         keys = keys or {None: frozenset(dropped)}
         work = self._work(tuple(dropped), keys, rows)
@@ -132,8 +138,8 @@ class Probe:
     ) -> list[Work]:
         """Return what is not known yet: batches of similar length, dealt out to all workers."""
         samples = self.samples[self.select_on]
-        known = [self.ledger.rows(dropped, self.num_rows)[0][rows] for dropped in keys.values()]
-        rows = rows[np.isnan(known).any(axis=0)]
+        unknown_rows = [self.ledger.is_unknown(dropped, self.num_rows)[rows] for dropped in keys.values()]
+        rows = rows[np.any(unknown_rows, axis=0)]
         batches = self.length_sorted(samples, rows)
         # With fewer batches than workers, candidates are dealt out as well; each then records its prefix.
         parts = -(-self._engine.num_workers // max(1, len(batches)))
@@ -142,7 +148,7 @@ class Probe:
             unknown = [
                 key
                 for key, dropped in keys.items()
-                if np.isnan(self.ledger.rows(dropped, self.num_rows)[0][indices]).any()
+                if self.ledger.is_unknown(dropped, self.num_rows)[indices].any()
             ]
             layers = [key for key in unknown if key is not None]
             for part in range(min(parts, len(unknown))):
@@ -161,17 +167,31 @@ class Probe:
 
     def metric(self, dropped: Collection[int] = ()) -> Evaluation:
         """Return metric and mean loss with the layers skipped, on the rows that drive the search."""
-        values, losses = self.scores(sorted(dropped), (), np.arange(self.num_rows))[None]
-        return Evaluation(float(values.mean()), float(losses.mean()))
+        scores = self.all_scores(dropped)
+        return self._evaluation(scores.values, scores.losses)
+
+    def all_scores(self, dropped: Collection[int] = ()) -> Scores:
+        """Return what the task makes of every row that drives the search, with the layers skipped."""
+        return Scores(*self._scores(sorted(dropped), (), np.arange(self.num_rows))[None])
+
+    def num_invalid(self, dropped: Collection[int] = ()) -> int | None:
+        """Count the rows without a valid answer; None where any will do, or not all rows were scored."""
+        values = self.ledger.rows(dropped, self.num_rows)[0]
+        known = self.is_labelled and not self.ledger.is_unknown(dropped, self.num_rows).any()
+        return self.model.task.num_invalid(values) if known else None
 
     def metrics(self, dropped: Collection[int], layers: Sequence[int]) -> dict[int, Evaluation]:
         """Return metric and mean loss with `dropped` and one more layer skipped, layer by layer."""
-        found = self.scores(tuple(dropped), layers, np.arange(self.num_rows))
-        return {n: Evaluation(float(found[n][0].mean()), float(found[n][1].mean())) for n in layers}
+        found = self._scores(tuple(dropped), layers, np.arange(self.num_rows))
+        return {layer: self._evaluation(*found[layer]) for layer in layers}
+
+    def _evaluation(self, values: np.ndarray, losses: np.ndarray) -> Evaluation:
+        return Evaluation(float(self.model.task.aggregate(values)), float(losses.mean()))
 
     def known(self, dropped: Collection[int]) -> tuple[np.ndarray, np.ndarray]:
         """Return values and losses (N,) with the layers skipped, NaN where a row was not scored."""
-        return self.ledger.rows(dropped, self.num_rows)
+        values, losses = self.ledger.rows(dropped, self.num_rows)
+        return averaged(values), losses
 
     # --- profiles -------------------------------------------------------------------------
 
@@ -341,7 +361,7 @@ class Probe:
                 rows = torch.from_numpy(weights).flatten(1).to(device)
                 found = torch.stack([rows @ stream.float().flatten(0, 1) for stream in streams])
                 states.append(found[:, :, None])
-            cosines += _cosines(streams, mask)
+            cosines += summed_cosines(streams, mask)
             num_tokens.append(int(mask.sum()))
         return states, np.asarray(cosines), np.asarray(num_tokens)
 
@@ -349,15 +369,6 @@ class Probe:
 def division_on(device: torch.device, num_threads: int) -> Division | None:
     """Return how batches are divided on a device; None: they are full."""
     return Division(BATCH_COST, THREAD_TOKENS * num_threads) if device.type == "cpu" else None
-
-
-def _cosines(streams: Sequence[torch.Tensor], mask: torch.Tensor) -> list[float]:
-    """Return the cosine of what enters and what leaves each layer, summed over real tokens."""
-    mask = mask.to(streams[0].device)
-    return [
-        float(functional.cosine_similarity(one.float(), other.float(), dim=-1)[mask].double().sum())
-        for one, other in pairwise(streams)
-    ]
 
 
 def _cost(places: Sequence[StandIn]) -> tuple[int, int]:

@@ -42,7 +42,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Found:
-    """Scores of one `Work`: `values` and `losses` of shape (candidates, B), and what they cost.
+    """Scores of one `Work`: `values` (candidates, B, ...), `losses` (candidates, B), and what they cost.
 
     `layer_forwards` counts sequences through one layer, `layer_tokens` their tokens with padding.
     """

@@ -9,11 +9,13 @@ Shapes: H hidden size, L layers of all stacks; any leading axes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from ..bars import progress_bar
 from ..errors import UnsupportedModelError
@@ -123,3 +125,12 @@ def _gradients_of_the_stack(model: LoadedModel) -> Iterator[None]:
             parameter.requires_grad_(required)
         # A classifier that is given labels writes the kind of its loss into its config, to be saved.
         network.config.problem_type = problem_type
+
+
+def summed_cosines(streams: Sequence[torch.Tensor], mask: torch.Tensor) -> list[float]:
+    """Return the cosine of what enters and what leaves each layer, summed over real tokens."""
+    mask = mask.to(streams[0].device)
+    return [
+        float(functional.cosine_similarity(one.float(), other.float(), dim=-1)[mask].double().sum())
+        for one, other in pairwise(streams)
+    ]

@@ -234,9 +234,11 @@ def _search_section(report: Report) -> Section:
     if selection.cost:
         cost = selection.cost
         share = cost.layer_forwards / max(1, cost.plain_layer_forwards)
+        # Answers that are written take a forward a token, which the plain search does not count.
+        of_plain = f", {share * 100:.0f} % of the plain {cost.plain_layer_forwards:,}" if share <= 1 else ""
         intro += (
             f"{cost.evaluations} evaluations took {cost.layer_forwards:,} layer forwards in "
-            f"{cost.seconds:.1f} s, {share * 100:.0f} % of the plain {cost.plain_layer_forwards:,}."
+            f"{cost.seconds:.1f} s{of_plain}."
         )
     if plot is None:
         intro += f" No round was run: {selection.stop_reason}"

@@ -165,7 +165,7 @@ def _accuracy_row(role: str, accuracy: Accuracy) -> Row:
         f"{number(accuracy.pruned)} ({span(accuracy.pruned_interval)})",
         f"{signed(accuracy.difference)} ({span(accuracy.interval, sign=True)})",
         p_text(accuracy.p_value).removeprefix("p ").removeprefix("= "),
-        f"{accuracy.gained}/{accuracy.lost}",
+        "-" if accuracy.gained is None else f"{accuracy.gained}/{accuracy.lost}",
     )
 
 

@@ -256,6 +256,12 @@ def _about_accuracy(benchmark: Benchmark) -> list[str]:
         lines.append(
             "wer is the word error rate: wrong, missing and added words by those said; 0 is perfect."
         )
+    lines += [
+        f"Invalid answers, {role_text(role)}: {accuracy.invalid.original:.0f} of {accuracy.n} before, "
+        f"{accuracy.invalid.pruned:.0f} after; in these the rule found no answer, and they count as wrong."
+        for role, accuracy in benchmark.accuracy.items()
+        if accuracy.invalid is not None
+    ]
     return lines + [
         f"Perplexity, {role_text(role)}: {number(math.exp(accuracy.original))} to "
         f"{number(math.exp(accuracy.pruned))}; log_perplexity is its logarithm."
@@ -270,11 +276,11 @@ def _accuracy_sentence(role: str, accuracy: Accuracy | None) -> str:
     if accuracy is None:
         return f"{start}: the task metric was not measured, there are no labelled rows."
     shown = {"gain": "a gain is shown", "harm": "harm is shown", "unclear": "no change is shown"}
+    changed = f"; of {accuracy.n} rows {accuracy.gained} became better and {accuracy.lost} worse"
     return (
         f"{start}: {shown[effect(accuracy)]}; {accuracy.metric} changes by "
         f"{signed(accuracy.difference)} ({span(accuracy.interval, sign=True)}; "
-        f"{p_text(accuracy.p_value)}); of {accuracy.n} rows {accuracy.gained} became better and "
-        f"{accuracy.lost} worse."
+        f"{p_text(accuracy.p_value)}){'' if accuracy.gained is None else changed}."
     )
 
 

@@ -38,7 +38,9 @@ def _measured(round_: Round, *, by_loss: bool = False) -> Scored:
     """Score candidates by metric or loss: in full, or only as far as it takes to tell the winner."""
     if round_.settings.search == "racing":
         return Scored(statistical_race(round_, by_loss))
-    if round_.settings.search == "greedy" and not round_.settings.full_scores:
+    races = round_.settings.search == "greedy" and not round_.settings.full_scores
+    # Where the metric is no mean over rows, the rows scored do not bound what the others make of it.
+    if races and round_.probe.best_value is not None:
         return Scored(exact_race(round_, by_loss))
     evaluations = round_.probe.metrics(round_.dropped, round_.layers)
     sign = -1 if by_loss or not round_.probe.higher_is_better else 1

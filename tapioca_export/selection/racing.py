@@ -40,6 +40,9 @@ class Field:
     def __init__(self, round_: Round, by_loss: bool) -> None:
         self.round = round_
         self.by_loss = by_loss
+        best_value = round_.probe.best_value
+        assert best_value is not None, "what is no mean over rows is scored in full"
+        self.best_value = best_value
         self.num_rows = round_.probe.num_rows
         self.difficulty = round_.current()[1]
         shape = (round_.probe.num_layers, self.num_rows)
@@ -49,7 +52,7 @@ class Field:
     @property
     def penalties(self) -> np.ndarray:
         """Penalties (num_layers, N) of the number that the criterion compares."""
-        return self.losses if self.by_loss else np.abs(self.round.probe.best_value - self.values)
+        return self.losses if self.by_loss else np.abs(self.best_value - self.values)
 
     @property
     def is_right_or_wrong(self) -> bool:
@@ -59,7 +62,7 @@ class Field:
     def current_penalties(self) -> np.ndarray:
         """Return the penalties (N,) of the model as it stands."""
         values, losses = self.round.current()
-        return losses if self.by_loss else np.abs(self.round.probe.best_value - values)
+        return losses if self.by_loss else np.abs(self.best_value - values)
 
     def score(self, layers: Collection[int], rows: np.ndarray) -> None:
         """Score rows of some candidates."""
@@ -99,7 +102,7 @@ class Field:
 
     def at(self, penalty: float) -> float:
         """Return the metric at a total penalty."""
-        best, mean = self.round.probe.best_value, penalty / self.num_rows
+        best, mean = self.best_value, penalty / self.num_rows
         return best - mean if self.round.probe.higher_is_better else best + mean
 
     def merit(self, number: float) -> float:

@@ -37,13 +37,16 @@ class Prober(Protocol):
         """Tell which way the task metric improves."""
 
     @property
-    def best_value(self) -> float:
-        """What no row's value can be better than."""
+    def best_value(self) -> float | None:
+        """What no row's value can be better than; None where the metric is no mean over rows."""
 
     def scores(
         self, dropped: Sequence[int], layers: Sequence[int], rows: np.ndarray
     ) -> Mapping[Any, tuple[np.ndarray, np.ndarray]]:
-        """Return values and losses of rows with `dropped` and one more layer skipped, layer by layer."""
+        """Return values and losses of rows with `dropped` and one more layer skipped, layer by layer.
+
+        The metric is the mean of the values, if it is a mean over rows.
+        """
 
     def known(self, dropped: Collection[int]) -> tuple[np.ndarray, np.ndarray]:
         """Return values and losses (N,) with the layers skipped, NaN where a row was not scored."""

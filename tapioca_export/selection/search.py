@@ -36,10 +36,15 @@ def select_layers(
     Raises:
         UnknownNameError: If there is no such criterion or search.
         SelectionError: If the criterion needs labels that are not there, or no layer may be dropped.
-        ConfigError: If a number of layers is picked that the search did not reach.
+        ConfigError: If a number of layers is picked that the search did not reach, or the metric cannot
+            be estimated from some rows.
     """
     CRITERIA[settings.criterion]
     search = SEARCHES[settings.search]
+    if settings.search == "racing" and probe.is_labelled and probe.best_value is None:
+        raise ConfigError(
+            f"--search racing estimates means over rows, and {task.metric} is none.", "Use --search greedy."
+        )
     started = time.perf_counter()
     # What needs no measuring is refused before anything is measured.
     numbering = settings.numbering(probe.num_layers)

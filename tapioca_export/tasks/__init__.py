@@ -9,6 +9,7 @@ Shapes: N samples, B rows of a batch, T tokens, P positions where an answer is r
 
 from __future__ import annotations
 
+from .asking import Readings
 from .audio_classification import AudioClassification
 from .base import (
     TASKS,
@@ -17,8 +18,6 @@ from .base import (
     Position,
     Processor,
     ProcessorOptions,
-    Readings,
-    Scores,
     Task,
 )
 from .dividing import Division
@@ -29,11 +28,13 @@ from .multiple_choice import MultipleChoice
 from .polynomial_regression import PolynomialRegression
 from .prompting import load_prompting
 from .question_answering import QuestionAnswering
+from .scoring import Scores
 from .speech_recognition import SpeechRecognition
 from .text2text_generation import Text2TextGeneration
 from .text_classification import TextClassification
 from .text_generation import TextGeneration
 from .token_classification import TokenClassification
+from .writing import answering
 from .zero_shot_image_classification import ZeroShotImageClassification
 
 __all__ = [
@@ -60,5 +61,6 @@ __all__ = [
     "TextGeneration",
     "TokenClassification",
     "ZeroShotImageClassification",
+    "answering",
     "load_prompting",
 ]

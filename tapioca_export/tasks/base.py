@@ -17,52 +17,13 @@ from ..artifacts import Prompting
 from ..errors import ConfigError, LoadError, SelectionError
 from ..registry import Table
 from ..samples import Row, Samples
+from .asking import Readings
 from .continuing import Continuation
 from .dividing import Division, cheapest_starts
+from .scoring import Scores
 
 Inputs = dict[str, np.ndarray]
 Position = Literal["answer-start", "first-token", "last-token", "mask-token", "mean", "x-positions"]
-
-
-@dataclass(frozen=True)
-class Readings:
-    """Which tokens a causal model is asked for: R of them, row by row, each predicted at one position.
-
-    All of shape (R,): the row of the batch that a token belongs to, the sequence and the position
-    whose logits predict it, and its id. `ends` (B,) is where each row's context ends.
-    """
-
-    rows: np.ndarray
-    sequences: np.ndarray
-    positions: np.ndarray
-    tokens: np.ndarray
-    ends: np.ndarray
-
-    def arranged(self, found: np.ndarray) -> np.ndarray:
-        """Turn what was found of each token, (R, F), into (B, K, F), K tokens at most a row, 0 elsewhere."""
-        counts = np.bincount(self.rows, minlength=len(self.ends))
-        slots = np.arange(len(self.rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-        arranged = np.zeros((len(self.ends), max(1, counts.max(initial=0)), found.shape[1]), found.dtype)
-        arranged[self.rows, slots] = found
-        return arranged
-
-    def found_in(self, logits: np.ndarray) -> np.ndarray:
-        """Return (B, K, 2) of logits (S, T, V): each token's log-probability, and whether it is likeliest."""
-        from scipy.special import log_softmax
-
-        found = np.empty((len(self.tokens), 2))
-        for start in range(0, len(found), 128):  # all at once would take V doubles a token
-            part = slice(start, start + 128)
-            rows, tokens = logits[self.sequences[part], self.positions[part]], self.tokens[part]
-            shares = log_softmax(rows.astype(np.float64), axis=-1)
-            found[part, 0], found[part, 1] = shares[np.arange(len(rows)), tokens], rows.argmax(-1) == tokens
-        return self.arranged(found)
-
-    def read_in(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Return which tokens' logits are asked for, booleans of that shape (S, T)."""
-        read = np.zeros(shape, dtype=bool)
-        read[self.sequences, self.positions] = True
-        return read
 
 
 @dataclass(frozen=True)
@@ -82,27 +43,6 @@ class Batch:
     def __len__(self) -> int:
         """Count the rows."""
         return len(self.indices)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Results a sample, in the samples' order: the metric is the mean of `values`.
-
-    `values` and `losses` have shape (N,).
-    """
-
-    values: np.ndarray
-    losses: np.ndarray
-
-    @property
-    def metric(self) -> float:
-        """The task metric."""
-        return float(self.values.mean())
-
-    @property
-    def loss(self) -> float:
-        """The mean loss."""
-        return float(self.losses.mean())
 
 
 @dataclass(frozen=True)
@@ -174,7 +114,8 @@ class Task(ABC):
     # The network's outputs that an answer is made of, by the names that transformers gives them.
     outputs: ClassVar[tuple[str, ...]] = ("logits",)
     # What no row's value can be better than: it bounds rows not scored yet, so that a search can race.
-    best_value: ClassVar[float]
+    # None where the metric is no mean over rows.
+    best_value: ClassVar[float | None]
     # Its models generate token by token, and go out with a cache of keys and values.
     generates: ClassVar[bool] = False
     # The batches that are scored show the states that are profiled, so that one pass gives both.
@@ -275,6 +216,21 @@ class Task(ABC):
             samples: All rows of a role; what a metric is normalised by is taken over all of them.
             rows: Indices of the samples that the outputs are of, in order (default: all).
         """
+
+    def aggregate(self, values: np.ndarray) -> np.ndarray:
+        """Make the metric of the values of rows: the mean over rows, unless a task says otherwise.
+
+        Args:
+            values: As `score` returns them, (..., N) or (..., N, k).
+
+        Returns:
+            The metric of each set of N rows, (...).
+        """
+        return np.asarray(values.mean(axis=-1))
+
+    def num_invalid(self, values: np.ndarray) -> int | None:
+        """Count the rows whose answer the rule for answers found none in; None where there is no rule."""
+        return None
 
     @abstractmethod
     def agreement(self, expected: np.ndarray, actual: np.ndarray) -> float:

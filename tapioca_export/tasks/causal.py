@@ -20,20 +20,20 @@ import numpy as np
 
 from ..errors import ConfigError, LoadError
 from ..samples import Row, Samples
+from .asking import Readings
 from .base import (
     TASKS,
     Batch,
     Inputs,
     Processor,
     ProcessorOptions,
-    Readings,
-    Scores,
     Task,
     all_rows,
     check_finite,
     no_training_loss,
 )
 from .prompting import Prompt, check_chat, context_of, key_of, with_prompt
+from .scoring import Scores
 from .tokenizing import load_processor
 
 # Added to the scores of tokens that may not be attended to, as transformers does.
@@ -124,10 +124,11 @@ class CausalTask(Task):
         for answer, tokens in zip(answers, encoded, strict=True):
             if not tokens:
                 raise LoadError(f"{where}: the tokenizer finds no token in the answer {answer!r}.")
-        room = processor.max_length - max(map(len, encoded), default=1)
+        longest = max(processor.prompting.max_new_tokens or 1, *map(len, encoded), 1)
+        room = processor.max_length - longest
         if room < 1:
             raise LoadError(
-                f"{where}: an answer of {processor.max_length - room} tokens leaves no room for the context "
+                f"{where}: an answer of {longest} tokens leaves no room for the context "
                 f"within {processor.max_length} tokens."
             )
         if len(ids) > room and (processor.prompting.chat or processor.solved):

@@ -13,7 +13,8 @@ import numpy as np
 
 from ..errors import ConfigError, LoadError
 from ..samples import Samples
-from .base import Scores, Task, all_rows, check_finite
+from .base import Task, all_rows, check_finite
+from .scoring import Scores
 
 
 class SingleLabel(Task):

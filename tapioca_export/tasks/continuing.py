@@ -12,14 +12,30 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Continuation:
-    """What is generated greedily for each row, beside what is asked for: `prompt`, then token by token.
+    """What is generated greedily for each row, beside what is asked for: token by token behind a prompt.
 
-    A row is ended by one of the tokens `ends`, or cut after as many tokens as `limits` (B,) says.
+    `prompts` are the tokens of each row. A row is ended by one of the tokens `ends`, or cut after as many
+    tokens as `limits` (B,) says.
     """
 
-    prompt: tuple[int, ...]
+    prompts: tuple[tuple[int, ...], ...]
     ends: tuple[int, ...]
     limits: np.ndarray
+
+    def inputs(self, asked: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return what an exported model generates from.
+
+        Args:
+            asked: The inputs of the batch: of an encoder-decoder, what the encoder reads stays.
+        """
+        if "decoder_input_ids" in asked:
+            return {**asked, "decoder_input_ids": np.asarray(self.prompts, dtype=np.int64)}
+        longest = max(map(len, self.prompts))
+        ids = np.zeros((len(self.prompts), longest), dtype=np.int64)  # padding is never attended to
+        mask = np.zeros_like(ids)
+        for row, prompt in enumerate(self.prompts):
+            ids[row, longest - len(prompt) :], mask[row, longest - len(prompt) :] = prompt, 1
+        return {"input_ids": ids, "attention_mask": mask}
 
     def joined(self, found: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Join what was found of tokens asked for, and those generated, as (B, 2, max(K, G)).

@@ -13,8 +13,9 @@ import numpy as np
 
 from ..errors import LoadError
 from ..samples import Row, Samples
-from .base import Batch, Inputs, Processor, ProcessorOptions, Scores, Task, all_rows, check_finite
+from .base import Batch, Inputs, Processor, ProcessorOptions, Task, all_rows, check_finite
 from .choices import read_choices
+from .scoring import Scores
 from .tokenizing import content_of, load_processor, random_texts, require_text, weights_at
 
 

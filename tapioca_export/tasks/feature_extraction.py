@@ -22,12 +22,12 @@ from .base import (
     Position,
     Processor,
     ProcessorOptions,
-    Scores,
     all_rows,
     check_finite,
     no_training_loss,
 )
 from .labels import is_missing, listed
+from .scoring import Scores
 from .tokenizing import content_of, require_text, weights_at
 from .tokens import TokenTask, model_inputs, padded, tokenized
 

@@ -13,18 +13,18 @@ import numpy as np
 
 from ..errors import LoadError
 from ..samples import Row, Samples
+from .asking import Readings
 from .base import (
     TASKS,
     Batch,
     Inputs,
     Processor,
     ProcessorOptions,
-    Readings,
-    Scores,
     all_rows,
     check_finite,
 )
 from .labels import is_missing
+from .scoring import Scores
 from .tokenizing import content_of, require_text
 from .tokens import TokenTask, model_inputs, tokenized
 

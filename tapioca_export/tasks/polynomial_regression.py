@@ -14,7 +14,8 @@ import numpy as np
 
 from ..errors import ConfigError, LoadError
 from ..samples import Row, Samples
-from .base import TASKS, Batch, Inputs, Processor, ProcessorOptions, Scores, Task, all_rows, check_finite
+from .base import TASKS, Batch, Inputs, Processor, ProcessorOptions, Task, all_rows, check_finite
+from .scoring import Scores
 
 
 class PolynomialRegression(Task):

@@ -13,8 +13,9 @@ import numpy as np
 
 from ..errors import LoadError
 from ..samples import Row, Samples
-from .base import TASKS, Batch, Inputs, Processor, Scores, all_rows, check_finite
+from .base import TASKS, Batch, Inputs, Processor, all_rows, check_finite
 from .labels import is_missing, listed
+from .scoring import Scores
 from .tokenizing import content_of, require_text
 from .tokens import TokenTask, model_inputs, tokenized
 

@@ -19,13 +19,14 @@ import numpy as np
 from ..errors import ConfigError, LoadError
 from ..samples import Row, Samples
 from .audio_classification import RecordingTask
-from .base import Batch, Inputs, Processor, ProcessorOptions, Scores, all_rows, check_finite
+from .base import Batch, Inputs, Processor, ProcessorOptions, all_rows, check_finite
 from .causal import padded
 from .continuing import Continuation
 from .files import require
+from .scoring import Scores
 from .speech_recognition import TranscriptTask
-from .text2text_generation import Text2TextGeneration, load_generation_config
-from .tokenizing import load_tokenizer
+from .text2text_generation import Text2TextGeneration
+from .tokenizing import ends_of, load_generation_config, load_tokenizer
 
 # An answer is cut at twice as many tokens as the row's text has, and so many more: a model that never ends
 # is wrong long before.
@@ -69,7 +70,7 @@ class SpeechGeneration(Text2TextGeneration, TranscriptTask):
                 "an encoder and a decoder needs."
             )
         tokenizer = load_tokenizer(folder, config, options, needs_padding=False)
-        generation = load_generation_config(folder, config, options)
+        generation = load_generation_config(folder, config, options, starts=True)
         start = generation.decoder_start_token_id
         # What the tokenizer puts before a text (its language, say) is not the model's to find.
         before = [token for token in _before(tokenizer) if token != start]
@@ -94,7 +95,7 @@ class SpeechGeneration(Text2TextGeneration, TranscriptTask):
         row, tokenizer = TranscriptTask.read_row(self, record, where, processor), processor.tokenizer
         if row.label is None:
             return replace(row, features={**row.features, "answers": ()})
-        ends = _ends(processor)
+        ends = ends_of(processor.generation_config)
         tokens = (*tokenizer(row.label, add_special_tokens=False)["input_ids"], ends[0])
         room = (processor.max_answer or 0) - len(processor.prompt)
         if len(tokens) > room:
@@ -120,7 +121,9 @@ class SpeechGeneration(Text2TextGeneration, TranscriptTask):
         lengths = np.asarray([len(samples.rows[i].features["answers"][0]) for i in indices])
         room = (processor.max_answer or 0) - len(processor.prompt)
         limits = np.minimum(2 * lengths + MORE_TOKENS, room)
-        return replace(batch, continuation=Continuation(processor.prompt, _ends(processor), limits))
+        prompts = (processor.prompt,) * len(batch)
+        ends = ends_of(processor.generation_config)
+        return replace(batch, continuation=Continuation(prompts, ends, limits))
 
     def profile_batch(self, samples: Samples, indices: np.ndarray, processor: Processor) -> Batch:
         """Encode recordings, and of texts only what all of them begin with."""
@@ -182,8 +185,3 @@ def _before(tokenizer: Any) -> list[int]:
     encoded = tokenizer("a", return_special_tokens_mask=True)
     own = np.flatnonzero(np.asarray(encoded["special_tokens_mask"]) == 0)
     return list(encoded["input_ids"][: own[0]]) if len(own) else []
-
-
-def _ends(processor: Processor) -> tuple[int, ...]:
-    ends = processor.generation_config.eos_token_id
-    return tuple(ends) if isinstance(ends, list) else (ends,)

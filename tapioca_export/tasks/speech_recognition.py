@@ -23,7 +23,6 @@ from .base import (
     Inputs,
     Processor,
     ProcessorOptions,
-    Scores,
     Task,
     all_rows,
     check_finite,
@@ -31,6 +30,7 @@ from .base import (
 )
 from .files import require
 from .labels import is_missing
+from .scoring import Scores
 from .tokenizing import load_tokenizer, require_text
 
 

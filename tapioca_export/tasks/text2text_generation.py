@@ -23,7 +23,7 @@ from ..samples import Row, Samples
 from .base import TASKS, Batch, Inputs, Processor, ProcessorOptions, Task
 from .causal import padded, readings
 from .text_generation import TextGeneration
-from .tokenizing import load_processor, require_text
+from .tokenizing import ends_of, load_generation_config, load_processor, require_text
 
 
 class Text2TextGeneration(TextGeneration):
@@ -62,7 +62,7 @@ class Text2TextGeneration(TextGeneration):
                 f"Name another -t/--task: {', '.join(TASKS)}.",
             )
         processor = load_processor(folder, config, options, "answer-start", least=2)
-        generation = load_generation_config(folder, config, options)
+        generation = load_generation_config(folder, config, options, starts=True)
         if generation.decoder_start_token_id is None:
             raise ConfigError(
                 f"{folder} does not say which token its decoder begins with.",
@@ -168,26 +168,11 @@ class Text2TextGeneration(TextGeneration):
 TASKS.add(Text2TextGeneration.name)(Text2TextGeneration())
 
 
-def load_generation_config(folder: Path | str, config: Any, options: ProcessorOptions) -> Any:
-    """Load what `generate` is told; a folder without it has it in the config."""
-    from transformers import GenerationConfig
-
-    try:
-        found = GenerationConfig.from_pretrained(str(folder), local_files_only=options.local_files_only)
-    except OSError:
-        found = GenerationConfig.from_model_config(config)
-    start = found.decoder_start_token_id
-    start = getattr(config, "decoder_start_token_id", None) if start is None else start
-    found.decoder_start_token_id = found.bos_token_id if start is None else start  # as `generate` does
-    return found
-
-
 def _answer_tokens(processor: Processor, answer: str) -> tuple[int, ...]:
     """Return the tokens that are to be generated: without what is forced, with what ends them."""
     tokens = tuple(processor.tokenizer(text_target=answer)["input_ids"])
     forced = processor.prompt[1:]
     if forced and tokens[:1] == forced:
         tokens = tokens[1:]
-    ends = processor.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
+    ends = ends_of(processor.generation_config)
     return tokens if tokens[-1:] and tokens[-1] in ends else (*tokens, ends[0])

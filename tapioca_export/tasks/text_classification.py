@@ -23,13 +23,13 @@ from .base import (
     Position,
     Processor,
     ProcessorOptions,
-    Scores,
     Task,
     all_rows,
     check_finite,
 )
 from .classifying import SingleLabel
 from .labels import label_id, label_set, numbers
+from .scoring import Scores
 from .tokenizing import content_of, load_processor, random_texts, require_text, weights_at
 
 ROWS_AT_ONCE = 1000

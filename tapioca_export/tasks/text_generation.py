@@ -17,9 +17,10 @@ import numpy as np
 from ..artifacts import Prompting
 from ..errors import ConfigError, LoadError
 from ..samples import Row, Samples
-from .base import TASKS, Processor, Scores, Task, all_rows, check_finite
+from .base import TASKS, Processor, Task, all_rows, check_finite
 from .causal import CausalTask, token_ids
 from .prompting import require_prompt
+from .scoring import Scores
 from .tokenizing import require_text
 
 

@@ -14,8 +14,9 @@ import numpy as np
 
 from ..errors import LoadError
 from ..samples import Row, Samples
-from .base import TASKS, Batch, Inputs, Processor, Scores, Task, all_rows, check_finite, no_training_loss
+from .base import TASKS, Batch, Inputs, Processor, Task, all_rows, check_finite, no_training_loss
 from .labels import is_missing, label_id, listed
+from .scoring import Scores
 from .tokenizing import content_of, require_text
 from .tokens import TokenTask, model_inputs, tokenized
 

@@ -137,6 +137,36 @@ def load_tokenizer(
     return tokenizer
 
 
+def load_generation_config(
+    folder: Path | str, config: Any, options: ProcessorOptions, *, starts: bool = False
+) -> Any:
+    """Load what `generate` is told; a folder without it has it in the config.
+
+    Args:
+        folder: A local folder, or a name on the hub.
+        config: The model's config.
+        options: Safety switches.
+        starts: Fill in what a decoder begins with, as `generate` does for an encoder-decoder.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        found = GenerationConfig.from_pretrained(str(folder), local_files_only=options.local_files_only)
+    except OSError:
+        found = GenerationConfig.from_model_config(config)
+    if starts:
+        start = found.decoder_start_token_id
+        start = getattr(config, "decoder_start_token_id", None) if start is None else start
+        found.decoder_start_token_id = found.bos_token_id if start is None else start
+    return found
+
+
+def ends_of(generation_config: Any) -> tuple[int, ...]:
+    """Return the tokens that end what is generated."""
+    ends = generation_config.eos_token_id
+    return tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
+
+
 def num_positions(config: Any) -> int:
     """Return how many tokens the model can place."""
     num_positions = int(getattr(config, "max_position_embeddings", None) or NO_LIMIT_KNOWN)
