@@ -182,7 +182,7 @@ def test_a_layer_that_harms_a_tagger_is_found_and_the_gain_survives(tmp_path: Pa
     )
     model = save(tmp_path / "model", network, tokenizer)
     found = assert_found(model, write_rows(tmp_path, tagged_words), PLANTED, tmp_path / "out")
-    assert found.accuracy["target"].metric == "entity_f1"
+    assert found.accuracy["target"].metric == "f1"
     assert found.accuracy["target"].pruned > 0.9
 
 

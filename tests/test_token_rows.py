@@ -70,7 +70,7 @@ def logits_of(tags: list[list[str]], rows: Samples, names: tuple[str, ...]) -> n
     "names", [TAGS, ("O", "B-X", "I-X", "E-X", "S-X"), ("O", "B-X", "I-X", "L-X", "U-X")]
 )
 @pytest.mark.filterwarnings("ignore")  # seqeval's, of undefined scores
-def test_f1_of_a_row_is_seqevals(names: tuple[str, ...]) -> None:
+def test_f1_of_all_rows_is_seqevals(names: tuple[str, ...]) -> None:
     generator, scheme = random.Random(0), getattr(seqeval.scheme, scheme_of(names))
     task, processor = TokenClassification(names), replace(TEXT, id2label=dict(enumerate(names)))
     records = [tagged(generator, ("O", "O", "B-PER", "B-LOC") if names == TAGS else names) for _ in range(40)]
@@ -78,13 +78,14 @@ def test_f1_of_a_row_is_seqevals(names: tuple[str, ...]) -> None:
     truth = [record["tags"] for record in records]
     found = [[tag if generator.random() < 0.7 else generator.choice(names) for tag in tags] for tags in truth]
     values = task.score(logits_of(found, rows, names), rows).values
-    for value, one, other in zip(values, truth, found, strict=True):
-        parts = [{(e.start, e.end, e.tag) for e in seqeval.scheme.Entities([tags], scheme).entities[0]}
-                 for tags in (one, other)]  # fmt: skip
-        total = sum(map(len, parts))
-        assert value == pytest.approx(2 * len(parts[0] & parts[1]) / total if total else 1.0)
-    whole = seqeval.metrics.f1_score(truth, found, mode="strict", scheme=scheme)
-    assert 0 < whole < 1
+    drawn = np.random.default_rng(0).integers(0, 40, (5, 40))  # all rows drawn anew, as intervals have it
+    for metric, chosen in zip(task.aggregate(values[drawn]), drawn, strict=True):
+        one, other = ([tags[i] for i in chosen] for tags in (truth, found))
+        expected = seqeval.metrics.f1_score(one, other, mode="strict", scheme=scheme)
+        assert metric == pytest.approx(expected, abs=1e-12)
+        assert 0 < expected < 1
+    nothing = [i for i, tags in enumerate(truth) if set(tags) == {"O"} == set(found[i])]
+    assert task.aggregate(values[nothing]) == 0
 
 
 def test_an_entity_counts_only_as_a_whole_and_with_its_beginning() -> None:
@@ -96,13 +97,14 @@ def test_an_entity_counts_only_as_a_whole_and_with_its_beginning() -> None:
         ["B-PER", "I-PER", "B-LOC"],
     ]
     values = TAGGER.score(logits_of(found, rows, TAGS), rows).values
-    assert values == pytest.approx([1, 0, 0, 2 / 3])
+    assert values.tolist() == [[1, 1, 1], [0, 0, 1], [0, 1, 1], [1, 2, 1]]  # right, found, wanted
 
 
-def test_a_row_without_entities_is_right_where_none_is_found() -> None:
-    rows = samples_of(TAGGER, [{"tokens": ["w1", "w2"], "tags": ["O", "O"]}] * 2)
-    values = TAGGER.score(logits_of([["O", "O"], ["O", "B-PER"]], rows, TAGS), rows).values
-    assert values.tolist() == [1, 0]
+def test_long_rows_weigh_as_many_entities_as_they_have() -> None:
+    long, short = ({"tokens": ["w1"] * n, "tags": ["B-PER"] * n} for n in (8, 1))
+    rows = samples_of(TAGGER, [long, short])
+    values = TAGGER.score(logits_of([["B-PER"] * 8, ["O"]], rows, TAGS), rows).values
+    assert TAGGER.aggregate(values) == pytest.approx(2 * 8 / (8 + 9))  # the mean of rows would be a half
 
 
 def test_a_tag_is_read_at_the_first_token_of_its_word() -> None:
@@ -118,7 +120,7 @@ def test_words_that_are_cut_off_are_outside_of_entities() -> None:
     assert rows.rows[0].features["words"] == (1, 2, -1)
     logits = logits_of([record["tags"]], rows, TAGS)
     scores = TAGGER.score(logits, rows)
-    assert scores.values == pytest.approx([2 / 3])
+    assert scores.values.tolist() == [[1, 1, 2]]
     seen = samples_of(TAGGER, [{name: values[:2] for name, values in record.items()}], short)
     assert scores.losses == pytest.approx(TAGGER.score(logits, seen).losses)
     plain = TASKS["token-classification"].for_model(

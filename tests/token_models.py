@@ -84,6 +84,12 @@ def looked_for(generator: random.Random) -> dict[str, Any]:
     return {"query": text(), "positive": text(), "negatives": negatives}
 
 
+def scored_pair(generator: random.Random) -> dict[str, Any]:
+    texts = [[f"w{generator.randrange(92)}" for _ in range(generator.randint(1, 12))] for _ in range(2)]
+    one, other = map(" ".join, texts)
+    return {"text": one, "text_pair": other, "score": generator.randrange(11) / 2}
+
+
 Make = Callable[[random.Random], dict[str, Any]]
 # By what is inferred: the class, what of its config differs, rows, and the metric.
 MODELS: dict[str, tuple[Any, dict[str, Any], Make, str]] = {
@@ -91,7 +97,7 @@ MODELS: dict[str, tuple[Any, dict[str, Any], Make, str]] = {
         transformers.AutoModelForTokenClassification,
         {"id2label": dict(enumerate(TAGS))},
         entities,
-        "token-classification entity_f1",
+        "token-classification f1",
     ),
     "kinds of words": (
         transformers.AutoModelForTokenClassification,
@@ -102,6 +108,7 @@ MODELS: dict[str, tuple[Any, dict[str, Any], Make, str]] = {
     "answers": (transformers.AutoModelForQuestionAnswering, {}, asked, "question-answering squad_f1"),
     "masks": (transformers.AutoModelForMaskedLM, {}, masked, "fill-mask accuracy"),
     "vectors": (transformers.AutoModel, {}, looked_for, "feature-extraction ndcg"),
+    "pairs": (transformers.AutoModel, {}, scored_pair, "feature-extraction spearman"),
 }
 
 

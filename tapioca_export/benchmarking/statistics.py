@@ -103,7 +103,7 @@ def _of_aggregates(task: Task, original: np.ndarray, pruned: np.ndarray) -> dict
 
     return {
         "interval": _bootstrap_of_rows(difference, pruned, original),
-        "p_value": _permutation_of_rows(difference, pruned, original),
+        "p_value": _permutation_of_rows(difference, *map(task.exchangeable, (pruned, original))),
         "original_interval": _bootstrap_of_rows(task.aggregate, original),
         "pruned_interval": _bootstrap_of_rows(task.aggregate, pruned),
         "gained": None,

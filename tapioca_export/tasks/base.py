@@ -228,6 +228,10 @@ class Task(ABC):
         """
         return np.asarray(values.mean(axis=-1))
 
+    def exchangeable(self, values: np.ndarray) -> np.ndarray:
+        """Return values (N, k) that mean the same whichever model gave them: a test swaps them by rows."""
+        return values
+
     def num_invalid(self, values: np.ndarray) -> int | None:
         """Count the rows whose answer the rule for answers found none in; None where there is no rule."""
         return None

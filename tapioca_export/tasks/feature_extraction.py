@@ -6,10 +6,10 @@ Shapes: N samples, B rows of a batch, S texts of them, T tokens, H hidden size, 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,11 +22,12 @@ from .base import (
     Position,
     Processor,
     ProcessorOptions,
+    Task,
     all_rows,
     check_finite,
     no_training_loss,
 )
-from .labels import is_missing, listed
+from .labels import is_missing, listed, numbers
 from .scoring import Scores
 from .tokenizing import content_of, require_text, weights_at
 from .tokens import TokenTask, model_inputs, padded, tokenized
@@ -53,9 +54,6 @@ class FeatureExtraction(TokenTask):
     loss is the negative log of the positives' share, in nats, by a softmax of the cosines times 20, as
     in sentence-transformers' MultipleNegativesRankingLoss.
 
-    Pairs of texts with a score are not read: rank correlation over a file is no mean over its rows, so
-    that neither a search nor a paired interval could go by it.
-
     Source: Järvelin and Kekäläinen 2002, doi:10.1145/582415.582418.
     """
 
@@ -63,12 +61,16 @@ class FeatureExtraction(TokenTask):
     optimum_task = "feature-extraction"
     metric = "ndcg"
     higher_is_better = True
-    columns = ("query",)
-    optional_columns = ("positive", "negatives")
+    columns: ClassVar[tuple[str, ...]] = ("query",)
+    optional_columns: ClassVar[tuple[str, ...]] = ("positive", "negatives")
     is_right_or_wrong = False
     outputs = ("last_hidden_state",)
-    best_value = 1.0
+    best_value: ClassVar[float | None] = 1.0
     profiles_while_scoring = False
+
+    def metrics(self) -> Mapping[str, Task]:
+        """Return nDCG of what is looked for, and Spearman's correlation with the scores of pairs."""
+        return {self.metric: self, PAIRS.metric: PAIRS}
 
     def load_processor(self, folder: Path | str, config: Any, options: ProcessorOptions) -> Processor:
         """Load the tokenizer, and what sentence-transformers says of vectors.
@@ -111,17 +113,8 @@ class FeatureExtraction(TokenTask):
             )
         if twice := set(positives) & set(negatives):
             raise LoadError(f"{where}: {min(twice)!r} is both a positive and a negative.", "Remove one.")
-        texts = [
-            model_inputs(tokenized(processor, where, t), processor) for t in (query, *positives, *negatives)
-        ]
-        features = {
-            "tokens": max(texts, key=lambda tokens: len(tokens["input_ids"])),
-            "texts": tuple(texts),
-            "num_positives": len(positives),
-            "position": processor.position,
-        }
-        key = "\0".join(map(content_of, (query, *positives, *negatives)))
-        return Row(features, positives[0] if positives else None, key, where, "query")
+        row = _row((query, *positives, *negatives), positives[0] if positives else None, where, processor)
+        return replace(row, features={**row.features, "num_positives": len(positives)}, layout="query")
 
     def batch(self, samples: Samples, indices: np.ndarray, processor: Processor) -> Batch:
         """Encode each row's query, positives and negatives, in this order, a sequence a text."""
@@ -169,7 +162,93 @@ class FeatureExtraction(TokenTask):
         return Scores(values, losses)
 
 
+class ScoredPairs(FeatureExtraction):
+    """Pairs of texts with a score of how alike they are; Spearman's rank correlation with their cosines.
+
+    A row's values are the cosine of its texts' vectors, and its score. The loss is the squared difference
+    of the two, as in sentence-transformers' CosineSimilarityLoss, with the scores of the role stretched to
+    0..1. Profiles are of the first texts.
+
+    Source: Spearman 1904, doi:10.2307/1412159, as SciPy's spearmanr; 0 where all cosines are equal.
+    """
+
+    metric = "spearman"
+    columns = ("text", "text_pair")
+    optional_columns = ("score",)
+    best_value = None
+
+    def example(self, text: str, processor: Processor) -> Mapping[str, Any]:
+        """Return a text beside itself."""
+        return {"text": text, "text_pair": text}
+
+    def read_row(self, record: Mapping[str, Any], where: str, processor: Processor) -> Row:
+        """Read two texts and how alike they are, whatever the scale.
+
+        Raises:
+            LoadError: If the score is no number.
+        """
+        texts = [require_text(record[name], name, where) for name in self.columns]
+        try:
+            score = numbers(record.get("score"), 1, where)
+        except LoadError as error:
+            raise LoadError(f"{where}: score {record['score']!r} is not a number.", "Such as 3.8.") from error
+        return _row(texts, None if score is None else score[0], where, processor)
+
+    def check_labels(self, samples: Samples) -> None:
+        """Refuse scores that are all the same, as they put nothing in order.
+
+        Raises:
+            LoadError: If they are.
+        """
+        if samples.is_labelled and np.ptp(samples.labels) == 0:
+            raise LoadError(
+                f"{samples.source}: all {len(samples)} {samples.role} rows have the same score.",
+                "Give pairs that are alike to different degrees.",
+            )
+
+    def score(self, outputs: np.ndarray, samples: Samples, rows: np.ndarray | None = None) -> Scores:
+        """Score last hidden states (S, T, H) of the two texts of N rows each, padded on the right.
+
+        Raises:
+            SelectionError: If a state is not finite.
+        """
+        rows = all_rows(samples, rows)
+        check_finite(outputs, samples, np.repeat(rows, 2))
+        pairs = zip(outputs[::2], outputs[1::2], rows, strict=True)
+        found = [vectors(np.stack([one, other]), samples.rows[i]) for one, other, i in pairs]
+        cosines = np.asarray([one @ other for one, other in found])
+        wanted, every = samples.labels[rows], samples.labels
+        shares = (wanted - every.min()) / max(float(np.ptp(every)), np.finfo(np.float64).tiny)
+        return Scores(np.stack([cosines, wanted], axis=1), np.square(cosines - shares))
+
+    def aggregate(self, values: np.ndarray) -> np.ndarray:
+        """Return Spearman's correlation of cosines and scores."""
+        ranks = self.exchangeable(values)
+        ranks = ranks - ranks.mean(axis=-2, keepdims=True)
+        products = ranks.prod(axis=-1).sum(axis=-1)
+        lengths = np.sqrt(np.square(ranks).sum(axis=-2).prod(axis=-1))
+        return np.asarray(np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0))
+
+    def exchangeable(self, values: np.ndarray) -> np.ndarray:
+        """Return ranks: models may differ in how large their cosines are all over."""
+        from scipy.stats import rankdata
+
+        return np.asarray(rankdata(values, axis=-2))
+
+
+PAIRS = ScoredPairs()
 TASKS.add(FeatureExtraction.name)(FeatureExtraction())
+
+
+def _row(texts: Sequence[str], label: Any, where: str, processor: Processor) -> Row:
+    """Return a row of several texts, each a sequence of its own."""
+    encoded = tuple(model_inputs(tokenized(processor, where, text), processor) for text in texts)
+    features = {
+        "tokens": max(encoded, key=lambda tokens: len(tokens["input_ids"])),
+        "texts": encoded,
+        "position": processor.position,
+    }
+    return Row(features, label, "\0".join(map(content_of, texts)), where, "text and text_pair")
 
 
 def vectors(states: np.ndarray, row: Row) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -26,14 +26,13 @@ SCHEMES = {"IOB2": "BI", "IOBES": "BIES", "BILOU": "BILU"}
 
 
 class TokenClassification(TokenTask):
-    """A tag for each word. Tags such as B-PER: F1 of entities, a row at a time; others: accuracy.
+    """A tag for each word. Tags such as B-PER: F1 of the entities of all rows together; others: accuracy.
 
     A word's tag is read at its first token; words that are cut off by `--max-length` count as outside of
-    any entity. The metric is the mean over rows of each row's F1 of entities, by seqeval in its strict
-    mode, with the scheme that the model's tags have: IOB2, IOBES or BILOU. A row without entities in
-    which none is found counts 1. Long and short rows count the same, so that this is not the F1 over all
-    entities of a corpus, which is no mean over rows. The loss is the cross-entropy in nats, averaged
-    over the words of a row.
+    any entity. The metric is seqeval's F1 over all kinds of entities (`average="micro"`) in its strict mode,
+    with the scheme that the model's tags have: IOB2, IOBES or BILOU. A row's values are how many of its
+    entities are right, are found, and are wanted. The loss is the cross-entropy in nats, averaged over the
+    words of a row.
 
     Source: Ramshaw and Marcus 1995, arXiv:cmp-lg/9505040, for the tags; seqeval for their reading.
 
@@ -43,12 +42,12 @@ class TokenClassification(TokenTask):
 
     name = "token-classification"
     optimum_task = "token-classification"
-    metric = "entity_f1"
+    metric = "f1"
     higher_is_better = True
     columns = ("tokens",)
     optional_columns = ("tags",)
     is_right_or_wrong = False
-    best_value = 1.0
+    best_value: ClassVar[float | None] = None
 
     def __init__(self, names: Sequence[str] = ()) -> None:
         self.names = tuple(names)
@@ -134,25 +133,31 @@ class TokenClassification(TokenTask):
 
         rows = all_rows(samples, rows)
         check_finite(outputs, samples, rows)
-        values, losses = np.empty(len(rows)), np.empty(len(rows))
+        values, losses = [], np.empty(len(rows))
         for number, row in enumerate(samples.rows[i] for i in rows):
             places, truth = np.asarray(row.features["words"]), np.asarray(row.label)
             logits = outputs[number, places].astype(np.float64)  # (W, C); a place of -1 is looked at below
             found = np.where(places < 0, -1, logits.argmax(axis=-1))
-            values[number] = self.value(truth, found)
+            values.append(self.value(truth, found))
             likelihoods = log_softmax(logits, axis=-1)[np.arange(len(truth)), truth]
             losses[number] = -likelihoods[places >= 0].mean()
-        return Scores(values, losses)
+        return Scores(np.asarray(values, dtype=np.float64), losses)
 
-    def value(self, truth: np.ndarray, found: np.ndarray) -> float:
-        """Return the F1 of a row's entities.
+    def value(self, truth: np.ndarray, found: np.ndarray) -> float | tuple[int, int, int]:
+        """Return how many entities of a row are right, are found, and are wanted.
 
         Args:
             truth: Ids of the tags (W,).
             found: Ids of the tags predicted (W,), -1 for words that the model did not see.
         """
         names = (*self.names, OUTSIDE)  # -1 is the last
-        return _entity_f1(tuple(names[i] for i in truth), tuple(names[i] for i in found), self.scheme)
+        wanted, answer = (_entities(tuple(names[i] for i in ids), self.scheme) for ids in (truth, found))
+        return len(wanted & answer), len(answer), len(wanted)
+
+    def aggregate(self, values: np.ndarray) -> np.ndarray:
+        """Return F1 of all rows' entities together, 0 where there are none, as seqeval has it."""
+        right, found, wanted = np.moveaxis(values.sum(axis=-2), -1, 0)
+        return np.asarray(2 * right / np.maximum(found + wanted, 1))
 
 
 class WordTagging(TokenClassification):
@@ -163,10 +168,15 @@ class WordTagging(TokenClassification):
     """
 
     metric = "tag_accuracy"
+    best_value = 1.0
 
     def value(self, truth: np.ndarray, found: np.ndarray) -> float:
         """Return the share of words whose tag is right."""
         return float((truth == found).mean())
+
+    def aggregate(self, values: np.ndarray) -> np.ndarray:
+        """Return the mean over rows."""
+        return np.asarray(values.mean(axis=-1))
 
 
 def scheme_of(names: Sequence[str]) -> str:
@@ -180,13 +190,12 @@ def scheme_of(names: Sequence[str]) -> str:
 
 
 @lru_cache(maxsize=100_000)
-def _entity_f1(truth: tuple[str, ...], found: tuple[str, ...], scheme: str) -> float:
-    """Return the F1 of one row's entities; most rows are tagged alike by most candidates of a search."""
+def _entities(tags: tuple[str, ...], scheme: str) -> frozenset[tuple[str, int, int]]:
+    """Return a row's entities: what, from where, to where. Most rows are tagged alike by most candidates."""
     from seqeval import scheme as schemes
-    from seqeval.metrics import f1_score
 
-    kind = getattr(schemes, scheme)
-    return float(f1_score([list(truth)], [list(found)], mode="strict", scheme=kind, zero_division=1))
+    (found,) = schemes.Entities([list(tags)], getattr(schemes, scheme)).entities
+    return frozenset((entity.tag, entity.start, entity.end) for entity in found)
 
 
 TASKS.add(TokenClassification.name)(TokenClassification())
