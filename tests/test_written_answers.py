@@ -170,6 +170,17 @@ def test_answers_without_a_match_are_wrong_and_counted() -> None:
     assert free.task.num_invalid(scores.values) is None
 
 
+def test_invalid_answers_are_counted_of_all_rows_or_not_at_all() -> None:
+    model = written("llama", r"(w[1-4]\d) w")
+    samples, texts = asked(model, 12)
+    probe = Probe(model, {"id": samples, "target": samples}, batch_size=5)
+    assert probe.num_invalid() is None
+    probe.scores((), (), np.arange(7))
+    assert probe.num_invalid() is None
+    probe.scores((), (), np.arange(12))
+    assert probe.num_invalid() == sum(extracted(text, model.task.prompting) is None for text in texts)
+
+
 def test_the_label_goes_through_the_rule_or_is_taken_as_it_is() -> None:
     model = written("llama", r"w9 (w\d+)")
     rows = samples_of(
