@@ -226,7 +226,7 @@ def _contest(
         "num_layers": model.num_layers,
         "num_select_rows": len(samples["target"]),
         "num_report_rows": len(report),
-        "baseline_report_metric": float(baseline.metric),
+        "baseline_report_metric": float(model.task.aggregate(baseline.values)),
         "floor": floor,
         "contestants": rows,
     }
@@ -499,8 +499,7 @@ def _read(model: LoadedModel, id_: Path | None, target: Path, limit: int | None 
 def _score(model: LoadedModel, rows: Samples, drop: Sequence[int]) -> Scores:
     """Score report rows without the layers."""
     probe = Probe(model, {"id": rows, "target": rows}, batch_size=BATCH_SIZE)
-    values, losses = probe.scores(sorted(drop), (), np.arange(len(rows)))[None]
-    return Scores(values, losses)
+    return probe.all_scores(drop)
 
 
 def markdown(record: dict[str, Any]) -> str:
