@@ -218,13 +218,9 @@ class Task(ABC):
         """
 
     def aggregate(self, values: np.ndarray) -> np.ndarray:
-        """Make the metric of the values of rows: the mean over rows, unless a task says otherwise.
+        """Return the metric (...) of the values of N rows, (..., N) or (..., N, k), as `score` has them.
 
-        Args:
-            values: As `score` returns them, (..., N) or (..., N, k).
-
-        Returns:
-            The metric of each set of N rows, (...).
+        It is their mean, unless a task says otherwise.
         """
         return np.asarray(values.mean(axis=-1))
 
