@@ -74,12 +74,7 @@ def predict(
     """
     settings = settings or PlanSettings()
     rows = samples[settings.select_on]
-    first = model.task.batch(rows, np.zeros(1, dtype=np.int64), model.processor)
-    if rows.is_labelled and first.continuation is not None:
-        raise ConfigError(
-            f"What {model.task.name} costs with a model that writes its answers cannot be told beforehand.",
-            "Search without --dry-run, with --budget-seconds.",
-        )
+    _refuse_written_answers(model, rows)
 
     def rehearse(case: Case) -> Rehearsal:
         return Rehearsal(
@@ -141,6 +136,15 @@ def predict(
         num_workers=settings.num_workers,
         advice=advise(peak, memory_bytes(model.device), model.device.type, settings.num_workers),
     )
+
+
+def _refuse_written_answers(model: LoadedModel, rows: Samples) -> None:
+    first = model.task.batch(rows, np.zeros(1, dtype=np.int64), model.processor)
+    if rows.is_labelled and first.continuation is not None:
+        raise ConfigError(
+            f"What {model.task.name} costs with a model that writes its answers cannot be told beforehand.",
+            "Search without --dry-run, with --budget-seconds.",
+        )
 
 
 def _bounds(numbers: Any) -> Bounds:
