@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..artifacts import Bounds, Plan, Selection
+from ..artifacts import Bounds, Cost, Ledger, Plan, Selection
 from ..errors import ConfigError
 from ..memory import peak_resident_bytes
 from ..models import LoadedModel, config_at
@@ -104,13 +104,7 @@ def predict(
     if settings.is_statistical:  # which rows it draws is chance: sure is the original alone
         rehearsals[0] = rehearse("least")
         rehearsals[0].metric()
-        ledger = rehearsals[0].ledger
-        costs[0] = replace(
-            costs[0],
-            evaluations=ledger.num_evaluations,
-            layer_forwards=ledger.layer_forwards,
-            layer_tokens=ledger.layer_tokens,
-        )
+        costs[0] = _cost_so_far(costs[0], rehearsals[0].ledger)
     return Plan(
         model=model.source,
         task=model.task.name,
@@ -145,6 +139,15 @@ def _refuse_written_answers(model: LoadedModel, rows: Samples) -> None:
             f"What {model.task.name} costs with a model that writes its answers cannot be told beforehand.",
             "Search without --dry-run, with --budget-seconds.",
         )
+
+
+def _cost_so_far(cost: Cost, ledger: Ledger) -> Cost:
+    return replace(
+        cost,
+        evaluations=ledger.num_evaluations,
+        layer_forwards=ledger.layer_forwards,
+        layer_tokens=ledger.layer_tokens,
+    )
 
 
 def _bounds(numbers: Any) -> Bounds:
