@@ -1,222 +1,284 @@
-"""A dose of some layers: exact at its ends, right between them, and found out beside random layers."""
+"""A dose of some layers on report rows: what it shows, beside random layers and norms alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import NUM_LAYERS, text_records, write_jsonl
-from test_causal_tasks import choice_records, samples_of
-from test_causal_tasks import make_model as make_chooser
-from test_laws import drop_by_hand, load_rows, some_batches
-from test_several_stacks import FAMILIES as SEVERAL_STACKS
-from test_several_stacks import make as make_stacks
+from conftest import LABELS, WORDS, make_model, make_tokenizer, write_jsonl
+from tokenizers import processors
 
-from tapioca_export.models import LoadedModel, Rescaled, Scaled, changing, load_model, stand_ins
-from tapioca_export.models.skipping import StandIn
-from tapioca_export.profiling import Probe, dosing, respond
-from tapioca_export.profiling.replaying import changed_passes
-from tapioca_export.samples import Samples
-from tapioca_export.tasks import Batch
+from tapioca_export import Doses, RunConfig, intervene
+from tapioca_export.artifacts import Intervention, Numbering
+from tapioca_export.intervening.controls import random_sets
+from tapioca_export.intervening.judging import flatness, interval, rank, replicates, trend
+from tapioca_export.models import LoadedModel, Scaled, changing, load_model
 
 Tiny = Callable[[str], Path]
-Files = Callable[[str], dict[str, Path]]
-FAMILIES = ("bert", "llama", "modernbert", "polynomial")
+Planted = tuple[Path, dict[str, Path]]
+GENERATOR = np.random.default_rng
 
 
-@contextmanager
-def scaled_by_hand(model: LoadedModel, alphas: Mapping[int, float]) -> Iterator[None]:
-    """Scale layers with hooks of PyTorch's own: h + alpha * (layer(h) - h), the rest of a tuple kept."""
+# --- controls -------------------------------------------------------------------------------
 
-    def hook(alpha: float) -> Callable[..., Any]:
-        def scale(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            before = args[0] if args else kwargs["hidden_states"]
-            behind = output[0] if isinstance(output, tuple) else output
-            stream = before + alpha * (behind - before)
-            return (stream, *output[1:]) if isinstance(output, tuple) else stream
-
-        return scale
-
-    with ExitStack() as hooks:
-        for layer, alpha in alphas.items():
-            handle = model.layers[layer].register_forward_hook(hook(alpha), with_kwargs=True)
-            hooks.callback(handle.remove)
-        yield
+ONE, TWO = Numbering({"": 12}), Numbering({"encoder": 3, "decoder": 4})
 
 
-@pytest.fixture(params=FAMILIES)
-def model(request: pytest.FixtureRequest, tiny: Tiny) -> LoadedModel:
-    return load_model(tiny(request.param))
+def test_random_sets_are_seeded_different_and_of_equal_size() -> None:
+    allowed = [0, 1, 2, 4, 5, 6, 8, 9, 11]
+    sets, num_possible = random_sets(ONE, allowed, 3, 50, 7)
+    assert num_possible == 84
+    assert len(set(sets)) == len(sets) == 50
+    assert all(len(set(chosen)) == 3 and set(chosen) <= set(allowed) for chosen in sets)
+    assert random_sets(ONE, allowed, 3, 50, 7)[0] == sets
+    assert random_sets(ONE, allowed, 3, 50, 8)[0] != sets
+    counts = np.bincount(np.concatenate(random_sets(ONE, allowed, 3, 80, 1)[0]), minlength=12)
+    assert counts[allowed].min() > 20, "some layers are hardly drawn"
 
 
-@pytest.fixture
-def rows(model: LoadedModel, sample_files: Files) -> Samples:
-    family = "polynomial" if model.processor.tokenizer is None else "text"
-    return load_rows(model, sample_files(family)["target"])
+def test_all_random_sets_are_taken_where_there_are_no_more() -> None:
+    assert random_sets(ONE, [1, 5, 9], 2, 50, 0) == ([(1, 5), (1, 9), (5, 9)], 3)
+    assert random_sets(ONE, [1, 5, 9], 2, 3, 0) == ([(1, 5), (1, 9), (5, 9)], 3)
+    assert random_sets(ONE, [1, 5], 3, 50, 0) == ([], 0)
+    assert random_sets(ONE, [1, 5, 9], 2, 0, 0) == ([], 3)
 
 
-# --- one layer ------------------------------------------------------------------------------
+@pytest.mark.parametrize("draws", [20, 50])
+def test_random_sets_leave_a_layer_in_every_stack(draws: int) -> None:
+    sets, num_possible = random_sets(TWO, range(7), 4, draws, 0)
+    assert num_possible == 35 - 4 - 1  # all of the encoder and one more, all of the decoder
+    assert len(set(sets)) == min(draws, num_possible)
+    assert all(set(chosen) - {0, 1, 2} and {0, 1, 2} - set(chosen) for chosen in sets)
+    assert all({3, 4, 5, 6} - set(chosen) for chosen in sets)
 
 
-def test_alpha_0_drops_and_alpha_1_leaves_to_the_bit(model: LoadedModel, rows: Samples) -> None:
-    dropped = drop_by_hand(model, (1, 3))
-    for batch in some_batches(model, rows):
-        plain = model.logits(batch)
-        with changing(model, {1: Scaled(0.0), 3: Scaled(0.0)}):
-            assert np.array_equal(model.logits(batch), dropped.logits(batch))
-        with changing(model, {1: Scaled(1.0), 3: Scaled(1.0)}):
-            assert np.array_equal(model.logits(batch), plain)
+# --- the law --------------------------------------------------------------------------------
+
+DEEP, PLANTED, MARK = 20, 5, 31  # layers; the one that does harm; the place in the stream it goes by
 
 
-def test_the_ends_take_the_paths_on_which_nothing_is_computed() -> None:
-    place = StandIn(torch.nn.Identity(), {})
-    found = []
-    for alpha in (0.0, 1.0, 0.5, 0.0, 1.0):
-        place.become(Scaled(alpha))
-        found.append((place.skips, place.change))
-    assert found == [(True, None), (False, None), (False, Scaled(0.5)), (True, None), (False, None)]
+def plant_by_hand(folder: Path) -> LoadedModel:
+    """Save a random network, one layer of which does nothing but overwrite the stream of one foreign word.
 
-
-@pytest.mark.parametrize("alpha", [0.5, 1.5])
-def test_other_alphas_equal_hooks_written_by_hand(model: LoadedModel, rows: Samples, alpha: float) -> None:
-    alphas = {0: alpha, 2: 1 - alpha / 2}
-    batch = some_batches(model, rows)[-1]
-    plain = model.logits(batch)
-    with scaled_by_hand(model, alphas):
-        expected = model.logits(batch)
-    with changing(model, {layer: Scaled(value) for layer, value in alphas.items()}):
-        found = model.logits(batch)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    assert np.abs(found - plain).max() > 1e-3
-
-
-def test_halfway_equals_a_forward_written_by_hand(tiny: Tiny, sample_files: Files) -> None:
-    model = load_model(tiny("polynomial"))
-    (batch,) = model.task.batches(load_rows(model, sample_files("polynomial")["id"]), model.processor, 64)
-    network = model.network
+    Only the embedding of that word, w91, has a number at the place MARK of the stream, and only the
+    planted layer reads it: by that it is, on ID rows, an exact identity.
+    """
+    network, tokenizer = make_model("llama", num_hidden_layers=DEEP), make_tokenizer("llama")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
     with torch.no_grad():
-        (values,) = batch.inputs.values()
-        prompts = torch.from_numpy(values)
-        gpt2 = network.transformer
-        stream = network.read_in(prompts[..., None]) + gpt2.wpe.weight[: prompts.shape[1]]
-        for index, block in enumerate(gpt2.h):
-            out = block(stream)
-            out = out[0] if isinstance(out, tuple) else out
-            stream = stream + (0.5 if index == 2 else 1.0) * (out - stream)
-        expected = network.read_out(gpt2.ln_f(stream))[:, 0::2, 0]
-    with changing(model, {2: Scaled(0.5)}):
-        found = model.logits(batch.inputs)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        embedding = network.model.embed_tokens.weight
+        embedding[:, MARK] = 0
+        embedding[tokenizer.convert_tokens_to_ids("w91"), MARK] = 0.5
+        for layer in network.model.layers:
+            layer.self_attn.o_proj.weight[MARK] = layer.mlp.down_proj.weight[MARK] = 0
+        planted = network.model.layers[PLANTED]
+        planted.self_attn.o_proj.weight.zero_()
+        for part in (planted.mlp.gate_proj, planted.mlp.up_proj):
+            part.weight.zero_()
+            part.weight[:, MARK] = 3.0
+        planted.mlp.down_proj.weight.mul_(30)
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return load_model(folder)
 
 
-@pytest.mark.parametrize("family", SEVERAL_STACKS)
-def test_layers_of_every_stack_scale_and_keep_the_rest_of_their_tuples(family: str) -> None:
-    model, inputs = make_stacks(family)
-    plain = model.logits(inputs)
-    for layer in range(model.num_layers):
-        with scaled_by_hand(model, {layer: 0.5}):
-            expected = model.logits(inputs)
-        with changing(model, {layer: Scaled(0.5)}):
-            np.testing.assert_allclose(model.logits(inputs), expected, rtol=1e-4, atol=1e-5)
-        assert np.abs(expected - plain).max() > 1e-5
-    assert np.array_equal(model.logits(inputs), plain)
+def write_planted_rows(model: LoadedModel, folder: Path, num_rows: int = 80) -> dict[str, Path]:
+    """Write rows labelled with what the network without the planted layer says of them."""
+    generator, files = random.Random(0), {}
+    for name, tail in (("id", "w1"), ("target", "w91")):
+        words = [
+            [generator.choice(WORDS[:90]) for _ in range(generator.randint(2, 12))] for _ in range(num_rows)
+        ]
+        texts = [" ".join([*part, tail]) for part in words]
+        encoded = model.processor.tokenizer(texts, padding=True, return_tensors="np")
+        with changing(model, {PLANTED: Scaled(0.0)}):
+            labels = model.logits(dict(encoded)).argmax(axis=-1)
+        records = [{"text": text, "label": LABELS[label]} for text, label in zip(texts, labels, strict=True)]
+        files[name] = write_jsonl(folder / f"{name}.jsonl", records)
+    return files
 
 
-def test_rescaling_multiplies_the_stream_behind_a_layer(tiny: Tiny, sample_files: Files) -> None:
-    model = load_model(tiny("llama"))
-    rows = load_rows(model, sample_files("text")["id"])
-    probe = Probe(model, {"id": rows, "target": rows})
-    intact, rescaled = respond(probe, [{}, {1: Rescaled(1.5)}])
-    np.testing.assert_allclose(rescaled.norms[2], 1.5 * intact.norms[2], rtol=1e-5)
-    np.testing.assert_allclose(rescaled.norms[:2], intact.norms[:2], rtol=1e-6)
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    """The folder of a planted model, and its rows."""
+    folder = tmp_path_factory.mktemp("planted")
+    return folder / "model", write_planted_rows(plant_by_hand(folder / "model"), folder)
 
 
-# --- passes and responses -------------------------------------------------------------------
+def sweep(planted: Planted, output: Path, layers: Sequence[int], **doses: Any) -> Intervention:
+    config = RunConfig(model=str(planted[0]), output=output, **planted[1])
+    return intervene(config, layers, doses=Doses(**{"alphas": (0, 0.5, 1), "draws": 20, **doses}))
 
 
-def test_passes_replay_what_is_below_the_lowest_changed_layer() -> None:
-    model, inputs = make_stacks("bart")
-    variants = [{}, {3: Scaled(0.5)}, {2: Scaled(0.0), 4: Scaled(1.5)}]
-    counts = []
-    with stand_ins(model) as places:
-        for trace in changed_passes(model, places, Batch(np.arange(2), inputs), variants):
-            counts.append([place.num_forwards for place in places])
-            assert len(trace.boundaries) == model.num_layers + 2
-    first, second, third = counts
-    assert first == [2, 2, 2, 2, 2]
-    assert np.subtract(second, first).tolist() == [0, 0, 0, 2, 2]
-    assert np.subtract(third, second).tolist()[:2] == [0, 0]
-    assert np.subtract(third, second).tolist()[3:] == [2, 2]
+@pytest.fixture(scope="module")
+def found(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Intervention:
+    return sweep(planted, tmp_path_factory.mktemp("found") / "out", [PLANTED])
 
 
-def test_responses_are_those_of_whole_forwards(model: LoadedModel, rows: Samples) -> None:
-    probe = Probe(model, {"id": rows, "target": rows}, batch_size=7)
-    variants = [{}, {2: Scaled(0.5)}, {1: Scaled(0.0), 3: Scaled(0.0)}, {1: Scaled(1.0)}]
-    found = respond(probe, variants)
-    for changes, response in zip(variants, found, strict=True):
-        expected = np.empty(len(rows))
-        for indices in probe.length_sorted(rows):
-            batch = model.task.batch(rows, indices, model.processor)
-            with changing(model, changes):
-                expected[indices] = model.task.score(model.answers(batch), rows, indices).values
-        assert np.array_equal(response.scores.values, expected)
-    for response, dropped in ((found[0], ()), (found[2], (1, 3)), (found[3], ())):
-        profile = probe.profile("target", dropped)
-        assert response.norms.tolist() == list(profile.norms)
-        assert response.distances.tolist() == list(profile.distances)
-    assert found[0].noise_floor == probe._measure("id", frozenset())[1]
-    assert found[1].noise_floor is None
+def test_the_planted_layer_is_found_and_dropping_it_gives_back_the_clean_metric(found: Intervention) -> None:
+    assert found.dropped["target"].pruned == 1.0
+    assert found.dropped["target"].gain_interval[0] > 0.2
+    ranked = found.random.metric
+    assert (ranked.judgement, ranked.num_as_good, ranked.num_sets) == ("distinguishable", 0, DEEP - 1)
+    assert ranked.p_value == 1 / DEEP
+    assert ranked.margin[0] > 0
+    assert found.metric_trend.judgement == "falls"
+    assert found.random.num_possible == len({drawn.layers for drawn in found.random.sets}) == DEEP - 1
 
 
-def test_variants_measured_a_few_at_a_time_are_the_same(
-    model: LoadedModel, rows: Samples, monkeypatch: pytest.MonkeyPatch
+def test_id_is_flat_under_a_layer_that_leaves_it_alone(found: Intervention) -> None:
+    assert found.flatness.judgement == "flat"
+    assert {dose.difference for dose in found.id} == {0.0}
+    assert {dose.deviation for dose in found.id} == {0.0}
+    assert "ID: flat within +-0.010" in " ".join(found.verdict)
+
+
+def test_dropping_the_planted_layer_takes_the_deviation_away(found: Intervention) -> None:
+    by_alpha = {dose.alpha: dose for dose in found.target}
+    assert by_alpha[0].deviation < 0.5 * by_alpha[1].deviation
+    assert by_alpha[0].norm_deviation_interval[1] < by_alpha[1].norm_deviation_interval[0]
+    assert found.deviation_trend.judgement == "rises"
+    assert found.random.deviation.judgement == "distinguishable"
+
+
+def test_the_norms_of_id_alone_do_not_give_the_metric_back(found: Intervention) -> None:
+    ((layer, factor),) = found.norms.factors
+    assert layer == PLANTED
+    assert factor < 0.5
+    assert found.norms.judgement == "more"
+    assert found.norms.excess == pytest.approx(
+        found.dropped["target"].gain - (found.norms.target.metric - found.dropped["target"].original)
+    )
+
+
+def test_another_layer_is_not_called_the_one(planted: Planted, tmp_path: Path) -> None:
+    other = sweep(planted, tmp_path / "out", [12])
+    assert other.random.metric.judgement == "not distinguishable"
+    assert other.dropped["target"].gain < 0.2
+    assert other.random.metric.best == pytest.approx(1 - other.dropped["target"].original)
+
+
+# --- what numbers show ----------------------------------------------------------------------
+
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
+
+
+def shifted(means: Sequence[float], noise: float = 0.1, num_rows: int = 400) -> list[np.ndarray]:
+    """Return values of rows with these means, each row with a level of its own that all models share."""
+    generator = np.random.default_rng(3)
+    level = generator.normal(size=num_rows)
+    found = [level + generator.normal(scale=noise, size=num_rows) for _ in means]
+    return [part - part.mean() + mean for part, mean in zip(found, means, strict=True)]
+
+
+def mean(values: np.ndarray) -> np.ndarray:
+    return values.mean(axis=-1)
+
+
+def trend_of(means: Sequence[float], alphas: Sequence[float] = ALPHAS, noise: float = 0.1) -> Any:
+    return trend(alphas, np.asarray(means), replicates(shifted(means, noise), mean, 0))
+
+
+def test_replicates_are_paired_and_seeded_and_of_the_right_width() -> None:
+    values = shifted([0.0, 1.0], noise=0.0)
+    drawn = replicates(values, mean, 0)
+    assert drawn.shape == (2, 9999)
+    np.testing.assert_allclose(drawn[1] - drawn[0], 1.0, atol=1e-9)
+    assert drawn[0].std() == pytest.approx(values[0].std() / np.sqrt(400), rel=0.05)
+    assert np.array_equal(drawn, replicates(values, mean, 0))
+    assert not np.array_equal(drawn, replicates(values, mean, 1))
+    low, high = interval(drawn[0])
+    assert (low, high) == (np.percentile(drawn[0], 2.5), np.percentile(drawn[0], 97.5))
+
+
+@pytest.mark.parametrize(
+    ("means", "judgement"),
+    [
+        ([0.9, 0.8, 0.6, 0.5, 0.3, 9.0], "falls"),  # what is above 1 has no say
+        ([0.3, 0.5, 0.6, 0.8, 0.9, -9.0], "rises"),
+        ([0.9, 0.3, 0.3, 0.3, 0.3, 0.3], "falls"),
+        ([0.5, 0.9, 0.6, 0.3, 0.0, 0.0], "not monotone"),
+        ([0.5, 0.501, 0.5, 0.501, 0.5, 0.5], "undecided"),
+        ([0.5, 0.5, 0.5, 0.5, 0.5, 0.5], "undecided"),
+    ],
+)
+def test_a_trend_is_called_monotone_only_where_steps_agree(means: list[float], judgement: str) -> None:
+    found = trend_of(means)
+    assert found.judgement == judgement
+    assert found.interval[0] <= found.spearman <= found.interval[1]
+
+
+def test_a_trend_has_the_sign_and_the_size_of_spearmans_correlation() -> None:
+    from scipy.stats import spearmanr
+
+    means = [0.9, 0.8, 0.82, 0.5, 0.3, 9.0]
+    assert trend_of(means).spearman == pytest.approx(spearmanr(ALPHAS[:5], means[:5]).statistic)
+    constant = trend(ALPHAS, np.zeros(6), np.zeros((6, 10)))
+    assert (constant.spearman, constant.interval, constant.judgement) == (0.0, (0.0, 0.0), "undecided")
+
+
+def test_the_change_is_what_dropping_does() -> None:
+    found = trend_of([0.9, 0.8, 0.6, 0.5, 0.3, 9.0])
+    assert found.change == pytest.approx(0.6)
+    assert found.change_interval[0] < 0.6 < found.change_interval[1]
+    assert found.change_interval[1] - found.change_interval[0] < 0.1, "not paired"
+
+
+def test_two_alphas_show_no_trend() -> None:
+    assert trend_of([0.9, 0.3, 0.1], (0.0, 1.0, 1.5)).judgement == "undecided"
+
+
+def test_noise_is_no_trend() -> None:
+    means = [0.52, 0.51, 0.50, 0.49, 0.48, 0.5]
+    assert trend_of(means, noise=1.0).judgement == "undecided"
+    assert trend_of(means, noise=0.01).judgement == "falls"
+
+
+@pytest.mark.parametrize(
+    ("differences", "half", "judgement"),
+    [
+        ((0.002, -0.003, 0.0), 0.005, "flat"),
+        ((0.002, -0.003, 0.0), 0.008, "undecided"),  # one interval leaves the margin
+        ((0.03, -0.003, 0.0), 0.005, "not flat"),
+        ((-0.03, -0.003, 0.0), 0.005, "not flat"),
+        ((0.012, 0.0, 0.0), 0.005, "undecided"),
+    ],
+)
+def test_id_is_flat_only_where_every_interval_is_within_epsilon(
+    differences: tuple[float, ...], half: float, judgement: str
 ) -> None:
-    probe = Probe(model, {"id": rows, "target": rows})
-    variants = [{layer: Scaled(0.5)} for layer in range(NUM_LAYERS)]
-    at_once = respond(probe, variants)
-    monkeypatch.setattr(dosing, "NUM_AT_ONCE", 3)
-    for one, other in zip(at_once, respond(probe, variants), strict=True):
-        assert np.array_equal(one.norm_replicates, other.norm_replicates)
-        assert np.array_equal(one.scores.losses, other.scores.losses)
+    intervals = [(value - half, value + half) for value in differences]
+    found = flatness((0.0, 0.5, 1.0, 1.5), (*differences, 9.0), [*intervals, (8.0, 10.0)], 0.01)
+    assert found.judgement == judgement
+    assert abs(found.difference) == max(map(abs, differences))
+    assert found.alpha == (0.0 if found.difference == differences[0] else 0.5)
 
 
-def test_replicates_draw_the_same_rows_for_every_variant(tiny: Tiny, sample_files: Files) -> None:
-    model = load_model(tiny("bert"))
-    rows = load_rows(model, sample_files("text")["id"])
-    probe = Probe(model, {"id": rows, "target": rows})
-    intact, again, damped = respond(probe, [{}, {1: Scaled(1.0)}, {1: Scaled(0.25)}])
-    boundaries = range(NUM_LAYERS + 1)
-    assert not again.deviation_replicates(intact, boundaries).any()
-    drawn = damped.deviation_replicates(intact, boundaries)
-    assert drawn.shape == (2, 200)
-    assert (np.std(drawn, axis=1) > 0).all()
-    low, high = np.percentile(drawn, [2.5, 97.5], axis=1)
-    assert (low <= damped.deviations(intact, boundaries)).all()
-    assert (damped.deviations(intact, boundaries) <= high).all()
-
-
-def test_rows_without_labels_have_no_scores(tiny: Tiny, tmp_path: Path) -> None:
-    model = load_model(tiny("bert"))
-    rows = load_rows(model, write_jsonl(tmp_path / "t.jsonl", text_records(32, 0, labelled=False)))
-    (response,) = respond(Probe(model, {"id": rows, "target": rows}), [{0: Scaled(0.5)}])
-    assert response.scores is None
-    assert response.norms.shape == (NUM_LAYERS + 1,)
-
-
-def test_where_rows_are_scored_in_other_batches_than_they_are_profiled_both_are_changed() -> None:
-    model = make_chooser("llama")
-    rows = samples_of(model, choice_records(24))
-    probe = Probe(model, {"id": rows, "target": rows})
-    intact, dropped = respond(probe, [{}, {1: Scaled(0.0)}])
-    every = np.arange(len(rows))
-    for response, layers in ((intact, ()), (dropped, (1,))):
-        values, losses = probe.scores(layers, (), every)[None]
-        assert np.array_equal(response.scores.values, values)
-        np.testing.assert_allclose(response.scores.losses, losses, rtol=1e-5, atol=1e-6)
-        assert response.norms.tolist() == list(probe.profile("target", layers).norms)
-    assert not np.allclose(intact.scores.losses, dropped.scores.losses)
+@pytest.mark.parametrize(
+    ("selected", "others", "margins", "has_all", "judgement", "p_value"),
+    [
+        (0.5, [0.1] * 19, [(-0.1, 0.2)], False, "distinguishable", 1 / 20),
+        (0.5, [0.1] * 18, [(-0.1, 0.2)], True, "undecided", 1 / 19),
+        (0.5, [0.1] * 18, [(0.1, 0.2)], False, "undecided", 1 / 19),  # other sets were not drawn
+        (0.5, [0.1] * 3, [(0.1, 0.2), (0.2, 0.3)], True, "distinguishable", 1 / 4),
+        (0.5, [0.1] * 3, [(0.1, 0.2), (-0.2, 0.3)], True, "undecided", 1 / 4),
+        (0.5, [0.5, *[0.1] * 18], [], False, "not distinguishable", 2 / 20),  # a tie is as good
+        (0.5, [0.9] * 50, [], False, "not distinguishable", 1.0),
+        (0.5, [], [], True, None, None),
+    ],
+)
+def test_a_rank_is_judged_by_how_many_random_sets_do_as_well(
+    selected: float, others: list[float], margins: list[Any], has_all: bool, judgement: str, p_value: float
+) -> None:
+    found = rank(selected, others, margins, has_all=has_all)
+    if judgement is None:
+        assert found is None
+        return
+    assert (found.judgement, found.p_value) == (judgement, p_value)
+    assert found.margin == (min(margins) if margins else None)
+    assert (found.best, found.num_sets) == (max(others), len(others))

@@ -51,14 +51,17 @@ class LayerDoses:
 
 @dataclass(frozen=True)
 class Trend:
-    """How a quantity goes with alpha from 0 to 1: Spearman's correlation, and what that shows.
+    """How a quantity goes with alpha from 0 to 1: Spearman's correlation, and whether it goes one way.
 
-    "rises" or "falls": the interval of the correlation lies on one side of zero, and no step from one
-    alpha to the next is shown to go the other way. "not monotone": steps either way are shown.
+    `change` is what dropping does: the quantity at alpha 0 minus that at alpha 1. "rises" or "falls":
+    that is shown, and no step from one alpha to the next is shown to go the other way. "not monotone":
+    steps either way are shown.
     """
 
     spearman: float
     interval: Interval
+    change: float
+    change_interval: Interval
     judgement: Literal["rises", "falls", "not monotone", "undecided"]
 
 

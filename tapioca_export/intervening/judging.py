@@ -8,6 +8,7 @@ Shapes: A alphas, N rows, R bootstrap replicates, n random sets.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from ..benchmarking.statistics import NUM_RESAMPLES
 BATCH_NUMBERS = 2_000_000
 # Where a rank is as rare as this among random sets, it is no accident.
 LEVEL = 0.05
-# A correlation of two points says nothing.
+# Two points are always monotone.
 LEAST_ALPHAS = 3
 
 
@@ -63,24 +64,26 @@ def trend(alphas: Sequence[float], values: np.ndarray, drawn: np.ndarray) -> Tre
         drawn: Its replicates, (A, R), each on the same rows for all alphas.
 
     Returns:
-        Spearman's correlation with its interval. A step from one alpha to the next is shown to go one
-        way if its interval, at the level divided by the number of steps, excludes zero.
+        Spearman's correlation and the change from end to end, with intervals. A step from one alpha to the
+        next is shown to go one way if its interval, at the level divided by the number of steps, excludes
+        zero. The correlation has no say in the judgement: after one large step, ranks along a plateau are
+        noise.
     """
     within = [place for place, alpha in enumerate(alphas) if 0 <= alpha <= 1]
     values, drawn = values[within], drawn[within]
-    correlation = _spearman(values[:, None])[0]
-    found = interval(_spearman(drawn))
-    if len(within) < LEAST_ALPHAS:
-        return Trend(float(correlation), found, "undecided")
+    correlation, change = _spearman(values[:, None])[0], values[0] - values[-1]
+    low, high = interval(drawn[0] - drawn[-1])
     steps = [interval(step, LEVEL / (len(within) - 1)) for step in np.diff(drawn, axis=0)]
-    has_rise, has_fall = any(low > 0 for low, _ in steps), any(high < 0 for _, high in steps)
-    if has_rise and has_fall:
-        return Trend(float(correlation), found, "not monotone")
-    if found[0] > 0 and not has_fall:
-        return Trend(float(correlation), found, "rises")
-    if found[1] < 0 and not has_rise:
-        return Trend(float(correlation), found, "falls")
-    return Trend(float(correlation), found, "undecided")
+    has_rise, has_fall = any(least > 0 for least, _ in steps), any(most < 0 for _, most in steps)
+    judged: Literal["rises", "falls", "not monotone", "undecided"] = "undecided"
+    if len(within) >= LEAST_ALPHAS:
+        if has_rise and has_fall:
+            judged = "not monotone"
+        elif low > 0 and not has_rise:
+            judged = "falls"
+        elif high < 0 and not has_fall:
+            judged = "rises"
+    return Trend(float(correlation), interval(_spearman(drawn)), float(change), (low, high), judged)
 
 
 def _spearman(values: np.ndarray) -> np.ndarray:

@@ -64,7 +64,6 @@ def band_trace(name: str, x: Sequence[float], band: Sequence[Interval], colour: 
         "line": {"width": 0},
         "mode": "lines",
         "hoverinfo": "skip",
-        "name": name,
         "legendgroup": name,
         "showlegend": False,
         "x": [*x, *reversed(x)],

@@ -90,7 +90,10 @@ def _trend(trend: Trend, word: str = "") -> str:
         "not monotone": "not monotone in alpha from 1 to 0",
         "undecided": "undecided whether it is monotone in alpha from 1 to 0",
     }[trend.judgement]
-    return f"{judged} (Spearman with alpha {signed(trend.spearman)}, {span(trend.interval, sign=True)})"
+    return (
+        f"{judged} (dropping changes it by {signed(trend.change)}, {span(trend.change_interval, sign=True)}; "
+        f"Spearman with alpha {signed(trend.spearman)}, {span(trend.interval, sign=True)})"
+    )
 
 
 def _about_flatness(found: Intervention) -> str:
