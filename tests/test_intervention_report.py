@@ -253,7 +253,7 @@ def test_the_verdict_says_each_finding_with_its_numbers() -> None:
     assert lines[0].startswith("Dropping layers 4 and 7 of 12 improves the target: accuracy 0.712 to 0.768")
     assert "distinguishable from random layers (+0.056 selected; median -0.210 and best -0.020" in lines[1]
     assert "of the 20 other sets of 2 layers drawn; 0 as good; p = 0.048; over the strongest" in lines[1]
-    assert "monotone, better, rising as alpha goes from 1 to 0" in lines[2]
+    assert "monotone, rising as alpha goes from 1 to 0, for the better (dropping" in lines[2]
     assert "Spearman with alpha -1.000, -1.000 to -0.500" in lines[2]
     assert lines[3].startswith(
         "ID: flat within +-0.050 for alpha from 0 to 1 (largest change of accuracy +0.002"
@@ -290,8 +290,10 @@ def test_undecided_and_not_are_said() -> None:
 @pytest.mark.parametrize(
     ("higher_is_better", "judgement", "words"),
     [
-        (True, "falls", "better, rising"), (True, "rises", "worse, falling"),
-        (False, "falls", "worse, rising"), (False, "rises", "better, falling"),
+        (True, "falls", "rising as alpha goes from 1 to 0, for the better"),
+        (True, "rises", "falling as alpha goes from 1 to 0, for the worse"),
+        (False, "falls", "rising as alpha goes from 1 to 0, for the worse"),
+        (False, "rises", "falling as alpha goes from 1 to 0, for the better"),
     ],
 )  # fmt: skip
 def test_a_trend_is_better_or_worse_by_the_metric(higher_is_better: bool, judgement: str, words: str) -> None:

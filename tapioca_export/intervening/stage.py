@@ -56,10 +56,11 @@ def intervene(
         Everything but the verdict in words.
     """
     started = time.perf_counter()
+    here = replace(config, engine="local", num_workers=1)
     with ExitStack() as open_probes:
         probes = {
             name: open_probes.enter_context(
-                steps.probing(replace(config, select_on=name), model, roles, side="report")
+                steps.probing(replace(here, select_on=name), model, roles, side="report")
             )
             for name in ("id", "target")
         }

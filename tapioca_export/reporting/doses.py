@@ -78,12 +78,20 @@ def _metric_figure(found: Intervention) -> Figure:
         traces.append(alone)
     layout = _layout(axis_title(f"change in {found.metric}", found.higher_is_better))
     layout["hovermode"] = "closest"
+    layout["yaxis"]["range"] = _range_of(traces)
     caption = (
         f"{layers_text(found.layers).capitalize()}, against the intact model on the same report rows. "
-        "Bands are 95 % intervals. Grey: as many other layers, dropped. Star: norms made those of ID behind "
-        "the layers, nothing removed."
+        "Bands are 95 % intervals. Circles: as many other layers, dropped, as far as they are in view. "
+        "Star: norms made those of ID behind the layers, nothing removed."
     )
     return Figure("dose-metric", f"{found.metric} over the dose", caption, plot_spec(traces, layout))
+
+
+def _range_of(traces: Sequence[Spec]) -> list[float]:
+    """Return the range of lines and bands: a layer that nothing works without would flatten them."""
+    values = [y for trace in traces if trace["mode"] != "markers" for y in trace["y"]]
+    margin = 0.1 * (max(values) - min(values)) or 0.01
+    return [min(values) - margin, max(values) + margin]
 
 
 def _points(name: str, x: list[float], y: list[float], colour: str) -> Spec:

@@ -42,7 +42,7 @@ def _about_dropping(found: Intervention) -> str:
 def _change(accuracy: Accuracy) -> str:
     return (
         f"{accuracy.metric} {number(accuracy.original)} to {number(accuracy.pruned)} "
-        f"({signed(accuracy.difference)}, {span(accuracy.interval, sign=True)}; "
+        f"({signed(accuracy.difference)}, 95 % interval {span(accuracy.interval, sign=True)}; "
         f"{p_text(accuracy.p_value)}; {accuracy.n} rows)"
     )
 
@@ -78,15 +78,15 @@ def _about_metric_trend(found: Intervention) -> str | None:
         return None
     rises_is_better = found.higher_is_better
     better = {"rises": not rises_is_better, "falls": rises_is_better}.get(found.metric_trend.judgement)
-    word = "" if better is None else ("better, " if better else "worse, ")
+    word = "" if better is None else f", for the {'better' if better else 'worse'}"
     return f"Dose, target {found.metric}: {_trend(found.metric_trend, word)}."
 
 
 def _trend(trend: Trend, word: str = "") -> str:
     """Say which way a quantity goes as layers are taken away: alpha then falls from 1 to 0."""
     judged = {
-        "rises": f"monotone, {word}falling as alpha goes from 1 to 0",
-        "falls": f"monotone, {word}rising as alpha goes from 1 to 0",
+        "rises": f"monotone, falling as alpha goes from 1 to 0{word}",
+        "falls": f"monotone, rising as alpha goes from 1 to 0{word}",
         "not monotone": "not monotone in alpha from 1 to 0",
         "undecided": "undecided whether it is monotone in alpha from 1 to 0",
     }[trend.judgement]
