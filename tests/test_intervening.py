@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import LABELS, WORDS, make_model, make_tokenizer, write_jsonl
+from conftest import LABELS, WORDS, make_model, make_tokenizer, prompt_records, write_jsonl
 from tokenizers import processors
 
-from tapioca_export import Doses, RunConfig, intervene
+from tapioca_export import Doses, RunConfig, intervene, reading
 from tapioca_export.artifacts import Intervention, Numbering
 from tapioca_export.intervening.controls import random_sets
 from tapioca_export.intervening.judging import flatness, interval, rank, replicates, trend
-from tapioca_export.models import LoadedModel, Scaled, changing, load_model
+from tapioca_export.models import LoadedModel, Rescaled, Scaled, changing, load_model
+from tapioca_export.profiling import Probe, respond
+from tapioca_export.samples import Samples
 
 Tiny = Callable[[str], Path]
 Planted = tuple[Path, dict[str, Path]]
-GENERATOR = np.random.default_rng
 
 
 # --- controls -------------------------------------------------------------------------------
@@ -282,3 +283,81 @@ def test_a_rank_is_judged_by_how_many_random_sets_do_as_well(
     assert (found.judgement, found.p_value) == (judgement, p_value)
     assert found.margin == (min(margins) if margins else None)
     assert (found.best, found.num_sets) == (max(others), len(others))
+
+
+# --- where lower is better ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def errors(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Intervention, LoadedModel, Any]:
+    """An intervention on two layers of the tiny regression, its model, and its rows by role."""
+    folder = tmp_path_factory.mktemp("errors")
+    files = {
+        name: write_jsonl(folder / f"{name}.jsonl", prompt_records(64, seed, scale))
+        for seed, (name, scale) in enumerate((("id", 1.0), ("target", 3.0)))
+    }
+    config = RunConfig(model=str(tiny("polynomial")), output=folder / "out", **files)
+    found = intervene(config, [0, 2], doses=Doses(alphas=(0, 1), draws=5))
+    return found, *reading.load_with_roles(config, ("report",))
+
+
+def values_of(model: LoadedModel, rows: Samples, changes: dict[int, Any]) -> np.ndarray:
+    with changing(model, changes):
+        return model.task.score(model.logits(model.task.encode(rows.rows, model.processor)), rows).values
+
+
+def test_a_gain_is_an_error_that_falls(errors: tuple[Intervention, LoadedModel, Any]) -> None:
+    found, model, roles = errors
+    assert not found.higher_is_better
+    rows = roles["target-report"]
+    intact = values_of(model, rows, {}).mean()
+    dropped = values_of(model, rows, {0: Scaled(0.0), 2: Scaled(0.0)}).mean()
+    assert found.random.metric.selected == pytest.approx(intact - dropped, rel=1e-4)
+    (other,) = found.random.sets
+    assert other.layers == (1, 3)
+    expected = intact - values_of(model, rows, {1: Scaled(0.0), 3: Scaled(0.0)}).mean()
+    assert other.gain == pytest.approx(expected, rel=1e-4)
+    assert found.target[0].difference == pytest.approx(dropped - intact, rel=1e-4)
+    low, high = found.random.metric.margin
+    assert low < found.random.metric.selected - other.gain < high
+    excess = found.norms.target.metric - dropped
+    assert found.norms.excess == pytest.approx(excess, rel=1e-4)
+    assert found.norms.excess_interval[0] < excess < found.norms.excess_interval[1]
+
+
+def test_the_norms_of_the_target_become_those_of_id_behind_each_layer_in_turn(
+    errors: tuple[Intervention, LoadedModel, Any],
+) -> None:
+    found, model, roles = errors
+    samples = {name: roles[f"{name}-report"] for name in ("id", "target")}
+    (reference,) = respond(Probe(model, samples, select_on="id"), [{}])
+    changes = {layer: Rescaled(factor) for layer, factor in found.norms.factors}
+    assert list(changes) == [0, 2]
+    (rescaled,) = respond(Probe(model, samples), [changes])
+    for boundary in (1, 3):
+        assert rescaled.norms[boundary] == pytest.approx(reference.norms[boundary], rel=1e-5)
+    assert rescaled.norms[2] != pytest.approx(reference.norms[2], rel=1e-3)
+    assert found.norms.target.metric == pytest.approx(
+        values_of(model, samples["target"], changes).mean(), rel=1e-4
+    )
+
+
+def test_deviations_are_from_the_intact_model_on_id_over_the_boundaries_that_are_left(
+    errors: tuple[Intervention, LoadedModel, Any],
+) -> None:
+    found, model, roles = errors
+    samples = {name: roles[f"{name}-report"] for name in ("id", "target")}
+    probe = Probe(model, samples)
+    left = [0, 2, 4]  # behind layers 1 and 3; layers 0 and 2 are gone
+    for dose, dropped in ((found.target[0], (0, 2)), (found.target[1], ())):
+        deviation = probe.deviation(dropped)
+        assert dose.norm_deviation == pytest.approx(np.mean([deviation.norms[b] for b in left]))
+        assert dose.distance_deviation == pytest.approx(np.mean([deviation.distances[b] for b in left]))
+    floor = probe.deviation().noise_floor
+    assert found.noise_floor[0] == pytest.approx(np.mean([floor.norms[b] for b in left]))
+    assert found.noise_floor[1] == pytest.approx(np.mean([floor.distances[b] for b in left]))
+    assert {dose.deviation for dose in found.id if dose.alpha == 1} == {0.0}
+    after, before = probe.deviation((1, 3)).mean, probe.deviation(over=(1, 3)).mean
+    assert found.random.sets[0].deviation_removed == pytest.approx(1 - after / before)
+    share = 1 - found.target[0].deviation / found.target[1].deviation
+    assert found.random.deviation.selected == pytest.approx(share)
