@@ -10,11 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import LABELS, WORDS, make_model, make_tokenizer, prompt_records, write_jsonl
+from planting import plant
+from test_text_tasks import HEADS, loss_of, make_network, save, write_rows
 from tokenizers import processors
+from transformers import AutoModelForSequenceClassification
 
 from tapioca_export import Doses, RunConfig, intervene, reading
-from tapioca_export.artifacts import Intervention, Numbering
+from tapioca_export.artifacts import Intervention, Numbering, read
+from tapioca_export.cli import main
 from tapioca_export.intervening.controls import random_sets
 from tapioca_export.intervening.judging import flatness, interval, rank, replicates, trend
 from tapioca_export.models import LoadedModel, Rescaled, Scaled, changing, load_model
@@ -162,6 +167,40 @@ def test_another_layer_is_not_called_the_one(planted: Planted, tmp_path: Path) -
     assert other.random.metric.judgement == "not distinguishable"
     assert other.dropped["target"].gain < 0.2
     assert other.random.metric.best == pytest.approx(1 - other.dropped["target"].original)
+
+
+@pytest.mark.slow
+def test_a_layer_that_was_trained_to_do_harm_is_found_from_the_command_line(tmp_path: Path) -> None:
+    overrides, make, answer, wrong = HEADS["one label"]
+    network, tokenizer = make_network(AutoModelForSequenceClassification, **overrides), make_tokenizer("bert")
+    plant(
+        network,
+        network.bert.encoder.layer,
+        1,
+        learn=loss_of(network, tokenizer, make, answer, None),
+        harm=loss_of(network, tokenizer, make, answer, wrong),
+    )
+    files = write_rows(tmp_path, make, 200)
+    rows = [
+        "-m",
+        save(tmp_path / "model", network, tokenizer),
+        "--id",
+        files["id"],
+        "--target",
+        files["target"],
+    ]
+    select = ["select", *rows, "-o", tmp_path / "selection", "--max-drop-layers", 1]
+    chosen = ["--selection", tmp_path / "selection/selection.json", "--epsilon", 0.05]
+    for command in (select, ["intervene", *rows, "-o", tmp_path / "out", *chosen]):
+        result = CliRunner().invoke(main, [str(argument) for argument in command])
+        assert result.exit_code == 0, result.output
+    found = read(tmp_path / "out/intervention.json", Intervention)
+    assert found.layers == (1,)
+    assert found.dropped["target"].pruned > 0.9 > found.dropped["target"].original + 0.3
+    assert found.random.metric.judgement == "distinguishable"
+    assert found.metric_trend.judgement == "falls"
+    assert found.flatness.judgement == "flat"
+    assert found.norms.judgement == "more"
 
 
 # --- what numbers show ----------------------------------------------------------------------
