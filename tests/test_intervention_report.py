@@ -198,6 +198,23 @@ def test_a_selection_of_another_model_or_of_other_rows_is_refused(
     refused(call(*arguments, "-o", run_folder.parent / "out", "--selection", path), *words)
 
 
+@pytest.mark.parametrize("text", ["layers = [1, 2]\nalphas = [0.5]", 'layers = "1,2"\nalphas = "0.5"'])
+def test_a_configuration_file_is_the_same_as_flags(
+    text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: list[object] = []
+    monkeypatch.setattr(
+        tapioca_export, "intervene", lambda *given: calls.append(given) or reports.intervention()
+    )
+    path = tmp_path / "c.toml"
+    path.write_text(f"{text}\ndraws = 7\nepsilon = 0.2\nseed = 3\n")
+    flags = ["--layers", "1,2", "--alphas", "0.5", "--draws", 7, "--epsilon", 0.2, "--seed", 3]
+    assert call("intervene", "-m", "m", *flags).exit_code == 0
+    assert call("intervene", "-m", "m", "-c", path).exit_code == 0
+    config, doses = RunConfig(model="m", seed=3), Doses((0.5,), 7, 0.2)
+    assert calls == [(config, (1, 2), None, doses)] * 2
+
+
 def test_protected_layers_are_in_no_random_set(arguments: list[object], tmp_path: Path) -> None:
     asked = ["--layers", 3, "--alphas", 1, "-o", tmp_path / "out", "--protect-first", 1]
     assert call(*arguments, *asked).exit_code == 0

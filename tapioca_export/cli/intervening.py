@@ -43,9 +43,9 @@ def _dosing(command: Any) -> Any:
 
 
 def _numbers(ctx: click.Context, parameter: click.Parameter, value: Any) -> tuple[float, ...]:
-    """Parse `0,0.5,1`."""
+    """Parse `0,0.5,1`, or a config file's list."""
     try:
-        return tuple(float(part) for part in str(value).split(","))
+        return tuple(float(part) for part in (value if isinstance(value, list) else str(value).split(",")))
     except ValueError:
         raise click.BadParameter("give numbers separated by commas, such as 0,0.5,1,1.5.") from None
 
