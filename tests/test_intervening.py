@@ -269,6 +269,20 @@ def test_the_change_is_what_dropping_does() -> None:
     assert found.change_interval[1] - found.change_interval[0] < 0.1, "not paired"
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_step_that_goes_the_other_way_leaves_a_change_undecided(sign: int) -> None:
+    noise = np.random.default_rng(0).normal(scale=0.5, size=1000)  # no step to or from alpha 0.5 is shown
+    values = sign * np.asarray([1.0, 1.1, 0.8, 0.5])
+    drawn = np.repeat(values[:, None], 1000, axis=1)
+    drawn[2] += noise
+    found = trend((0.0, 0.25, 0.5, 1.0), values, drawn)
+    assert found.change_interval == (sign * 0.5, sign * 0.5)
+    assert found.judgement == "undecided"
+    drawn[1] = values[1] = sign * 0.9
+    expected = "falls" if sign > 0 else "rises"
+    assert trend((0.0, 0.25, 0.5, 1.0), values, drawn).judgement == expected
+
+
 def test_two_alphas_show_no_trend() -> None:
     assert trend_of([0.9, 0.3, 0.1], (0.0, 1.0, 1.5)).judgement == "undecided"
 
@@ -359,6 +373,9 @@ def test_a_gain_is_an_error_that_falls(errors: tuple[Intervention, LoadedModel, 
     assert found.target[0].difference == pytest.approx(dropped - intact, rel=1e-4)
     low, high = found.random.metric.margin
     assert low < found.random.metric.selected - other.gain < high
+    # One other set is all there is: rows decide, where a rank could not.
+    assert found.random.metric.judgement == ("distinguishable" if low > 0 else "undecided")
+    assert abs(low) > 0.01
     excess = found.norms.target.metric - dropped
     assert found.norms.excess == pytest.approx(excess, rel=1e-4)
     assert found.norms.excess_interval[0] < excess < found.norms.excess_interval[1]
