@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .artifacts import Benchmark, Comparison, Export, Plan, Profile, Report, Selection
-    from .commands import benchmark, compare, export, plan, profile, prune, report, select
-    from .config import RunConfig
+    from .artifacts import Benchmark, Comparison, Export, Intervention, Plan, Profile, Report, Selection
+    from .commands import benchmark, compare, export, intervene, plan, profile, prune, report, select
+    from .config import Doses, RunConfig
     from .errors import TapiocaError
     from .gating import Thresholds, check
     from .pipeline import demo, run
@@ -19,9 +19,28 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "artifacts": ("Benchmark", "Comparison", "Export", "Plan", "Profile", "Report", "Selection"),
-    "commands": ("benchmark", "compare", "export", "plan", "profile", "prune", "report", "select"),
-    "config": ("RunConfig",),
+    "artifacts": (
+        "Benchmark",
+        "Comparison",
+        "Export",
+        "Intervention",
+        "Plan",
+        "Profile",
+        "Report",
+        "Selection",
+    ),
+    "commands": (
+        "benchmark",
+        "compare",
+        "export",
+        "intervene",
+        "plan",
+        "profile",
+        "prune",
+        "report",
+        "select",
+    ),
+    "config": ("Doses", "RunConfig"),
     "errors": ("TapiocaError",),
     "gating": ("Thresholds", "check"),
     "pipeline": ("demo", "run"),
@@ -30,7 +49,9 @@ _HOMES = {
 __all__ = [
     "Benchmark",
     "Comparison",
+    "Doses",
     "Export",
+    "Intervention",
     "Plan",
     "Profile",
     "Report",
@@ -43,6 +64,7 @@ __all__ = [
     "compare",
     "demo",
     "export",
+    "intervene",
     "plan",
     "profile",
     "prune",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from . import comparing, reading, reporting, steps
+from . import comparing, intervening, reading, reporting, steps
 from .artifacts import (
     Benchmark,
     Comparison,
     Export,
+    Intervention,
     LayerName,
     Numbering,
     Plan,
@@ -23,12 +25,13 @@ from .artifacts import (
     check_output,
     read,
     refuse_inside,
+    sha256,
     staged,
     write,
 )
 from .benchmarking import benchmark as compare_exports
-from .config import RunConfig
-from .errors import ConfigError, LoadError
+from .config import Doses, RunConfig
+from .errors import ConfigError, LoadError, OutputError
 from .exporting import parity_batches
 from .models import (
     LoadedModel,
@@ -135,9 +138,7 @@ def prune(config: RunConfig, selection: Selection | None = None, proof: Proof = 
             model = load_model(config.model, model.task.name, options)
         if selection is None:
             selection = _as_named(config, model)
-        of, here = Numbering.of(selection.stacks, selection.num_layers), model.numbering
-        if of != here:
-            raise ConfigError(f"The selection is for {of} ({selection.model}), {config.model} has {here}.")
+        _refuse_other_model(config, selection, model)
         if proof == "weights":
             return steps.save_checkpoint(folder, model, selection, None)
         rows = reading.given_rows(config, model.task, model.processor)
@@ -199,12 +200,7 @@ def benchmark(original: Path, pruned: Path, config: RunConfig) -> Benchmark:
     refuse_inside(config.output, (original, pruned))
     first = read(original / "export.json", Export)
     chosen = steps.selection_of(str(pruned))
-    if chosen is not None and chosen.num_samples and chosen.seed != config.seed:
-        raise ConfigError(
-            f"The layers were chosen on rows split with --seed {chosen.seed}; with --seed {config.seed} "
-            "some of them would be reported.",
-            f"Use --seed {chosen.seed}.",
-        )
+    _refuse_other_split(config, chosen)
     config = replace(config, model=str(original), task=first.task)
     if config.max_length is None:
         config = replace(config, max_length=first.max_length)
@@ -217,6 +213,68 @@ def benchmark(original: Path, pruned: Path, config: RunConfig) -> Benchmark:
     return result
 
 
+def intervene(
+    config: RunConfig,
+    layers: Sequence[LayerName] = (),
+    selection: Selection | None = None,
+    doses: Doses | None = None,
+) -> Intervention:
+    """Write `intervention.json`: what scaling layers does on report rows, beside random layers.
+
+    In a run folder it is added to what is there, and the report is rendered again with it.
+
+    Args:
+        config: Model, samples, and where to write.
+        layers: The layers to scale, unless a selection names them.
+        selection: A selection made earlier (default, without `layers`: that of the run folder).
+        doses: Alphas, how many random sets to draw, and how far ID may move and be called flat.
+
+    Raises:
+        ConfigError: If no layers are named, or twice; or they do not fit the model or the rows.
+    """
+    doses = doses or Doses()
+    run_folder = config.output if (config.output / "run.json").is_file() else None
+    if not layers and selection is None and run_folder is not None:
+        selection = steps.selection_of(str(run_folder))
+    if bool(layers) == (selection is not None):
+        raise ConfigError("Give either --layers or --selection.", "For instance --layers 3,7.")
+    if selection is not None and not selection.drop:
+        raise ConfigError("The selection drops no layer.", "Name layers, for instance --layers 3,7.")
+    steps.check(config, replaces=run_folder is None)
+    steps.refuse_pruned(config)
+    _refuse_other_split(config, selection)
+    options = replace(_as_before(config, selection, "The selection"), device=config.device)
+    with _kept_or_staged(config, run_folder, "intervention.json") as folder, steps.using_threads(config):
+        task, processor = reading.load_task(config, options)
+        roles = reading.load_roles(config, task, processor, ("report",))
+        model = load_model(config.model, task.name, options)
+        if selection is not None:
+            _refuse_other_model(config, selection, model)
+        chosen = model.numbering.indices(selection.drop if selection else layers)
+        result = intervening.intervene(config, model, roles, chosen, doses)
+        result = replace(result, verdict=reporting.intervention_verdict(result))
+        write(folder / "intervention.json", result)
+    if run_folder is not None:
+        report(run_folder)
+    return result
+
+
+@contextmanager
+def _kept_or_staged(config: RunConfig, run_folder: Path | None, name: str) -> Iterator[Path]:
+    """Give the run folder that a file is added to, or a new folder.
+
+    Raises:
+        OutputError: If there is such a file already, and it may not be replaced.
+    """
+    if run_folder is None:
+        with staged(config.output, overwrite=config.overwrite) as folder:
+            yield folder
+    elif (run_folder / name).exists() and not config.overwrite:
+        raise OutputError(f"{run_folder / name} is there already.", "Add --overwrite.")
+    else:
+        yield run_folder
+
+
 def report(folder: Path) -> Report:
     """Render a run folder again, from its artifacts."""
     if not (folder / "run.json").is_file():
@@ -225,15 +283,50 @@ def report(folder: Path) -> Report:
         path.parent.relative_to(folder).as_posix(): read(path, Export)
         for path in sorted(folder.glob("*/*/export.json"))
     }
+    added = folder / "intervention.json"
+    record = _renewed(read(folder / "run.json", Run), folder, (added.name,))
     result = reporting.make_report(
-        read(folder / "run.json", Run),
+        record,
         read(folder / "selection.json", Selection),
         read(folder / "profile.json", Profile),
         read(folder / "benchmark.json", Benchmark),
         exports,
+        read(added, Intervention) if added.is_file() else None,
     )
     reporting.write_report(result, folder)
+    write(folder / "run.json", _renewed(record, folder, reporting.FILES))
     return result
+
+
+def _renewed(record: Run, folder: Path, names: Sequence[str]) -> Run:
+    """Return the record of a run with the hashes that some of its files have now."""
+    hashes = {name: sha256(folder / name) for name in names if (folder / name).is_file()}
+    return replace(record, outputs={**record.outputs, **hashes})
+
+
+def _refuse_other_split(config: RunConfig, chosen: Selection | None) -> None:
+    """Refuse to report rows that drove a choice.
+
+    Raises:
+        ConfigError: Naming the seed by which rows were split then.
+    """
+    if chosen is not None and chosen.num_samples and chosen.seed != config.seed:
+        raise ConfigError(
+            f"The layers were chosen on rows split with --seed {chosen.seed}; with --seed {config.seed} "
+            "some of them would be reported.",
+            f"Use --seed {chosen.seed}.",
+        )
+
+
+def _refuse_other_model(config: RunConfig, selection: Selection, model: LoadedModel) -> None:
+    """Refuse a selection of layers that the model does not have.
+
+    Raises:
+        ConfigError: Saying what layers either has.
+    """
+    of, here = Numbering.of(selection.stacks, selection.num_layers), model.numbering
+    if of != here:
+        raise ConfigError(f"The selection is for {of} ({selection.model}), {config.model} has {here}.")
 
 
 def _as_before(config: RunConfig, earlier: Selection | Export | None, where: Path | str) -> LoadOptions:

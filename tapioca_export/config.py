@@ -165,3 +165,32 @@ class RunConfig:
             re.compile(self.extract)
         except re.error as error:
             raise ConfigError(f"--extract {self.extract!r} is no regular expression: {error}.") from error
+
+
+@dataclass(frozen=True)
+class Doses:
+    """How far and how often `intervene` goes.
+
+    Args:
+        alphas: What the layers' updates are multiplied by; 0 (dropped) and 1 (intact) are added.
+        draws: Random sets of other layers to drop.
+        epsilon: How far the ID metric may move and be called flat, in its units.
+
+    Raises:
+        ConfigError: If a number is out of its range.
+    """
+
+    alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+    draws: int = 50
+    epsilon: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be done, and put the alphas in order."""
+        for alpha in self.alphas:
+            if not (math.isfinite(alpha) and alpha >= 0):
+                raise ConfigError(f"--alphas {alpha} must be a number from 0 up.", "Such as 0,0.5,1,1.5.")
+        if self.draws < 0:
+            raise ConfigError(f"--draws {self.draws} must be at least 0.")
+        if not (math.isfinite(self.epsilon) and self.epsilon > 0):
+            raise ConfigError(f"--epsilon {self.epsilon} must be a number above 0.")
+        object.__setattr__(self, "alphas", tuple(sorted({0.0, 1.0, *map(float, self.alphas)})))

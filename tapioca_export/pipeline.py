@@ -92,7 +92,7 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
     record = provenance.make_run(config, folder, clock.seconds, environment)
     report = reporting.make_report(record, selection, profile, measured, exports)
     reporting.write_report(report, folder)
-    reports = {name: sha256(folder / name) for name in ("report.html", "report.json", "report.md")}
+    reports = {name: sha256(folder / name) for name in reporting.FILES}
     write(folder / "run.json", replace(record, outputs={**record.outputs, **reports}))
     return report
 

@@ -56,8 +56,13 @@ SEARCH_SETTINGS = (
 )  # fmt: skip
 
 
-def check(config: RunConfig, *, searches: bool = False) -> None:
+def check(config: RunConfig, *, searches: bool = False, replaces: bool = True) -> None:
     """Refuse at once what can be refused: an hour's search must not end on a misspelt word.
+
+    Args:
+        config: What the user asks for.
+        searches: Layers are to be searched for.
+        replaces: The output folder is to be replaced, so that no input may be inside it.
 
     Raises:
         TapiocaError: If a name is in no table, settings do not go together, a sample file is missing,
@@ -67,7 +72,8 @@ def check(config: RunConfig, *, searches: bool = False) -> None:
     given = [path for path in files if path is not None]
     for path in given:
         check_exists(path)
-    refuse_inside(config.output, [Path(config.model), *given] if config.model else given)
+    if replaces:
+        refuse_inside(config.output, [Path(config.model), *given] if config.model else given)
     if config.task != "auto":
         TASKS[config.task]
     if searches:

@@ -13,21 +13,30 @@ from tapioca_export.artifacts import (
     Cost,
     Curves,
     Deviation,
+    Dose,
     Export,
+    Flatness,
     Interval,
+    Intervention,
     Latency,
+    LayerDoses,
     LayerProfile,
+    NormControl,
     Pair,
     Prediction,
     Profile,
+    RandomLayers,
+    RandomSet,
+    Rank,
     Ratio,
     Report,
     Run,
     Selection,
     Step,
     Timing,
+    Trend,
 )
-from tapioca_export.reporting import make_report
+from tapioca_export.reporting import intervention_verdict, make_report
 
 NUM_LAYERS = 12
 DROP = (4, 7)
@@ -178,6 +187,59 @@ def benchmark(**changes: Any) -> Benchmark:
         skipped=("CUDAExecutionProvider: no such device",),
     )
     return replace(made, **changes)
+
+
+ALPHAS = (0.0, 0.5, 1.0, 1.5)
+
+
+def doses(slope: float, *, labelled: bool = True) -> tuple[Dose, ...]:
+    """A metric that falls with alpha by the slope, and a deviation that rises by it."""
+    made = []
+    for alpha in ALPHAS:
+        change, moved = slope * (1 - alpha), 0.3 + slope * alpha
+        dose = Dose(alpha, moved, moved + 0.1, (moved - 0.05, moved + 0.05), (moved + 0.02, moved + 0.18))
+        scored = {
+            "metric": 0.712 + change, "metric_interval": (0.672 + change, 0.752 + change),
+            "loss": 0.6 - change, "loss_interval": (0.5 - change, 0.7 - change),
+            "difference": change, "difference_interval": (change - 0.03, change + 0.03),
+        }  # fmt: skip
+        made.append(replace(dose, **scored) if labelled else dose)
+    return tuple(made)
+
+
+def intervention(**changes: Any) -> Intervention:
+    """A gain that random layers do not reach, monotone, on a flat ID."""
+    drawn = tuple(RandomSet((n % 4, 8 + n % 3), -0.02 * n, 0.1 - 0.03 * n) for n in range(1, 21))
+    made = Intervention(
+        model="bert-tiny",
+        task="text-classification",
+        num_layers=NUM_LAYERS,
+        layers=DROP,
+        alphas=ALPHAS,
+        id=doses(0.002),
+        target=doses(0.056),
+        by_layer=tuple(LayerDoses(layer, doses(0.001), doses(0.02 + 0.001 * layer)) for layer in DROP),
+        random=RandomLayers(
+            drawn,
+            45,
+            Rank(0.056, -0.21, -0.02, 0, 20, 1 / 21, "distinguishable", (0.04, 0.11)),
+            Rank(0.15, -0.2, 0.07, 0, 20, 1 / 21, "distinguishable"),
+        ),
+        norms=NormControl(((4, 0.9), (7, 0.8)), doses(0.056)[2], 0.056, (0.02, 0.09), "more"),
+        deviation_trend=Trend(1.0, (1.0, 1.0), -0.05, (-0.07, -0.03), "rises"),
+        noise_floor=(0.02, 0.04),
+        metric="accuracy",
+        higher_is_better=True,
+        dropped={"id": NO_CHANGE, "target": GAIN},
+        metric_trend=Trend(-1.0, (-1.0, -0.5), 0.056, (0.024, 0.088), "falls"),
+        flatness=Flatness(0.05, 0.0, 0.002, (-0.028, 0.032), "flat"),
+        num_id=500,
+        num_target=500,
+        layer_forwards=1234,
+        seconds=5.6,
+    )
+    made = replace(made, **changes)
+    return replace(made, verdict=intervention_verdict(made))
 
 
 def export(name: str = "onnx", **changes: Any) -> Export:

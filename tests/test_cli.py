@@ -25,9 +25,9 @@ Tiny = Callable[[str], Path]
 Files = Callable[[str], dict[str, Path]]
 HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "numpy", "pandas", "pyarrow", "pydantic")
 PUBLIC = [
-    "Benchmark", "Comparison", "Export", "Plan", "Profile", "Report", "RunConfig", "Selection",
-    "TapiocaError", "Thresholds", "benchmark", "check", "compare", "demo", "export", "plan", "profile",
-    "prune", "report", "run", "select",
+    "Benchmark", "Comparison", "Doses", "Export", "Intervention", "Plan", "Profile", "Report", "RunConfig",
+    "Selection", "TapiocaError", "Thresholds", "benchmark", "check", "compare", "demo", "export",
+    "intervene", "plan", "profile", "prune", "report", "run", "select",
 ]  # fmt: skip
 
 

@@ -5,6 +5,17 @@ Knows nothing about models, runtimes or how any number came about.
 
 from ..numbering import LayerName, Numbering
 from .files import check_output, read, refuse_inside, sha256, staged, to_json, write, write_text
+from .interventions import (
+    Dose,
+    Flatness,
+    Intervention,
+    LayerDoses,
+    NormControl,
+    RandomLayers,
+    RandomSet,
+    Rank,
+    Trend,
+)
 from .journal import Journal, Ledger
 from .plans import Bounds, Plan
 from .prompts import Prompting
@@ -25,6 +36,7 @@ from .records import (
     Selection,
     Step,
 )
+from .reports import Report
 from .results import (
     Accuracy,
     Benchmark,
@@ -34,7 +46,6 @@ from .results import (
     Latency,
     Phase,
     Ratio,
-    Report,
     Run,
     Timing,
 )
@@ -50,14 +61,19 @@ __all__ = [
     "Cost",
     "Curves",
     "Deviation",
+    "Dose",
     "Evaluation",
     "Export",
+    "Flatness",
     "Interval",
+    "Intervention",
     "Journal",
     "Latency",
+    "LayerDoses",
     "LayerName",
     "LayerProfile",
     "Ledger",
+    "NormControl",
     "Numbering",
     "Outcome",
     "Pair",
@@ -67,12 +83,16 @@ __all__ = [
     "Profile",
     "Prompting",
     "Proof",
+    "RandomLayers",
+    "RandomSet",
+    "Rank",
     "Ratio",
     "Report",
     "Run",
     "Selection",
     "Step",
     "Timing",
+    "Trend",
     "check_output",
     "read",
     "refuse_inside",

@@ -1,4 +1,4 @@
-"""Frozen dataclasses of what came out: exports, benchmarks, comparisons, runs, reports; one file each.
+"""Frozen dataclasses of what came out: exports, benchmarks, comparisons, runs; one file each.
 
 Layers are named as in `records`.
 """
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ..numbering import LayerName
 from .prompts import Prompting
-from .records import SCHEMA_VERSION, Cost, Interval, Pair, Profile, Selection
+from .records import SCHEMA_VERSION, Cost, Interval, Pair
 
 # --- export.json ----------------------------------------------------------------------------
 
@@ -222,7 +222,7 @@ class Comparison:
     schema_version: int = SCHEMA_VERSION
 
 
-# --- run.json, report.json ------------------------------------------------------------------
+# --- run.json ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -238,19 +238,4 @@ class Run:
     outputs: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     kind: Literal["run"] = "run"
-    schema_version: int = SCHEMA_VERSION
-
-
-@dataclass(frozen=True)
-class Report:
-    """`report.json`: the verdict and everything it rests on."""
-
-    verdict: str
-    findings: tuple[str, ...]
-    run: Run
-    selection: Selection
-    profile: Profile
-    benchmark: Benchmark
-    exports: dict[str, Export]
-    kind: Literal["report"] = "report"
     schema_version: int = SCHEMA_VERSION

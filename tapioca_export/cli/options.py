@@ -12,14 +12,16 @@ from typing import Any, get_type_hints
 import click
 
 from ..bars import DISABLED
-from ..config import RunConfig
+from ..config import Doses, RunConfig
 from ..errors import ConfigError, LoadError, UnknownNameError
 from ..numbering import LayerName
 
 FIELDS = {item.name: item for item in fields(RunConfig)}
 TYPES = get_type_hints(RunConfig)
 # On the command line a text with commas, in a config file a list as well.
-LISTS = ("drop", "compare")
+LISTS = ("drop", "compare", "layers", "alphas")
+# What a config file may hold, where the command takes it.
+SETTINGS = {*FIELDS, *LISTS, *(item.name for item in fields(Doses))}
 
 
 def _layers(ctx: click.Context, parameter: click.Parameter, value: Any) -> tuple[LayerName, ...]:
@@ -141,7 +143,7 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, path: Path | No
     """Make a file's values the defaults; a key that is no option of the command is an error."""
     if path is None:
         return
-    known = {p.name: p for p in ctx.command.params if p.name in FIELDS or p.name in LISTS}
+    known = {p.name: p for p in ctx.command.params if p.name in SETTINGS}
     values = {}
     for key, value in _parse_config(path).items():
         name = str(key).replace("-", "_")

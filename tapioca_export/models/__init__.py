@@ -9,17 +9,36 @@ from .loaded import SPREAD, LoadedModel, LoadOptions, generated, to_tensors
 from .loading import find_task, load_config, load_model, load_processor, outline_model
 from .proof import reference_logits, refuse_larger_than_memory, save_pruned
 from .rewriting import write_pruned
-from .skipping import EndOfForward, StandIn, skipping, stand_ins, stream_of, with_stream
+from .skipping import (
+    DROPPED,
+    INTACT,
+    Change,
+    EndOfForward,
+    Rescaled,
+    Scaled,
+    StandIn,
+    changing,
+    skipping,
+    stand_ins,
+    stream_of,
+    with_stream,
+)
 from .stacks import Stack, config_at, find_stacks, in_order, prunable_stacks
 from .surgery import drop_layers, droppable_layers
 
 __all__ = [
+    "DROPPED",
+    "INTACT",
     "SPREAD",
+    "Change",
     "EndOfForward",
     "LoadOptions",
     "LoadedModel",
+    "Rescaled",
+    "Scaled",
     "Stack",
     "StandIn",
+    "changing",
     "config_at",
     "drop_layers",
     "droppable_layers",

@@ -1,9 +1,13 @@
-"""Skip or replay layers for a while, with the model's own forward untouched."""
+"""Skip, scale or replay layers for a while, with the model's own forward untouched.
+
+Shapes: B rows, T tokens, H hidden size.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,15 +24,47 @@ class EndOfForward(Exception):  # noqa: N818  (no error: the way out of a forwar
         self.stream = stream
 
 
+@dataclass(frozen=True)
+class Scaled:
+    """Residual scaling of a whole layer: h = h_prev + alpha * (layer(h_prev) - h_prev).
+
+    0 drops the layer, 1 leaves it as it is, between them it is damped, above 1 amplified.
+
+    Source: the intervention named in Sharma et al. 2026, "TAPIOCA", arXiv:2605.14738; its formula was
+        not available, this one is the project's reading of it.
+    """
+
+    alpha: float
+
+    def __call__(self, before: torch.Tensor, behind: torch.Tensor) -> torch.Tensor:
+        """Return the stream (B, T, H) that leaves the layer, of what entered and what it made of it."""
+        return torch.lerp(before.to(behind.device), behind, self.alpha)
+
+
+@dataclass(frozen=True)
+class Rescaled:
+    """The stream behind a layer times a factor: its norms change, its directions and the layer stay."""
+
+    factor: float
+
+    def __call__(self, before: torch.Tensor, behind: torch.Tensor) -> torch.Tensor:
+        """Return the stream (B, T, H) that leaves the layer."""
+        return behind * self.factor
+
+
+Change = Scaled | Rescaled
+DROPPED, INTACT = Scaled(0.0), Scaled(1.0)
+
+
 class StandIn(nn.Module):
     """Stands at a layer's place in the stack and decides what the layer does there.
 
     The network's own forward runs unchanged: it sees a module with the layer's attributes. With
     `answer` set, that is returned and nothing is computed; with `skips`, the input is passed
-    through; otherwise the layer runs. `see` is told the residual stream before and the output.
-    `runs` runs in the layer's stead, if it is set.
-    With `ends`, the forward is left by `EndOfForward` once the layer has its input: what is above
-    costs nothing. `num_forwards` counts sequences, `num_tokens` their tokens, padding included.
+    through; otherwise the layer runs, and `change` says what becomes of its stream. `runs` runs in the
+    layer's stead, if it is set. `see` is told the residual stream before and the output. With `ends`,
+    the forward is left by `EndOfForward` once the layer has its input: what is above costs nothing.
+    `num_forwards` counts sequences, `num_tokens` their tokens, padding included.
     """
 
     def __init__(self, layer: nn.Module, kinds: dict[type, bool]) -> None:
@@ -38,6 +74,7 @@ class StandIn(nn.Module):
         self.kinds = kinds  # by class of layer: does it return a tensor, or more than that
         self.answer: Any = None
         self.skips = False
+        self.change: Change | None = None
         self.ends = False
         self.see: Callable[[torch.Tensor, Any], None] | None = None
         self.runs: Callable[..., Any] | None = None
@@ -50,8 +87,13 @@ class StandIn(nn.Module):
         except AttributeError:
             return getattr(self.__dict__["layer"], name)
 
+    def become(self, change: Change) -> None:
+        """Change the layer; dropped and intact ones take the paths on which nothing is rounded."""
+        self.skips = change == DROPPED
+        self.change = None if change in (DROPPED, INTACT) else change
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run, skip or replay the layer."""
+        """Run, skip, change or replay the layer."""
         stream: torch.Tensor = args[0] if args else kwargs["hidden_states"]
         if self.ends:
             raise EndOfForward(stream)
@@ -67,6 +109,8 @@ class StandIn(nn.Module):
                 self.num_tokens += stream.shape[0] * stream.shape[1]
             if self.skips:  # a tuple carries more than hidden states (biases, weights): keep the rest
                 output = with_stream(output, stream)
+            elif self.change is not None:
+                output = with_stream(output, self.change(stream, stream_of(output)))
         if self.see is not None:
             self.see(stream, output)
         return output
@@ -106,9 +150,16 @@ def stand_ins(model: LoadedModel, kinds: dict[type, bool] | None = None) -> Iter
 
 
 @contextmanager
+def changing(model: LoadedModel, changes: Mapping[int, Change]) -> Iterator[None]:
+    """Change layers for the length of the block."""
+    with stand_ins(model) as replacements:
+        for layer, change in changes.items():
+            replacements[layer].become(change)
+        yield
+
+
+@contextmanager
 def skipping(model: LoadedModel, layers: Iterable[int]) -> Iterator[None]:
     """Skip layers for the length of the block: logits equal those of the pruned model, to the bit."""
-    with stand_ins(model) as replacements:
-        for layer in layers:
-            replacements[layer].skips = True
+    with changing(model, dict.fromkeys(layers, DROPPED)):
         yield

@@ -4,7 +4,9 @@ Criteria ask a `Probe` for numbers; they never touch the network. Knows nothing 
 chosen.
 """
 
+from .accumulating import surviving_boundaries
+from .dosing import Response, respond
 from .probe import Probe, division_on
 from .replaying import MakeReplayer
 
-__all__ = ["MakeReplayer", "Probe", "division_on"]
+__all__ = ["MakeReplayer", "Probe", "Response", "division_on", "respond", "surviving_boundaries"]

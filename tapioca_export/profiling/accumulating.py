@@ -75,12 +75,14 @@ class Accumulator:
         matrices = self._distance_matrices()
         pairs = len(matrices[0]) * (len(matrices[0]) - 1)
         cosines = self.cosine_sum / np.repeat(self.num_tokens, self.depths)
+        bands = map(_band, self.replicates()) if self.num_replicates else ((), ())
+        norms_band, distances_band = bands
         return LayerProfile(
             norms=tuple((self.norm_sum / self.num_samples).tolist()),
             distances=tuple(float(matrix.sum() / pairs) for matrix in matrices),
             influences=tuple(None if i in dropped else float(1 - c) for i, c in enumerate(cosines)),
-            norms_band=self._norms_band(),
-            distances_band=self._distances_band(matrices),
+            norms_band=norms_band,
+            distances_band=distances_band,
             num_samples=self.num_samples,
             num_tokens=int(self.num_tokens.sum()),
         )
@@ -94,14 +96,14 @@ class Accumulator:
         halves, count = halves[:, usable], self.half_count[usable, None]
         means = self.half_norm_sum[usable] / count
         other_means = (self.norm_sum - self.half_norm_sum[usable]) / (self.num_samples - count)
-        norms = _log_ratio(means, other_means, means)  # (R, L+S)
+        norms = log_ratio(means, other_means, means)  # (R, L+S)
         sides = []
         for side in (halves.T, 1 - halves.T):  # (R, M)
             pairs = side.sum(axis=1) * (side.sum(axis=1) - 1)
             sides.append(
                 [((side @ m) * side).sum(axis=1) / np.maximum(pairs, 1) for m in self._distance_matrices()]
             )
-        distances = _log_ratio(np.asarray(sides[0]).T, np.asarray(sides[1]).T, means)
+        distances = log_ratio(np.asarray(sides[0]).T, np.asarray(sides[1]).T, means)
         mean = (norms.mean(axis=1) + distances.mean(axis=1)) / 2
         return Curves(
             tuple(np.percentile(norms, 95, axis=0).tolist()),
@@ -129,18 +131,18 @@ class Accumulator:
                     self._matrices.append(pairs.double().mean(dim=0).numpy())
         return self._matrices
 
-    def _norms_band(self) -> tuple[Interval, ...]:
-        if not self.num_replicates:
-            return ()
-        return _band(self.weighted_norm_sum / np.maximum(self.weight_sum, 1)[:, None])
+    def replicates(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return bootstrap replicates of the norm and of the distance profile, each (R, L+S).
 
-    def _distances_band(self, matrices: Sequence[np.ndarray]) -> tuple[Interval, ...]:
-        if not self.num_replicates:
-            return ()
+        Replicate r of every accumulator of the same rows and seed draws the same rows.
+        """
+        norms = self.weighted_norm_sum / np.maximum(self.weight_sum, 1)[:, None]
         weights = self._draws(sorted(self.states))[0].T  # (R, M)
         pairs = np.square(weights.sum(axis=1)) - np.square(weights).sum(axis=1)
-        means = [((weights @ m) * weights).sum(axis=1) / np.maximum(pairs, 1) for m in matrices]
-        return _band(np.asarray(means).T)
+        means = [
+            ((weights @ m) * weights).sum(axis=1) / np.maximum(pairs, 1) for m in self._distance_matrices()
+        ]
+        return norms, np.asarray(means).T
 
 
 def _band(replicates: np.ndarray) -> tuple[Interval, ...]:
@@ -149,7 +151,7 @@ def _band(replicates: np.ndarray) -> tuple[Interval, ...]:
     return tuple(zip(low.tolist(), high.tolist(), strict=True))
 
 
-def _log_ratio(one: np.ndarray, other: np.ndarray, norms: np.ndarray) -> np.ndarray:
+def log_ratio(one: np.ndarray, other: np.ndarray, norms: np.ndarray) -> np.ndarray:
     """Return |log(one / other)|; what is a millionth of the norm counts as zero.
 
     States can be equal for all samples (a first token after the embedding): both distances are then
@@ -163,22 +165,27 @@ def _log_ratio(one: np.ndarray, other: np.ndarray, norms: np.ndarray) -> np.ndar
 def log_ratios(profile: LayerProfile, reference: LayerProfile) -> tuple[list[float], list[float]]:
     """Return the deviation of norms and of distances, a boundary."""
     scale = np.asarray(reference.norms)
-    norms = _log_ratio(np.asarray(profile.norms), scale, scale)
-    distances = _log_ratio(np.asarray(profile.distances), np.asarray(reference.distances), scale)
+    norms = log_ratio(np.asarray(profile.norms), scale, scale)
+    distances = log_ratio(np.asarray(profile.distances), np.asarray(reference.distances), scale)
     return norms.tolist(), distances.tolist()
 
 
 def mean_deviation(
     norms: Sequence[float], distances: Sequence[float], dropped: Collection[int], numbering: Numbering
 ) -> float:
-    """Average over the boundaries after surviving layers, and over each stack's first and last one.
+    """Average over the boundaries that `surviving_boundaries` names."""
+    kept = surviving_boundaries(dropped, numbering)
+    return float(np.mean([(norms[b] + distances[b]) / 2 for b in kept]))
+
+
+def surviving_boundaries(dropped: Collection[int], numbering: Numbering) -> list[int]:
+    """Return the boundaries after surviving layers, and each stack's first and last one.
 
     The last is what the head, or the next stack, reads, whether or not the last layer survives.
     """
-    kept = [
+    return [
         boundaries[place]
         for layers, boundaries in zip(numbering.ranges, numbering.boundaries, strict=True)
         for place in range(len(boundaries))
         if place in (0, len(layers)) or layers[place - 1] not in dropped
     ]
-    return float(np.mean([(norms[b] + distances[b]) / 2 for b in kept]))

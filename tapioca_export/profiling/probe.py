@@ -234,7 +234,7 @@ class Probe:
         few = replace(samples, rows=tuple(samples.rows[i] for i in sorted(order[:NUM_INFLUENCE_SAMPLES])))
         total, num_tokens = np.zeros(self.num_layers), np.zeros(len(self.numbering.depths), dtype=np.int64)
         for batch, _, trace in self._passes(few, (), ()):
-            _, cosines, tokens = self._read(batch, trace.boundaries)
+            _, cosines, tokens = self.read_states(batch, trace.boundaries)
             total, num_tokens = total + cosines, num_tokens + tokens
         self.ledger.add_cost(self._layer_forwards, self._layer_tokens)
         return tuple((1 - total / np.repeat(num_tokens, list(self.numbering.depths.values()))).tolist())
@@ -252,7 +252,7 @@ class Probe:
         for layers in within:
             total[list(layers)] = 0.0
         for batch, _, trace in self._passes(samples, (), ()):
-            for layers, states in zip(within, self._read(batch, trace.boundaries)[0], strict=True):
+            for layers, states in zip(within, self.read_states(batch, trace.boundaries)[0], strict=True):
                 angles = angular_distance(states[:-num_layers], states[num_layers:])  # (len(layers), B, P)
                 total[list(layers)] += angles.double().mean(dim=-1).sum(dim=-1).cpu().numpy()
         self.ledger.add_cost(self._layer_forwards, self._layer_tokens)
@@ -295,7 +295,7 @@ class Probe:
         for batch, key, trace in self._passes(samples, tuple(sorted(base)), layers):
             if key is None:
                 continue
-            states[key].add(batch, *self._read(batch, trace.boundaries))
+            states[key].add(batch, *self.read_states(batch, trace.boundaries))
             if scored and trace.answers is not None:
                 found = task.score(trace.answers, samples, batch.indices)
                 line = _line([sets[key]], batch.indices, found.values[None], found.losses[None])
@@ -319,7 +319,7 @@ class Probe:
             samples = self.samples[name]
             accumulator = Accumulator(samples, self.numbering, NUM_REPLICATES, self.seed)
             for batch, _, trace in self._passes(samples, tuple(sorted(dropped)), ()):
-                accumulator.add(batch, *self._read(batch, trace.boundaries))
+                accumulator.add(batch, *self.read_states(batch, trace.boundaries))
             self.ledger.add_cost(self._layer_forwards, self._layer_tokens)
             profile = accumulator.profile(dropped)
             self._measured[name, dropped] = profile, accumulator.noise_floor()
@@ -337,9 +337,9 @@ class Probe:
                 for key, trace in passes(self.model, places, batch, base, layers, whole=True):
                     yield batch, key, trace
                 self.watch(0)
-            self._layer_forwards, self._layer_tokens = _cost(places)
+            self._layer_forwards, self._layer_tokens = forwards_of(places)
 
-    def _read(
+    def read_states(
         self, batch: Batch, boundaries: Sequence[torch.Tensor]
     ) -> tuple[list[torch.Tensor], np.ndarray, np.ndarray]:
         """Return answer states (D+1, B, P, H) of each stack, summed cosines (L,) and real tokens (S,)."""
@@ -371,7 +371,7 @@ def division_on(device: torch.device, num_threads: int) -> Division | None:
     return Division(BATCH_COST, THREAD_TOKENS * num_threads) if device.type == "cpu" else None
 
 
-def _cost(places: Sequence[StandIn]) -> tuple[int, int]:
+def forwards_of(places: Sequence[StandIn]) -> tuple[int, int]:
     """Return sequences and tokens through layers."""
     return sum(place.num_forwards for place in places), sum(place.num_tokens for place in places)
 

@@ -17,7 +17,18 @@ import numpy as np
 import torch
 
 from ..memory import give_back_free_memory
-from ..models import EndOfForward, LoadedModel, LoadOptions, StandIn, load_model, stand_ins, stream_of
+from ..models import (
+    DROPPED,
+    INTACT,
+    Change,
+    EndOfForward,
+    LoadedModel,
+    LoadOptions,
+    StandIn,
+    load_model,
+    stand_ins,
+    stream_of,
+)
 from ..samples import Samples
 from ..tasks import Batch, Processor
 from .abreast import groups, states_abreast
@@ -181,7 +192,8 @@ def passes(
     def run(skipped: Sequence[int], below: Mapping[int, object], ends: int | None = None) -> Trace:
         last = places[last_layer(model.num_layers, skipped)].layer
         with narrowed(last, read if ends is None else None):  # what is replayed has to be whole
-            return _forward(model, places, batch, skipped, below, ends, keeps=whole or ends is not None)
+            changes = dict.fromkeys(skipped, DROPPED)
+            return _forward(model, places, batch, changes, below, ends, keeps=whole or ends is not None)
 
     recorded = run(base, {}, max(layers) if layers and not whole else None)
     yield None, recorded
@@ -196,20 +208,37 @@ def passes(
         found = states_abreast(model, places, batch, base, group, recorded.boundaries, read)
         for layer, states in zip(group, found, strict=True):
             answers = dict.fromkeys(range(model.num_layers), states)
-            yield layer, _forward(model, places, batch, (), answers, keeps=False)
+            yield layer, _forward(model, places, batch, {}, answers, keeps=False)
+
+
+@torch.no_grad()
+def changed_passes(
+    model: LoadedModel,
+    places: Sequence[StandIn],
+    batch: Batch,
+    variants: Sequence[Mapping[int, Change]],
+) -> Iterator[Trace]:
+    """Yield a pass of each variant in turn: all replay the intact one below the lowest layer they change."""
+    intact = _forward(model, places, batch, {}, {}, keeps=True)
+    for changes in variants:
+        if not changes:
+            yield intact
+            continue
+        below = {index: intact.outputs[index] for index in range(min(changes))}
+        yield _forward(model, places, batch, changes, below, keeps=True)
 
 
 def _forward(
     model: LoadedModel,
     places: Sequence[StandIn],
     batch: Batch,
-    skipped: Sequence[int],
+    changes: Mapping[int, Change],
     answers: Mapping[int, object],
     ends: int | None = None,
     *,
     keeps: bool,
 ) -> Trace:
-    """Run the network's own forward, with some layers skipped and some answering from a recording."""
+    """Run the network's own forward, with some layers changed and some answering from a recording."""
     outputs: list[object] = []
     boundaries: list[torch.Tensor] = []
     starts = {layers.start for layers in model.numbering.ranges}
@@ -222,7 +251,8 @@ def _forward(
 
     for index, place in enumerate(places):
         place.answer, place.see = answers.get(index), see if keeps else None
-        place.skips, place.ends = index in skipped, index == ends
+        place.become(changes.get(index, INTACT))
+        place.ends = index == ends
     try:
         found = model.read(batch)
         for place in places:  # what is generated from here on was not recorded

@@ -2,8 +2,10 @@
 
     wording.py    the verdict and the findings, in sentences
     tables.py     the numbers as tables, shared by Markdown and HTML
-    figures.py, comparisons.py, drawing.py
+    figures.py, comparisons.py, doses.py, drawing.py
                   the numbers as plots: plain dictionaries in Plotly's terms
+    interventions.py
+                  what `intervene` found, in sentences and tables
     rendering.py  report -> Markdown, report -> one self-contained HTML file, table -> plain text
     planning.py   what a search would cost -> a few lines
 
@@ -17,14 +19,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from .. import artifacts
-from ..artifacts import Benchmark, Export, Profile, Report, Run, Selection
+from ..artifacts import Benchmark, Export, Intervention, Profile, Report, Run, Selection
+from .interventions import dose_table, intervention_verdict
 from .planning import render_plan
 from .rendering import render_html, render_markdown, render_text
 from .tables import comparison_table
 from .wording import findings, verdict
 
+# What `write_report` writes.
+FILES = ("report.html", "report.json", "report.md")
+
 __all__ = [
+    "FILES",
     "comparison_table",
+    "dose_table",
+    "intervention_verdict",
     "make_report",
     "render_html",
     "render_markdown",
@@ -40,6 +49,7 @@ def make_report(
     profile: Profile,
     benchmark: Benchmark,
     exports: dict[str, Export],
+    intervention: Intervention | None = None,
 ) -> Report:
     """Draw the verdict and the findings from what the stages wrote.
 
@@ -49,6 +59,7 @@ def make_report(
         profile: ID and target profiles before and after.
         benchmark: Original against pruned, both exported.
         exports: Every exported file, keyed by a name that says which ("pruned/onnx").
+        intervention: A dose-response of layers, if there is one.
 
     Returns:
         The report; equal artifacts give an equal report.
@@ -63,6 +74,7 @@ def make_report(
         profile=profile,
         benchmark=benchmark,
         exports=dict(exports),
+        intervention=intervention,
     )
 
 

@@ -40,8 +40,8 @@ def plot_spec(traces: list[Spec], layout: Spec) -> Spec:
     return {"data": traces, "layout": layout}
 
 
-def line_trace(name: str, x: Sequence[int], y: Sequence[float | None], colour: str) -> Spec:
-    """Return one line over whole numbers; None leaves a gap."""
+def line_trace(name: str, x: Sequence[float], y: Sequence[float | None], colour: str) -> Spec:
+    """Return one line; None leaves a gap."""
     return {
         "type": "scatter",
         "mode": "lines",
@@ -52,6 +52,22 @@ def line_trace(name: str, x: Sequence[int], y: Sequence[float | None], colour: s
         "marker": {"color": colour, "size": 7},
         "hovertemplate": "%{y:.4g}",
         "connectgaps": False,
+    }
+
+
+def band_trace(name: str, x: Sequence[float], band: Sequence[Interval], colour: str) -> Spec:
+    """Return the filled band behind the line of the same name."""
+    return {
+        "type": "scatter",
+        "fill": "toself",
+        "fillcolor": faint_colour(colour),
+        "line": {"width": 0},
+        "mode": "lines",
+        "hoverinfo": "skip",
+        "legendgroup": name,
+        "showlegend": False,
+        "x": [*x, *reversed(x)],
+        "y": [high for _, high in band] + [low for low, _ in reversed(band)],
     }
 
 

@@ -16,6 +16,7 @@ from .drawing import (
     Figure,
     Spec,
     axis_title,
+    band_trace,
     curve_layout,
     faint_colour,
     integer_ticks,
@@ -93,24 +94,7 @@ def _banded(name: str, part: LayerProfile, quantity: str, stacks: Sequence[range
     lines = _cut(line, stacks)
     if not band:
         return lines
-    fill = {
-        "type": "scatter",
-        "fill": "toself",
-        "fillcolor": faint_colour(colour),
-        "line": {"width": 0},
-        "mode": "lines",
-        "hoverinfo": "skip",
-        "legendgroup": name,
-        "showlegend": False,
-    }
-    fills = [
-        fill
-        | {
-            "x": [*places, *reversed(places)],
-            "y": [band[n][1] for n in places] + [band[n][0] for n in reversed(places)],
-        }
-        for places in stacks
-    ]
+    fills = [band_trace(name, places, [band[n] for n in places], colour) for places in stacks]
     return [*fills, *lines]
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import Benchmark, Report
-from . import comparisons, figures, tables
+from ..artifacts import Benchmark, Intervention, Report
+from . import comparisons, doses, figures, interventions, tables
 from .drawing import Figure
 from .tables import TextTable
 from .wording import effect, layers_text, model_text, number, size_text
@@ -27,7 +27,8 @@ class Section:
 
     name: str
     title: str
-    intro: str
+    intro: str = ""
+    findings: tuple[str, ...] = ()
     figures: tuple[Figure, ...] = ()
     tables: tuple[TextTable, ...] = ()
 
@@ -62,6 +63,8 @@ def render_markdown(report: Report) -> str:
     )
     for title, table in shown:
         parts += [f"## {title}", _md_table(table) if table.rows else "Not measured."]
+    if report.intervention:
+        parts += _md_intervention(report.intervention)
     parts += [
         "## Reproduce",
         "Layers are 0-based indices in the original model.",
@@ -70,6 +73,12 @@ def render_markdown(report: Report) -> str:
         _md_table(tables.hash_table(run)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _md_intervention(found: Intervention) -> list[str]:
+    sentences = "\n".join(f"- {_md(sentence)}" for sentence in found.verdict)
+    shown = [*interventions.role_tables(found), interventions.random_table(found)]
+    return ["## Dose-response", sentences, *(f"{_md(t.caption)}:\n\n{_md_table(t)}" for t in shown)]
 
 
 def _md(text: str) -> str:
@@ -198,6 +207,7 @@ def _sections(report: Report) -> list[Section]:
     return [
         _profile_section(report),
         _search_section(report),
+        *([_dose_section(report.intervention)] if report.intervention else []),
         _accuracy_section(report),
         _latency_section(report),
         Section(
@@ -224,7 +234,7 @@ def _profile_section(report: Report) -> Section:
         f"{profile.target.num_samples} samples, {profile.target.num_tokens} positions. "
         f"The answer is read at: {profile.position}."
     )
-    return Section("profile", "Residual stream", intro, plots)
+    return Section("profile", "Residual stream", intro, figures=plots)
 
 
 def _search_section(report: Report) -> Section:
@@ -243,7 +253,14 @@ def _search_section(report: Report) -> Section:
     if plot is None:
         intro += f" No round was run: {selection.stop_reason}"
     table = tables.search_table(selection)
-    return Section("search", "Search", intro.strip(), (plot,) if plot else (), (table,))
+    return Section("search", "Search", intro.strip(), figures=(plot,) if plot else (), tables=(table,))
+
+
+def _dose_section(found: Intervention) -> Section:
+    shown = (*interventions.role_tables(found), interventions.random_table(found))
+    plots = tuple(doses.dose_figures(found))
+    intro = "What layers add to the stream is multiplied by alpha, on rows that took no part in choosing."
+    return Section("doses", "Dose-response", intro, found.verdict, plots, shown)
 
 
 def _accuracy_section(report: Report) -> Section:
@@ -256,7 +273,7 @@ def _accuracy_section(report: Report) -> Section:
         intro += f" Optimism gap: {number(benchmark.optimism_gap)}."
     shown = (tables.accuracy_table(benchmark),) if benchmark.accuracy else ()
     plots = tuple(comparisons.accuracy_figures(benchmark))
-    return Section("accuracy", "Task metric", intro, plots, shown)
+    return Section("accuracy", "Task metric", intro, figures=plots, tables=shown)
 
 
 def _latency_section(report: Report) -> Section:
@@ -265,7 +282,7 @@ def _latency_section(report: Report) -> Section:
     if plot is None:
         return Section("latency", "Latency", "Latency was not measured.")
     intro = "Original and pruned timed in turn, in one process."
-    return Section("latency", "Latency", intro, (plot,), (tables.latency_table(rows),))
+    return Section("latency", "Latency", intro, figures=(plot,), tables=(tables.latency_table(rows),))
 
 
 def _export_section(report: Report) -> Section:

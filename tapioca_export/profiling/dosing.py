@@ -1,0 +1,124 @@
+"""What a model with some layers changed does on the rows of a probe: profile, values and losses.
+
+One pass of a batch is recorded; each variant computes only what is above the lowest layer it changes.
+Knows nothing about which layers are changed, or why.
+
+Shapes: N samples, L layers of S stacks, L+S boundaries, R bootstrap replicates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..artifacts import Curves
+from ..bars import progress_bar
+from ..models import INTACT, Change, stand_ins
+from ..tasks import Batch, Scores
+from .accumulating import NUM_REPLICATES, Accumulator, log_ratio
+from .probe import Probe, forwards_of
+from .replaying import Trace, changed_passes
+
+# Each variant keeps the states of up to 256 samples until all rows have passed: so many at a time.
+NUM_AT_ONCE = 16
+
+Variant = Mapping[int, Change]
+
+
+@dataclass(frozen=True)
+class Response:
+    """One variant on all rows: norms and distances (L+S), their replicates (R, L+S), and scores if labelled.
+
+    Replicate r draws the same rows for every variant. `noise_floor` is what random halves of the rows
+    differ by, None where a layer is changed.
+    """
+
+    norms: np.ndarray
+    distances: np.ndarray
+    norm_replicates: np.ndarray
+    distance_replicates: np.ndarray
+    noise_floor: Curves | None
+    scores: Scores | None
+
+    def deviations(self, reference: Response, boundaries: Sequence[int]) -> np.ndarray:
+        """Return the mean |log ratio| to a reference over boundaries: (2,), of norms and of distances."""
+        pairs = ((self.norms, reference.norms), (self.distances, reference.distances))
+        ratios = [log_ratio(one, other, reference.norms) for one, other in pairs]
+        return np.asarray(np.asarray(ratios)[:, boundaries].mean(axis=-1))
+
+    def deviation_replicates(self, reference: Response, boundaries: Sequence[int]) -> np.ndarray:
+        """Return `deviations` of each replicate of both, (2, R)."""
+        pairs = (
+            (self.norm_replicates, reference.norm_replicates),
+            (self.distance_replicates, reference.distance_replicates),
+        )
+        ratios = [log_ratio(one, other, reference.norm_replicates) for one, other in pairs]
+        return np.asarray(np.asarray(ratios)[:, :, boundaries].mean(axis=-1))
+
+
+def respond(
+    probe: Probe, variants: Sequence[Variant], num_replicates: int = NUM_REPLICATES
+) -> list[Response]:
+    """Measure each variant on the rows that drive the probe.
+
+    Args:
+        probe: Says which rows, and how they are batched.
+        variants: What becomes of which layers; of the others, nothing.
+        num_replicates: R; 0 where no interval is asked for.
+
+    Returns:
+        A response a variant. A layer dropped or left as it is takes the path on which nothing is rounded.
+    """
+    asked = [{layer: c for layer, c in changes.items() if c != INTACT} for changes in variants]
+    found: list[Response] = []
+    for start in range(0, len(asked), NUM_AT_ONCE):
+        found += _respond(probe, asked[start : start + NUM_AT_ONCE], num_replicates)
+    return found
+
+
+def _respond(probe: Probe, variants: Sequence[Variant], num_replicates: int) -> list[Response]:
+    """Measure a few variants."""
+    samples, task = probe.samples[probe.select_on], probe.model.task
+    sums = [Accumulator(samples, probe.numbering, num_replicates, probe.seed) for _ in variants]
+    scored: list[list[tuple[np.ndarray, Scores]]] = [[] for _ in variants]
+
+    def score(batch: Batch, number: int, trace: Trace) -> None:
+        assert trace.answers is not None
+        scored[number].append((batch.indices, task.score(trace.answers, samples, batch.indices)))
+
+    for batch, number, trace in _passes(probe, variants, task.profile_batch):
+        sums[number].add(batch, *probe.read_states(batch, trace.boundaries))
+        if samples.is_labelled and task.profiles_while_scoring:
+            score(batch, number, trace)
+    if samples.is_labelled and not task.profiles_while_scoring:
+        for batch, number, trace in _passes(probe, variants, task.batch):
+            score(batch, number, trace)
+    return [_response(*parts) for parts in zip(variants, sums, scored, strict=True)]
+
+
+def _passes(
+    probe: Probe, variants: Sequence[Variant], encode: Callable[..., Batch]
+) -> Iterator[tuple[Batch, int, Trace]]:
+    """Yield batch, number of the variant and its pass; what they cost goes to the probe's ledger."""
+    samples = probe.samples[probe.select_on]
+    divided = probe.length_sorted(samples)
+    with stand_ins(probe.model) as places:
+        for indices in progress_bar(
+            divided, desc=f"Measuring {samples.role} rows", unit="batch", leave=False
+        ):
+            batch = encode(samples, indices, probe.processor)
+            for number, trace in enumerate(changed_passes(probe.model, places, batch, variants)):
+                yield batch, number, trace
+        probe.ledger.add_cost(*forwards_of(places))
+
+
+def _response(changes: Variant, sums: Accumulator, scored: Sequence[tuple[np.ndarray, Scores]]) -> Response:
+    """Put together what was measured of a variant."""
+    profile = sums.profile(())
+    nothing = np.zeros((0, len(profile.norms)))
+    norms, distances = sums.replicates() if sums.num_replicates else (nothing, nothing)
+    floor = sums.noise_floor() if sums.num_replicates and not changes else None
+    scores = Scores.joined(scored) if scored else None
+    return Response(np.asarray(profile.norms), np.asarray(profile.distances), norms, distances, floor, scores)
