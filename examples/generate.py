@@ -28,8 +28,9 @@ def generate(folder: Path, prompts: list[str], num_tokens: int = 64) -> list[str
     ids = np.array([[0] * (width - len(row)) + row for row in rows], np.int64)  # any token will do as padding
     mask = np.array([[0] * (width - len(row)) + [1] * len(row) for row in rows], np.int64)
     # (batch, heads, tokens cached, size of a head): nothing is cached yet.
+    dtypes = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
     past = {
-        node.name: np.zeros((len(ids), node.shape[1], 0, node.shape[3]), np.float32)
+        node.name: np.zeros((len(ids), node.shape[1], 0, node.shape[3]), dtypes[node.type])
         for node in session.get_inputs()
         if node.name.startswith("past_key_values.")
     }

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError
+from .errors import ConfigError, UnknownNameError
 from .numbering import LayerName
+from .precision import DTYPES, FULL
 
 
 def _option(default: Any, help_: str, short: str | None = None, metavar: str | None = None) -> Any:
@@ -101,7 +102,12 @@ class RunConfig:
     )
     format: tuple[str, ...] = _option(("onnx",), "Export format; repeatable.", None, "FORMAT")
     opset: int | None = _option(None, "ONNX opset (default: the exporter's).")
-    atol: float = _option(1e-4, "Largest difference of any logit between file and PyTorch.")
+    dtype: str = _option(FULL, f"Precision of exported files: {', '.join(DTYPES)}.", None, "DTYPE")
+    atol: float | None = _option(
+        None,
+        "Largest difference of any logit between file and PyTorch in fp32 (default: 1e-4; in half precision, "
+        "twice PyTorch's own).",
+    )
     provider: tuple[str, ...] = _option(
         ("cpu",), "ONNX Runtime provider to time on; repeatable.", None, "NAME"
     )
@@ -110,6 +116,13 @@ class RunConfig:
         "PyTorch device for profile and search; auto spreads the layers over all there are.",
         None,
         "DEVICE",
+    )
+    max_memory: str | None = _option(
+        None,
+        "With --device auto: most of the machine's memory for weights, such as 8GB; other layers are read "
+        "from disk when they run (default: what is free).",
+        None,
+        "SIZE",
     )
     batch_size: tuple[int, ...] = _option((1, 8), "Batch size to time; repeatable.")
     sequence_length: tuple[int, ...] = _option((), "Sequence length to time; repeatable.")
@@ -140,8 +153,14 @@ class RunConfig:
                 "Such as --few-shot solved.jsonl --num-fewshot 5.",
             )
         self._check_extract()
-        if not (math.isfinite(self.atol) and self.atol > 0):
+        if self.dtype not in DTYPES:
+            raise UnknownNameError("dtype", self.dtype, DTYPES)
+        if self.atol is not None and not (math.isfinite(self.atol) and self.atol > 0):
             raise ConfigError(f"--atol {self.atol} must be a number above 0.")
+        if self.max_memory is not None and self.device != "auto":
+            raise ConfigError(
+                f"--max-memory has no meaning for --device {self.device}.", "Add --device auto."
+            )
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"--seed {self.seed} must be from 0 to {2**32 - 1}.")
         for name, allowed in (("tie_break", ("index", "loss")), ("select_on", ("target", "id"))):

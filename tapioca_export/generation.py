@@ -8,9 +8,10 @@ Shapes: B sequences, T tokens, P tokens cached, A key-value heads, D values a he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from .tasks import Inputs
 
@@ -37,14 +38,21 @@ def with_positions(inputs: Inputs, wanted: Iterable[str]) -> Inputs:
     return {**inputs, POSITIONS: counted[:, -inputs["input_ids"].shape[1] :]}
 
 
-def with_cache(inputs: Inputs, shapes: CacheShapes, num_cached: int = 0, num_encoded: int = 0) -> Inputs:
+def with_cache(
+    inputs: Inputs,
+    shapes: CacheShapes,
+    num_cached: int = 0,
+    num_encoded: int = 0,
+    dtype: npt.DTypeLike = np.float32,
+) -> Inputs:
     """Add a cache of `num_cached` tokens that are all zeros; with none, generation begins.
 
-    Beside it may stand that of an encoder, of `num_encoded` states.
+    Beside it may stand that of an encoder, of `num_encoded` states. Who runs a graph gives it the number
+    type that it asks for; `dtype` saves that where there is much to convert.
     """
     size = len(next(iter(inputs.values())))
     past = {
-        name: np.zeros((size, heads, num_encoded if ".encoder." in name else num_cached, width), np.float32)
+        name: np.zeros((size, heads, num_encoded if ".encoder." in name else num_cached, width), dtype)
         for name, (heads, width) in shapes.items()
     }
     return {**inputs, **past}
@@ -55,26 +63,32 @@ def first_step(inputs: Inputs) -> Inputs:
     return {name: value[:, :1] if name.startswith("decoder_") else value for name, value in inputs.items()}
 
 
-def one_token_step(inputs: Inputs, shapes: CacheShapes, lengths: tuple[int, int] | None = None) -> Inputs:
+def one_token_step(
+    inputs: Inputs,
+    shapes: CacheShapes,
+    lengths: tuple[int, int] | None = None,
+    dtype: npt.DTypeLike = np.float32,
+) -> Inputs:
     """Return the inputs of a later step: one token a sequence, and others cached.
 
     Args:
         inputs: What a model reads at first.
         shapes: The cache inputs.
         lengths: States of an encoder, and tokens, that are cached (default: T, as `inputs` have).
+        dtype: Of the cache.
     """
     size, length = next(iter(inputs.values())).shape[:2]
     if "decoder_input_ids" in inputs:
         num_encoded, num_cached = lengths or (length, length)
-        return with_cache(first_step(inputs), shapes, num_cached, num_encoded)
+        return with_cache(first_step(inputs), shapes, num_cached, num_encoded, dtype)
     step = {
         "input_ids": inputs["input_ids"][:, -1:],
         "attention_mask": np.concatenate([inputs["attention_mask"], np.ones((size, 1), np.int64)], axis=1),
     }
-    return with_cache(with_positions(step, [POSITIONS]), shapes, length)
+    return with_cache(with_positions(step, [POSITIONS]), shapes, length, dtype=dtype)
 
 
-def cache_bytes(shapes: CacheShapes, bytes_per_value: int = 4) -> int:
+def cache_bytes(shapes: CacheShapes, bytes_per_value: int) -> int:
     """Return the bytes that a cache takes for one token of one sequence."""
     return sum(heads * width for heads, width in shapes.values()) * bytes_per_value
 
@@ -119,16 +133,42 @@ def generate(
     Returns:
         Token ids, (B, num_tokens), or fewer where all have ended; what stands behind an end means nothing.
     """
+    steps = _steps(run, prompts, shapes)
+    logits, tokens = next(steps), []
+    while True:
+        tokens.append(logits.argmax(axis=-1)[:, None])
+        made = np.concatenate(tokens, axis=1)
+        if len(tokens) == num_tokens or np.isin(made, ends).any(axis=1).all():
+            return made
+        logits = steps.send(tokens[-1])
+
+
+def step_logits(run: Session, prompts: Inputs, shapes: CacheShapes, tokens: np.ndarray) -> np.ndarray:
+    """Return what each step of `generate` says if the steps before gave these tokens, whatever they chose.
+
+    Args:
+        run: Runs the model, all its graphs as one.
+        prompts: As for `generate`.
+        shapes: The cache inputs.
+        tokens: What follows each prompt, (B, K).
+
+    Returns:
+        Logits (B, K, V), float32: of each of the tokens, those that it would be chosen by.
+    """
+    steps = _steps(run, prompts, shapes)
+    found = [next(steps), *(steps.send(tokens[:, place : place + 1]) for place in range(tokens.shape[1] - 1))]
+    return np.stack(found, axis=1).astype(np.float32)
+
+
+def _steps(run: Session, prompts: Inputs, shapes: CacheShapes) -> Generator[np.ndarray, np.ndarray, None]:
+    """Yield the logits of the next tokens, (B, V), and take these tokens, (B, 1), without end."""
     divided = "decoder_input_ids" in prompts
-    inputs, tokens = dict(prompts), []
+    inputs = dict(prompts)
     if not divided:
         inputs = with_positions(with_cache(inputs, shapes), [POSITIONS])
-    for _ in range(num_tokens):
+    while True:
         found = run(inputs)
-        ids = found[LOGITS][:, -1].argmax(axis=-1)[:, None]
-        tokens.append(ids)
-        if np.isin(np.concatenate(tokens, axis=1), ends).any(axis=1).all():
-            break
+        ids = yield found[LOGITS][:, -1]
         # What the encoder gave is the same in every step, and comes out of the first only.
         new = {name: present_name(name) for name in shapes}
         past = {name: found[out] if out in found else inputs[name] for name, out in new.items()}
@@ -137,4 +177,3 @@ def generate(
         else:
             mask = np.concatenate([inputs["attention_mask"], np.ones_like(ids)], axis=1)
             inputs = with_positions({"input_ids": ids, "attention_mask": mask}, [POSITIONS]) | past
-    return np.concatenate(tokens, axis=1)

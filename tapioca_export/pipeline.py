@@ -45,9 +45,9 @@ def run(config: RunConfig) -> Report:
 
 def _run_in(folder: Path, config: RunConfig) -> Report:
     """Do the whole job in a folder."""
-    steps.check(config, searches=True)
-    settings = steps.benchmark_settings(config)
     formats = tuple(dict.fromkeys(("onnx", *config.format)))
+    steps.check(replace(config, format=formats), searches=True)
+    settings = steps.benchmark_settings(config)
     clock = _Clock()
     with steps.using_threads(config):
         with clock("load"):

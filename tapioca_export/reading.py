@@ -116,4 +116,5 @@ def load_options(config: RunConfig) -> LoadOptions:
             extract=config.extract,
             extract_last=config.extract_last,
         ),
+        config.max_memory,
     )

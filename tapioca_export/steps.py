@@ -86,7 +86,7 @@ def check(config: RunConfig, *, searches: bool = False, replaces: bool = True) -
         selection_settings(config)
         refuse_pruned(config)
     for name in config.format:
-        ExportSettings(name, config.opset, config.atol)
+        _export_settings(config, name)
     for name in config.provider:
         resolve_provider(name)
     benchmark_settings(config)
@@ -307,9 +307,13 @@ def export_all(
     exports = {}
     for name, folder in folders.items():
         folder.mkdir(parents=True, exist_ok=True)
-        settings = ExportSettings(name, config.opset, config.atol)
-        exports[name] = export_model(model, rows, folder, settings, drop)
+        exports[name] = export_model(model, rows, folder, _export_settings(config, name), drop)
     return exports
+
+
+def _export_settings(config: RunConfig, format_: str) -> ExportSettings:
+    """Return what of the configuration concerns an export; refuses what cannot be written or run."""
+    return ExportSettings(format_, config.opset, config.atol, config.dtype)
 
 
 def selection_of(folder: str) -> Selection | None:

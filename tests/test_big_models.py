@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from tapioca_export import RunConfig
 from tapioca_export.artifacts import Selection, read
 from tapioca_export.cli import main
-from tapioca_export.errors import UnsupportedModelError
+from tapioca_export.errors import ConfigError, UnsupportedModelError
 from tapioca_export.models import LoadedModel, LoadOptions, load_model
+from tapioca_export.models.loading import _spreading
 from tapioca_export.models.surgery import refuse_dependent_layers
 from tapioca_export.profiling import Probe
+from tapioca_export.reading import load_options
 from tapioca_export.samples import Samples, read_samples
 
 Tiny = Callable[[str], Path]
@@ -73,6 +76,32 @@ def test_device_auto_chooses_what_the_cpu_chooses(tiny: Tiny, sample_files: File
         assert result.exit_code == 0, result.output
         chosen.append(read(tmp_path / device / "selection.json", Selection))
     assert chosen[0].steps == chosen[1].steps
+
+
+def test_what_the_memory_does_not_hold_is_read_from_disk_layer_by_layer(
+    tiny: Tiny, sample_files: Files
+) -> None:
+    """Straight from the checkpoint's own files: nothing is written."""
+    size = 4 * sum(weight.numel() for weight in load_model(tiny("llama")).network.parameters())
+    options = LoadOptions(device="auto", max_memory=f"{size // 2000}KB")
+    plain, spread = load_model(tiny("llama")), load_model(tiny("llama"), options=options)
+    places = [{weight.is_meta for weight in layer.parameters()} for layer in spread.layers]
+    assert {True} in places
+    rows = rows_of(plain, sample_files("llama"))
+    one, other = (Probe(model, {"id": rows, "target": rows}, batch_size=16) for model in (plain, spread))
+    everything = np.arange(len(rows))
+    found, expected = other.scores((1,), (0, 3), everything), one.scores((1,), (0, 3), everything)
+    for layer in expected:
+        np.testing.assert_array_equal(found[layer], expected[layer])
+
+
+def test_memory_that_is_no_size_or_has_no_meaning_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match="--max-memory '8 apples' is no size"):
+        load_model(tiny("llama"), options=LoadOptions(device="auto", max_memory="8 apples"))
+    with pytest.raises(ConfigError, match="--max-memory has no meaning for --device cpu"):
+        RunConfig(max_memory="8GB")
+    assert _spreading(LoadOptions(device="auto", max_memory="2gb"))["max_memory"]["cpu"] == 2 * 10**9
+    assert load_options(RunConfig(device="auto", max_memory="8GB")).max_memory == "8GB"
 
 
 def test_a_spread_model_says_where_inputs_go(tiny: Tiny) -> None:

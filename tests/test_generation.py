@@ -27,7 +27,7 @@ from tapioca_export.benchmarking.timing import time_rounds
 from tapioca_export.errors import ExportError, ParityError
 from tapioca_export.exporting import FORMATS, ExportSettings, Written, export_model
 from tapioca_export.exporting.genai import write_genai_config
-from tapioca_export.exporting.parity import TOKENS, padded_on_the_left, prove_generation
+from tapioca_export.exporting.parity import TOKENS, Reference, padded_on_the_left, prove_generation
 from tapioca_export.generation import (
     DECODER_FILES,
     cache_bytes,
@@ -277,11 +277,14 @@ def test_another_token_is_refused_with_its_place(exported: tuple[LoadedModel, Ex
         found["present.0.key"] = np.zeros_like(found["present.0.key"])
         return found
 
-    assert prove_generation(model, make_rows(model), run, written)["tokens_generated"] == TOKENS
+    assert (
+        prove_generation(Reference(model, model), make_rows(model), run, written)["tokens_generated"]
+        == TOKENS
+    )
     with pytest.raises(
         ParityError, match=r"it generates other tokens than PyTorch: token \d+ of 64 after line"
     ):
-        prove_generation(model, make_rows(model), forgets, written)
+        prove_generation(Reference(model, model), make_rows(model), forgets, written)
 
 
 @pytest.mark.parametrize(("limit", "num_tokens"), [(LONGEST, TOKENS), (40, 20), (9, 4), (2, 1)])
@@ -289,7 +292,7 @@ def test_half_of_a_short_context_is_left_to_what_is_generated(
     exported: tuple[LoadedModel, Export, Path], limit: int, num_tokens: int
 ) -> None:
     proof, seen = proven(exported, make_rows(exported[0]), limit)
-    assert proof == {"prompts_continued": 4, "tokens_generated": num_tokens}
+    assert proof == {"prompts_continued": 4, "tokens_generated": num_tokens, "token_agreement": 1.0}
     assert seen[0].shape[1] <= limit - num_tokens
     assert len(seen) == num_tokens
 
@@ -339,7 +342,7 @@ def proven(
         return run(inputs)
 
     short = replace(model, processor=replace(model.processor, max_length=limit))
-    return prove_generation(short, rows, watched, written), seen
+    return prove_generation(Reference(short, short), rows, watched, written), seen
 
 
 def test_axes_whose_size_is_not_known_share_no_name(exported: tuple[LoadedModel, Export, Path]) -> None:
@@ -472,7 +475,7 @@ def test_prompts_and_single_tokens_are_timed_apart(exported: tuple[LoadedModel, 
 
 
 def test_the_cache_of_one_token_is_counted_in_bytes() -> None:
-    assert cache_bytes({"past_key_values.0.key": (2, 8), "past_key_values.0.value": (2, 8)}) == 128
+    assert cache_bytes({"past_key_values.0.key": (2, 8), "past_key_values.0.value": (2, 8)}, 4) == 128
 
 
 def test_positions_count_from_the_first_real_token_and_are_kept_where_given() -> None:

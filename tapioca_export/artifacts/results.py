@@ -21,11 +21,16 @@ class Export:
 
     `files` maps each file to its SHA-256; `sha256` is that of the first, the graph that runs first.
 
+    `dtype` is the precision of the file: fp32, fp16 or bf16. `max_abs_difference` is the file's from PyTorch
+    in float32, on rows and, in half precision, on the tokens generated; `pytorch_difference` is PyTorch's own
+    in the file's precision, on the same (0 in fp32).
+
     `shapes_checked` holds shapes of the first input, batch first; `label_agreement` is the share of rows
     whose label is the same (1.0 where the task has no labels to compare); sizes count the weights file.
     `cache` names the inputs that hold keys and values of earlier tokens, each with its number of heads
     and the size of one; what it generates with them, from prompts padded on the left, was compared for
-    `prompts_continued` rows and `tokens_generated` tokens each.
+    `prompts_continued` rows and `tokens_generated` tokens each; `token_agreement` is the share of tokens that
+    are PyTorch's.
     """
 
     model: str
@@ -52,6 +57,9 @@ class Export:
     cache: dict[str, tuple[int, int]] = field(default_factory=dict)
     prompts_continued: int = 0
     tokens_generated: int = 0
+    dtype: str = "fp32"
+    pytorch_difference: float = 0.0
+    token_agreement: float = 1.0
     note: str | None = None
     kind: Literal["export"] = "export"
     schema_version: int = SCHEMA_VERSION

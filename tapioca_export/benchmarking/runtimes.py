@@ -21,6 +21,7 @@ import numpy as np
 from ..artifacts import Export, read
 from ..errors import BenchmarkError, first_line
 from ..generation import Session, as_one, with_positions
+from ..precision import NUMPY_TYPES
 from ..registry import Table
 from ..tasks import Inputs
 
@@ -30,13 +31,6 @@ RUNTIMES: Table[Runtime] = Table("runtime")
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 _SHORT_NAMES = {"cpu": CPU, "cuda": CUDA}
-_DTYPES = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(bool)": np.bool_,
-}
 
 
 @dataclass(frozen=True)
@@ -190,7 +184,10 @@ def _session_options(num_threads: int) -> Any:
 
 def _runner(session: Any, file: Path) -> Session:
     """Return the function that feeds one session."""
-    dtypes = {node.name: _DTYPES.get(node.type) for node in session.get_inputs()}
+    types = {node.name: node.type for node in session.get_inputs()}
+    if unknown := sorted(set(types.values()) - NUMPY_TYPES.keys()):
+        raise BenchmarkError(f"{file} takes {unknown[0]}, which NumPy does not have.", "Export it in fp16.")
+    dtypes = {name: NUMPY_TYPES[kind] for name, kind in types.items()}
     outputs = [node.name for node in session.get_outputs()]
     errors = _onnxruntime_errors()
 
@@ -202,7 +199,9 @@ def _runner(session: Any, file: Path) -> Session:
                 f"{file} needs input {', '.join(sorted(missing))}; "
                 f"the task gives {', '.join(sorted(inputs))}."
             )
-        feed = {name: np.asarray(inputs[name], dtype=dtype) for name, dtype in dtypes.items()}
+        feed: dict[str, np.ndarray] = {
+            name: np.asarray(inputs[name], dtype=dtype) for name, dtype in dtypes.items()
+        }
         try:
             return dict(zip(outputs, session.run(outputs, feed), strict=True))
         except errors as error:

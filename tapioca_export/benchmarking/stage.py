@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ..artifacts import Accuracy, Benchmark, Latency, Pair
 from ..bars import progress_bar
 from ..errors import BenchmarkError
 from ..generation import CacheShapes, cache_bytes, generate
+from ..precision import DTYPES
 from ..samples import Samples
 from ..tasks import Processor, Scores, Task
 from .memory import measure_memory_and_load
@@ -62,14 +65,15 @@ def benchmark(
     providers = tuple(dict.fromkeys(map(resolve_provider, settings.providers)))
     rows = samples.get("target") or samples["id"]
     cache = shared_cache(before.export.cache, after.export.cache)
-    workloads = make_workloads(task, rows, processor, settings, cache)
+    workloads = make_workloads(task, rows, processor, settings, cache, before.export.dtype)
     accuracy = _accuracy(before, after, task, samples, processor, settings)
     latency, skipped = _latency(before, after, workloads, providers, settings)
     largest = max(workloads, key=lambda work: work.batch_size * work.sequence_length).batches[0]
     memory = [
         measure_memory_and_load(folder.path, CPU, settings.threads, largest) for folder in (before, after)
     ]
-    caches = Pair(*(cache_bytes(folder.export.cache) for folder in (before, after)))
+    num_bytes = DTYPES[before.export.dtype].num_bytes
+    caches = Pair(*(cache_bytes(folder.export.cache, num_bytes) for folder in (before, after)))
     return Benchmark(
         task=task.name,
         accuracy=accuracy,
@@ -107,7 +111,7 @@ def score_exported(
     with progress_bar(total=len(samples), desc=f"Scoring {samples.role}") as progress:
         for batch in task.batches(samples, processor, num_rows):
             found = session(batch.inputs)
-            logits = task.joined([found[name] for name in task.outputs])
+            logits = task.joined([np.asarray(found[name], np.float32) for name in task.outputs])
             num_sequences = len(next(iter(batch.inputs.values())))
             if len(logits) != num_sequences:
                 raise BenchmarkError(
@@ -132,6 +136,11 @@ def _open_pair(original: Path, pruned: Path, task: Task) -> tuple[ExportFolder, 
                 f"{folder.path} was exported for task {folder.export.task}, not {task.name}.",
                 f"Both {before.path} and {after.path} must be of the task that is measured.",
             )
+    if before.export.dtype != after.export.dtype:
+        raise BenchmarkError(
+            f"{before.path} was exported in {before.export.dtype}, {after.path} in {after.export.dtype}.",
+            "Export both with the same --dtype: the layers' part could not be told from the precision's.",
+        )
     if (before.export.metric, before.export.prompting) != (after.export.metric, after.export.prompting):
         raise BenchmarkError(
             f"{before.path} and {after.path} were exported with different metrics or prompts "

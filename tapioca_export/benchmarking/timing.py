@@ -19,6 +19,7 @@ from ..artifacts import Interval, Latency, Phase, Ratio, Timing
 from ..bars import progress_bar
 from ..errors import ConfigError
 from ..generation import CacheShapes, Session, first_step, one_token_step
+from ..precision import DTYPES, FULL
 from ..samples import Samples
 from ..tasks import Inputs, Processor, Task
 from .runtimes import RUNTIMES, ExportFolder, default_num_threads, resolve_provider
@@ -95,6 +96,7 @@ def make_workloads(
     processor: Processor,
     settings: BenchmarkSettings,
     cache: CacheShapes | None = None,
+    dtype: str = FULL,
 ) -> tuple[Workload, ...]:
     """Build batches of exactly the shapes asked for; nothing in them is padding.
 
@@ -109,6 +111,7 @@ def make_workloads(
         processor: What the encoding needs.
         settings: Shapes asked for, and the seed.
         cache: The cache inputs of the larger file; the other's are among them.
+        dtype: Their precision.
 
     Raises:
         ConfigError: If a length is beyond what the model can take.
@@ -128,7 +131,7 @@ def make_workloads(
         replace(work, phase="prefill", batches=tuple(map(first_step, work.batches))) for work in works
     ]
     steps = [
-        replace(work, phase="decode", batches=(one_token_step(batch, cache, lengths),))
+        replace(work, phase="decode", batches=(one_token_step(batch, cache, lengths, DTYPES[dtype].name),))
         for work in works
         for batch in work.batches[:1]
         for lengths in (task.cached_lengths(batch, processor),)

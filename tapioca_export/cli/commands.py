@@ -28,13 +28,13 @@ PROMPTS = (
     "extract_last",
 )  # fmt: skip
 OUTPUT = ("output", "overwrite")
-PROBING = ("device", "eval_batch_size")
+PROBING = ("device", "max_memory", "eval_batch_size")
 SEARCH = (
     "criterion", "search", "epsilon", "pick", "max_drop_layers", "protect_first", "protect_last",
     "tie_break", "select_on", "drop", "full_scores", "confidence", "width", "shortlist", "budget_seconds",
     "budget_evaluations", "engine", "num_workers", "ray_address",
 )  # fmt: skip
-EXPORT = ("format", "opset", "atol")
+EXPORT = ("format", "opset", "dtype", "atol")
 TIMING = ("provider", "batch_size", "sequence_length", "warmup", "iterations")
 
 
@@ -275,9 +275,9 @@ def export(as_json: bool, quiet: bool, **flags: Any) -> None:
 
     def text() -> str:
         return "\n".join(
-            f"{config.output}: {result.format}, {result.size_bytes:,} bytes, largest difference "
-            f"{result.max_abs_difference:.1e} on {result.rows_checked} rows "
-            f"(tolerance {result.tolerance:.0e})."
+            f"{config.output}: {result.format} in {result.dtype}, {result.size_bytes:,} bytes, "
+            f"largest difference {result.max_abs_difference:.1e} on {result.rows_checked} rows "
+            f"(tolerance {result.tolerance:.1e})."
             for result in results.values()
         )
 

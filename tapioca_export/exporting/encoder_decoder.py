@@ -41,7 +41,7 @@ def write_encoder_decoder(model: LoadedModel, example: Inputs, folder: Path, ops
     import torch
     from transformers.modeling_outputs import BaseModelOutput
 
-    tensors = to_tensors(example)
+    tensors = to_tensors(example, dtype=model.network.dtype)
     ours = {name: value for name, value in tensors.items() if not name.startswith("decoder_")}
     axes = {name: dynamic(range(len(model.task.axes(name)))) for name in ours}
     encoder = model.network.get_encoder()

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import ExportError
 from ..generation import CacheShapes, Session
 from ..models import LoadedModel
+from ..precision import FULL
 from ..registry import Table
 from ..tasks import Inputs
 
@@ -31,36 +32,46 @@ class Written:
     cache: CacheShapes = field(default_factory=dict)
 
 
+def _refuse_nothing(dtype: str) -> None:
+    """Any precision can be run."""
+
+
 @dataclass(frozen=True)
 class Format:
     """One file format: how to write it, and how to run it back.
 
     `write(model, example, folder, opset)` traces the model on the example and writes its files;
-    `open(folder, written)` returns a function from inputs to outputs, by name.
+    `open(folder, written)` returns a function from inputs to outputs, by name. Both raise an `ExportError`
+    where the model is refused. `refuse(dtype)` raises one where no file of that precision can be run here.
     """
 
     write: Callable[[LoadedModel, Inputs, Path, int | None], Written]
     open: Callable[[Path, Written], Session]
     help: str
     note: str | None = None
+    refuse: Callable[[str], None] = _refuse_nothing
 
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """What to export and how closely it must agree; `tolerance` is absolute, on logits."""
+    """What to export, in which precision, and how closely it must agree with PyTorch in float32.
+
+    `tolerance` is absolute, on logits; None stands for what the precision allows.
+    """
 
     format: str = "onnx"
     opset: int | None = None
-    tolerance: float = 1e-4
+    tolerance: float | None = None
+    dtype: str = FULL
 
     def __post_init__(self) -> None:
-        """Refuse a name or an opset that cannot be written.
+        """Refuse a name, an opset or a precision that cannot be written and run.
 
         Raises:
             UnknownNameError: If there is no such format.
-            ExportError: If the opset is older than the exporter writes.
+            ExportError: If the opset is older than the exporter writes, or the precision cannot be run.
         """
-        FORMATS[self.format]
+        FORMATS[self.format].refuse(self.dtype)
         if self.opset is not None and self.opset < OLDEST_OPSET:
             raise ExportError(
                 f"Opset {self.opset} is too old: the exporter writes {OLDEST_OPSET} and newer.",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def traced(
     Raises:
         ExportError: If the exporter refuses the network, or writes another opset.
     """
+    import torch
     from transformers.exporters import OnnxConfig, OnnxExporter
 
     config = OnnxConfig(dynamic=True, opset_version=opset, dynamic_shapes=axes)
@@ -67,7 +69,8 @@ def traced(
     try:
         if had_cache is not None:
             model.network.config.use_cache = model.task.generates
-        exported = OnnxExporter().export(network, sample, config=config)
+        with _taking_values_as_finite() if network.dtype == torch.float16 else nullcontext():
+            exported = OnnxExporter().export(network, sample, config=config)
     # The exporter, torch.export and onnxscript raise errors of their own without a common base.
     except Exception as error:
         raise ExportError(
@@ -83,6 +86,29 @@ def traced(
     if opset not in (None, written):
         raise ExportError(f"Opset {opset} was asked for, the exporter wrote {written}.", "Leave out --opset.")
     return program
+
+
+def _taking_values_as_finite() -> Any:
+    """Answer `torch.isfinite(...).all()` with True while a network is traced.
+
+    Layers of BART and its kin ask it in float16 alone, to clamp what is infinite, and a graph has no
+    branches. Where values are not finite, PyTorch clamps and the file does not, so that the proof fails.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Finite(TorchFunctionMode):
+        asked: Any = None
+
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is torch.Tensor.all and args[0] is self.asked:
+                return True
+            found = function(*args, **(kwargs or {}))
+            if function is torch.isfinite:
+                self.asked = found
+            return found
+
+    return Finite()
 
 
 def names_of(values: Iterable[Any]) -> tuple[str, ...]:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from ..artifacts import Export, LayerName, sha256, write
 from ..errors import ParityError
-from ..models import LoadedModel
+from ..models import LoadedModel, cast
+from ..precision import FULL
 from ..samples import Samples
 from .formats import FORMATS, ExportSettings, Written
 from .genai import write_genai_config
 from .graphs import data_file
-from .parity import prove_generation, prove_outputs
+from .parity import Reference, prove_generation, prove_outputs
 
 
 def export_model(
@@ -29,30 +30,33 @@ def export_model(
     """Export a model and prove the file equal to it.
 
     Args:
-        model: The model, in evaluation mode on the CPU.
+        model: The model, in float32 and evaluation mode, on the CPU.
         samples: The user's rows to compare on.
         folder: An existing folder; gets the file, config.json, tokenizer files and export.json.
-        settings: Format, opset, tolerance.
+        settings: Format, precision, opset, tolerance.
         drop: Layers already removed, recorded.
 
     Raises:
-        ExportError: If the exporter refuses the model.
+        ExportError: If the exporter refuses the model, or the format's runtime the file.
         ParityError: If file and model differ; the file is then `<name>.invalid`.
     """
     format_ = FORMATS[settings.format]
     assert not any(module.training for module in model.network.modules())
+    same = model if settings.dtype == FULL else cast(model, settings.dtype)
+    reference = Reference(model, same, settings.dtype, settings.tolerance)
     with _quiet():
-        written = format_.write(model, model.task.examples(model.processor)[0], folder, settings.opset)
+        written = format_.write(same, model.task.examples(model.processor)[0], folder, settings.opset)
         run = format_.open(folder, written)
     try:
-        proof = prove_outputs(model, samples, run, written, settings.tolerance)
+        proof = prove_outputs(reference, samples, run, written)
         if written.cache:
-            proof |= prove_generation(model, samples, run, written)
+            steps = prove_generation(reference, samples, run, written)
+            proof |= {name: max(value, proof.get(name, value)) for name, value in steps.items()}
     except ParityError as error:
         for file in _files(folder, written):
             file.rename(file.with_name(file.name + ".invalid"))
         raise ParityError(f"{model.source} as {settings.format}: {error.message}", error.hint) from error
-    model.save_settings(folder)
+    same.save_settings(folder)
     if written.cache:
         write_genai_config(folder, model, written)
     export = Export(
@@ -61,11 +65,11 @@ def export_model(
         format=settings.format,
         files={file.name: sha256(file) for file in _files(folder, written)},
         exporter=written.exporter,
+        dtype=settings.dtype,
         opset=written.opset,
         inputs=written.inputs,
         outputs=written.outputs,
         cache=dict(written.cache),
-        tolerance=settings.tolerance,
         size_bytes=sum(file.stat().st_size for file in _files(folder, written)),
         sha256=sha256(folder / written.files[0]),
         num_layers=model.num_layers + len(drop),
@@ -88,11 +92,16 @@ def _files(folder: Path, written: Written) -> list[Path]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence exporters: they print to stdout and warn about packages that are not needed."""
+    """Silence exporters: they print (a refused graph as a whole), and warn of what is not needed."""
     previous = logging.root.manager.disable
     try:
         logging.disable(logging.WARNING)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        unread = io.StringIO()
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(unread),
+            contextlib.redirect_stderr(unread),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

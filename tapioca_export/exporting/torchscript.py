@@ -27,7 +27,8 @@ def write_torchscript(model: LoadedModel, example: Inputs, folder: Path, opset: 
     names = tuple(example)
     try:
         with torch.no_grad():
-            traced = torch.jit.trace(_tensors_only(model, names), tuple(to_tensors(example).values()))
+            tensors = to_tensors(example, dtype=model.network.dtype)
+            traced = torch.jit.trace(_tensors_only(model, names), tuple(tensors.values()))
             torch.jit.save(traced, str(folder / MODEL_FILE))
     except (RuntimeError, TypeError, ValueError) as error:
         raise ExportError(f"TorchScript cannot trace {model.source}: {first_line(error)}") from error
@@ -60,11 +61,13 @@ def open_torchscript(folder: Path, written: Written) -> Session:
     import torch
 
     module = torch.jit.load(str(folder / MODEL_FILE)).eval()
+    dtype = next(module.parameters()).dtype
 
     def run(inputs: Inputs) -> dict[str, np.ndarray]:
         with torch.no_grad():
-            found = module(*to_tensors(inputs).values())
-        return {name: np.asarray(value) for name, value in zip(written.outputs, found, strict=True)}
+            found = module(*to_tensors(inputs, dtype=dtype).values())
+        # NumPy has no bfloat16.
+        return {name: np.asarray(value.float()) for name, value in zip(written.outputs, found, strict=True)}
 
     return run
 

@@ -5,6 +5,7 @@ Knows nothing about metrics, selection or export formats. A layer index is alway
 in the model that was loaded, counted through its stacks in the order in which they run.
 """
 
+from .casting import cast
 from .loaded import SPREAD, LoadedModel, LoadOptions, generated, to_tensors
 from .loading import find_task, load_config, load_model, load_processor, outline_model
 from .proof import reference_logits, refuse_larger_than_memory, save_pruned
@@ -38,6 +39,7 @@ __all__ = [
     "Scaled",
     "Stack",
     "StandIn",
+    "cast",
     "changing",
     "config_at",
     "drop_layers",

@@ -25,7 +25,8 @@ SPREAD = "auto"
 class LoadOptions:
     """How a model is loaded; the safety switches are off unless the user turns them on.
 
-    `device` is one of PyTorch's, or "auto": spread over all that there are. `metric` is one of the
+    `device` is one of PyTorch's, or "auto": spread over all that there are, of the machine's memory no more
+    than `max_memory` (such as "8GB") for weights; what fits nowhere is read from disk. `metric` is one of the
     task's (default: its first), `prompting` how a decoder's rows become prompts.
     """
 
@@ -35,6 +36,7 @@ class LoadOptions:
     device: str = "cpu"
     metric: str | None = None
     prompting: Prompting = field(default_factory=Prompting)
+    max_memory: str | None = None
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ def generated(model: LoadedModel, prompts: Inputs, num_tokens: int) -> np.ndarra
     try:
         # Not the class's own, which for speech cuts audio into pieces and rules tokens out.
         found = GenerationMixin.generate(
-            network, **to_tensors(prompts, model.device), generation_config=plain
+            network, **to_tensors(prompts, model.device, network.dtype), generation_config=plain
         )
     finally:
         network.generation_config = own
@@ -237,7 +239,7 @@ def _reading(network: Any, asked: Readings) -> Iterator[None]:
 @torch.no_grad()
 def answer_of(network: Any, task: Task, inputs: Inputs) -> np.ndarray:
     """Run a network as it stands; returns its outputs as the task joins them, float32."""
-    found = network(**to_tensors(inputs, device_of(network)), **uncached(network))
+    found = network(**to_tensors(inputs, device_of(network), network.dtype), **uncached(network))
     return task.joined([np.asarray(found[name].float().cpu()) for name in task.outputs])
 
 
@@ -253,6 +255,9 @@ def device_of(network: Any) -> torch.device:
     return next(places, torch.device("cpu"))
 
 
-def to_tensors(inputs: Inputs, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
-    """Return the batch as tensors."""
-    return {name: torch.from_numpy(value).to(device) for name, value in inputs.items()}
+def to_tensors(
+    inputs: Inputs, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
+    """Return the batch as tensors; `dtype` is that of what is no whole number."""
+    tensors = {name: torch.from_numpy(value).to(device) for name, value in inputs.items()}
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}

@@ -30,11 +30,12 @@ def load_model(source: str | Path, task: str = "auto", options: LoadOptions | No
 
     Raises:
         LoadError: If there is no readable safetensors checkpoint or no tokenizer.
-        ConfigError: If the task cannot be inferred or does not fit the model.
+        ConfigError: If the task cannot be inferred or does not fit the model, or the memory is no size.
         UnsupportedModelError: If the layers cannot be told, or are not independent.
     """
     options = options or LoadOptions()
     config, chosen = _config_and_task(source, task, options)
+    spreading = _spreading(options)
     try:
         network, info = auto_class(chosen).from_pretrained(
             str(source),
@@ -44,7 +45,7 @@ def load_model(source: str | Path, task: str = "auto", options: LoadOptions | No
             trust_remote_code=options.trust_remote_code,
             local_files_only=options.local_files_only,
             output_loading_info=True,
-            **({"device_map": "auto"} if options.device == SPREAD else {}),
+            **spreading,
         )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         raise LoadError(
@@ -67,6 +68,25 @@ def load_model(source: str | Path, task: str = "auto", options: LoadOptions | No
     model = LoadedModel(network, chosen, processor, str(source), stacks, options.trust_remote_code)
     refuse_dependent_layers(model)
     return model
+
+
+def _spreading(options: LoadOptions) -> dict[str, Any]:
+    """Return what tells transformers to spread a model: over GPUs, then memory, then disk.
+
+    Raises:
+        ConfigError: If the memory is no size.
+    """
+    if options.device != SPREAD:
+        return {}
+    if options.max_memory is None:
+        return {"device_map": "auto"}
+    from accelerate.utils import convert_file_size_to_int, get_max_memory
+
+    try:
+        most = convert_file_size_to_int(options.max_memory.replace("b", "B"))  # to accelerate, b are bits
+    except ValueError as error:
+        raise ConfigError(f"--max-memory {options.max_memory!r} is no size.", "Such as 8GB.") from error
+    return {"device_map": "auto", "max_memory": {**get_max_memory(), "cpu": most}}
 
 
 def outline_model(source: str | Path, task: str = "auto", options: LoadOptions | None = None) -> LoadedModel:

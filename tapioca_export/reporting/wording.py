@@ -377,13 +377,17 @@ def _about_resources(benchmark: Benchmark) -> list[str]:
 def _about_export(name: str, export: Export) -> str:
     agrees = export.max_abs_difference <= export.tolerance
     note = f" Note: {export.note.strip().rstrip('.')}." if export.note else ""
+    agreeing = "" if export.token_agreement == 1 else f"{export.token_agreement * 100:.1f} % of "
     same = (
-        f", the same {export.tokens_generated} tokens generated from "
+        f", {agreeing}the same {export.tokens_generated} tokens generated from "
         f"{_count(export.prompts_continued, 'prompt')}"
     )
+    half = export.pytorch_difference
+    own = f"; PyTorch's own in {export.dtype} {half:.1e}" if half else ""
     return (
-        f"Export {name} ({export.format}) {'agrees' if agrees else 'does NOT agree'} with PyTorch: "
-        f"largest difference {export.max_abs_difference:.1e} (tolerance {export.tolerance:.0e}), "
+        f"Export {name} ({export.format}, {export.dtype}) "
+        f"{'agrees' if agrees else 'does NOT agree'} with PyTorch: "
+        f"largest difference {export.max_abs_difference:.1e} (tolerance {export.tolerance:.1e}{own}), "
         f"label agreement {export.label_agreement * 100:.1f} %, on "
         f"{_count(export.rows_checked, 'row')} and "
         f"{_count(len(export.shapes_checked), 'shape')}{same if export.tokens_generated else ''}.{note}"
