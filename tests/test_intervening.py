@@ -417,3 +417,26 @@ def test_deviations_are_from_the_intact_model_on_id_over_the_boundaries_that_are
     assert found.random.sets[0].deviation_removed == pytest.approx(1 - after / before)
     share = 1 - found.target[0].deviation / found.target[1].deviation
     assert found.random.deviation.selected == pytest.approx(share)
+
+
+def test_a_metric_that_is_no_mean_over_rows_is_made_of_all_rows(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        name: write_jsonl(tmp_path / f"{name}.jsonl", prompt_records(64, seed, scale))
+        for seed, (name, scale) in enumerate((("id", 1.0), ("target", 3.0)))
+    }
+    config = RunConfig(model=str(tiny("polynomial")), output=tmp_path / "out", **files)
+    model, roles = reading.load_with_roles(config, ("report",))
+    monkeypatch.setattr(type(model.task), "aggregate", lambda self, values: np.median(values, axis=-1))
+    found = intervene(config, [0, 2], doses=Doses(alphas=(0, 1), draws=5))
+    intact, dropped, other = (
+        np.median(values_of(model, roles["target-report"], dict.fromkeys(layers, Scaled(0.0))))
+        for layers in ((), (0, 2), (1, 3))
+    )
+    assert found.target[0].metric == pytest.approx(dropped, rel=1e-4)
+    assert found.target[0].metric_interval[0] <= dropped <= found.target[0].metric_interval[1]
+    assert found.metric_trend.change == pytest.approx(dropped - intact, rel=1e-4)
+    assert found.random.metric.selected == pytest.approx(intact - dropped, rel=1e-4)
+    assert found.random.sets[0].gain == pytest.approx(intact - other, rel=1e-4)
+    assert found.norms.excess == pytest.approx(found.norms.target.metric - dropped, rel=1e-4)
