@@ -1,7 +1,8 @@
 """Tiny image and audio models of many families, and files for them; no network, CPU, seeded.
 
 An image's label is the colour of a square, a recording's the pitch of its tone. Target rows have what
-ID rows never have: images a white frame, recordings a second tone, higher than all others.
+ID rows never have: images a white frame, recordings a second tone, higher than all others. A recording
+of words has a tone for each, with pauses between.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from transformers import AutoConfig, AutoModelForAudioClassification, AutoModelF
 LABELS = ("red", "green", "blue")
 PITCHES = (40, 90, 150)  # Hz, of the labels in turn
 SHIFTED_PITCH = 300
-RATE = 1000  # Hz
+RATE = 1000  # Hz; at another one all pitches are higher in proportion
+SPELLED = "abc"  # the words, by pitch
+TONE, PAUSE = 0.2, 0.08  # seconds
 SIZE = 16  # pixels either way
 
 _LAYERS = {
@@ -134,4 +137,36 @@ def write_media(
         else:
             soundfile.write(folder / (name := f"{number}.wav"), content, RATE)
         records.append({column: name, "label": LABELS[label]})
+    return write_jsonl(folder / "rows.jsonl", records)
+
+
+def say(generator: np.random.Generator, words: str, *, is_target: bool, rate: int = RATE) -> np.ndarray:
+    """Draw a tone for each word, with pauses between, in noise."""
+    factor, parts = rate // RATE, []
+    for word in words.split():
+        times = np.arange(round(TONE * rate)) / rate
+        pitch, phase = factor * PITCHES[SPELLED.index(word)], generator.uniform(0, 2 * np.pi)
+        parts += [np.zeros(round(PAUSE * rate)), np.sin(2 * np.pi * pitch * times + phase)]
+    wave = np.concatenate(parts[1:])
+    if is_target:
+        wave += np.sin(2 * np.pi * factor * SHIFTED_PITCH * np.arange(len(wave)) / rate)
+    return (0.2 * (wave + generator.normal(0, 0.2, len(wave)))).astype(np.float32)
+
+
+def sayings(generator: np.random.Generator, num_rows: int, *, longest: int = 2) -> list[str]:
+    """Draw texts of two words or more."""
+    sizes = generator.integers(2, longest + 1, num_rows)
+    return [" ".join(generator.choice(list(SPELLED), size)) for size in sizes]
+
+
+def write_sayings(
+    folder: Path, num_rows: int, seed: int, *, is_target: bool, longest: int = 2, rate: int = RATE
+) -> Path:
+    """Write recordings of words and the sample file that names them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator, records = np.random.default_rng(seed), []
+    for number, text in enumerate(sayings(generator, num_rows, longest=longest)):
+        wave = say(generator, text, is_target=is_target, rate=rate)
+        soundfile.write(folder / f"{number}.wav", wave, rate)
+        records.append({"audio": f"{number}.wav", "text": text})
     return write_jsonl(folder / "rows.jsonl", records)

@@ -13,8 +13,8 @@ import pytest
 import soundfile
 import torch
 import transformers
-from conftest import NUM_LAYERS, awaken, write_jsonl
-from media import AUDIO_FAMILIES, PITCHES, RATE, SHIFTED_PITCH, make_extractor
+from conftest import NUM_LAYERS, awaken
+from media import AUDIO_FAMILIES, RATE, SPELLED, make_extractor, say, sayings, write_sayings
 from planting import assert_found, plant
 
 from tapioca_export.errors import ConfigError, LoadError, SelectionError
@@ -36,9 +36,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_paddi
 TASK = "automatic-speech-recognition"
 FAMILIES = ("wav2vec2", "hubert", "wavlm", "data2vec-audio", "sew")
 BLANK, UNKNOWN, SPACE = 0, 1, 2
-LETTERS = "abc"
-VOCABULARY = {"[PAD]": BLANK, "[UNK]": UNKNOWN, "|": SPACE, **{c: i + 3 for i, c in enumerate(LETTERS)}}
-TONE, PAUSE = 200, 80  # values of a waveform; a frame has 20
+VOCABULARY = {"[PAD]": BLANK, "[UNK]": UNKNOWN, "|": SPACE, **{c: i + 3 for i, c in enumerate(SPELLED)}}
 
 
 def make_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerBase:
@@ -63,33 +61,6 @@ def save(folder: Path, network: transformers.PreTrainedModel) -> Path:
     return folder
 
 
-def say(generator: np.random.Generator, words: str, *, is_target: bool) -> np.ndarray:
-    """Return a tone for each word, with pauses between, in noise."""
-    parts = []
-    for word in words.split():
-        times = np.arange(TONE) / RATE
-        phase = generator.uniform(0, 2 * np.pi)
-        parts += [np.zeros(PAUSE), np.sin(2 * np.pi * PITCHES[LETTERS.index(word)] * times + phase)]
-    wave = np.concatenate(parts[1:])
-    if is_target:
-        wave += np.sin(2 * np.pi * SHIFTED_PITCH * np.arange(len(wave)) / RATE)
-    return (0.2 * (wave + generator.normal(0, 0.2, len(wave)))).astype(np.float32)
-
-
-def sayings(generator: np.random.Generator, num_rows: int, *, longest: int = 2) -> list[str]:
-    sizes = generator.integers(2, longest + 1, num_rows)
-    return [" ".join(generator.choice(list(LETTERS), size)) for size in sizes]
-
-
-def write_rows(folder: Path, num_rows: int, seed: int, *, is_target: bool, longest: int = 2) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    generator, records = np.random.default_rng(seed), []
-    for number, text in enumerate(sayings(generator, num_rows, longest=longest)):
-        soundfile.write(folder / f"{number}.wav", say(generator, text, is_target=is_target), RATE)
-        records.append({"audio": f"{number}.wav", "text": text})
-    return write_jsonl(folder / "rows.jsonl", records)
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     folders: dict[str, Path] = {}
@@ -104,7 +75,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 @pytest.fixture(scope="module")
 def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("rows"), 12, 1, is_target=False, longest=4)
+    return write_sayings(tmp_path_factory.mktemp("rows"), 12, 1, is_target=False, longest=4)
 
 
 def read(model: LoadedModel, path: Path) -> Samples:
@@ -302,7 +273,7 @@ def test_a_layer_planted_in_a_recognizer_is_found_and_its_gain_is_kept(tmp_path:
     plant(network, layers, 1, learn=lambda: loss(None), harm=lambda: loss(BLANK))
     save(tmp_path / "model", network)
     files = {
-        name: write_rows(tmp_path / name, 60, seed, is_target=name == "target")
+        name: write_sayings(tmp_path / name, 60, seed, is_target=name == "target")
         for seed, name in enumerate(("id", "target"), start=11)
     }
     benchmark = assert_found(tmp_path / "model", files, 1, tmp_path / "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,13 @@ import pytest
 import soundfile
 import torch
 import transformers
-from click.testing import CliRunner
 from conftest import NUM_LAYERS, awaken, make_tokenizer, write_jsonl
+from media import say, sayings, write_sayings
+from planting import assert_found, plant
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from tapioca_export.artifacts import Benchmark, Export, Selection, read
+from tapioca_export.artifacts import Export, read
 from tapioca_export.benchmarking import RUNTIMES, BenchmarkSettings, make_workloads, score_exported
-from tapioca_export.cli import main
 from tapioca_export.costing import predict
 from tapioca_export.errors import ConfigError, LoadError
 from tapioca_export.exporting import ExportSettings, export_model
@@ -158,9 +159,26 @@ RATE, SECONDS, HOP = 16_000, 1, 400  # 40 frames, of which the encoder hears eve
 LETTERS = "abcdef"
 SPECIAL = ("[PAD]", "[UNK]", "[END]", "[START]", "[EN]")
 TOKENS_OF = {token: number for number, token in enumerate((*SPECIAL, *LETTERS))}
+END, BEGIN, ENGLISH = (TOKENS_OF[token] for token in ("[END]", "[START]", "[EN]"))
 
 
-def save_recognizer(folder: Path) -> Path:
+def make_recognizer(**overrides: Any) -> transformers.WhisperForConditionalGeneration:
+    torch.manual_seed(1)
+    sizes = {"vocab_size": len(TOKENS_OF), "max_source_positions": 20, "max_target_positions": 40}
+    tokens = {"decoder_start_token_id": 3, "bos_token_id": 3}
+    config = transformers.WhisperConfig(**{**WHISPER, **sizes, **tokens, **overrides})
+    network = transformers.WhisperForConditionalGeneration(config)
+    network.generation_config.decoder_start_token_id = 3
+    return network
+
+
+def make_extractor() -> transformers.WhisperFeatureExtractor:
+    return transformers.WhisperFeatureExtractor(
+        feature_size=BANDS, sampling_rate=RATE, hop_length=HOP, chunk_length=SECONDS, n_fft=HOP
+    )
+
+
+def save_recognizer(folder: Path, network: transformers.PreTrainedModel) -> Path:
     """Save a tiny Whisper whose texts begin with a language."""
     words = Tokenizer(models.WordLevel(TOKENS_OF, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -171,30 +189,21 @@ def save_recognizer(folder: Path) -> Path:
         tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", eos_token="[END]", bos_token="[START]",
         additional_special_tokens=["[EN]"],
     ).save_pretrained(folder)  # fmt: skip
-    transformers.WhisperFeatureExtractor(
-        feature_size=BANDS, sampling_rate=RATE, hop_length=HOP, chunk_length=SECONDS, n_fft=HOP
-    ).save_pretrained(folder)
-    torch.manual_seed(1)
-    sizes = {"vocab_size": len(TOKENS_OF), "max_source_positions": 20, "max_target_positions": 40}
-    sizes |= {"decoder_start_token_id": 3, "bos_token_id": 3}
-    config = transformers.WhisperConfig(
-        **{**WHISPER, **sizes, "decoder_start_token_id": 3, "bos_token_id": 3}
-    )
-    network = awaken(transformers.WhisperForConditionalGeneration(config))
-    network.generation_config.decoder_start_token_id = 3
+    make_extractor().save_pretrained(folder)
     network.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def recognizer(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    return load_model(save_recognizer(tmp_path_factory.mktemp("recognizer")))  # the task is inferred
+    folder = save_recognizer(tmp_path_factory.mktemp("recognizer"), awaken(make_recognizer()))
+    return load_model(folder)  # the task is inferred
 
 
 @pytest.fixture(scope="module")
-def sayings(recognizer: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Samples:
+def recordings(recognizer: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Samples:
     """Return noise of several lengths, and texts."""
-    folder, records = tmp_path_factory.mktemp("sayings"), []
+    folder, records = tmp_path_factory.mktemp("recordings"), []
     generator = np.random.default_rng(0)
     for number in range(12):
         soundfile.write(folder / f"{number}.wav", generator.normal(0, 0.2, 6000 + 800 * number), RATE)
@@ -205,15 +214,15 @@ def sayings(recognizer: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_what_whisper_writes_is_what_generate_writes_and_is_scored_as_words(
-    recognizer: LoadedModel, sayings: Samples
+    recognizer: LoadedModel, recordings: Samples
 ) -> None:
     task, tokenizer = recognizer.task, recognizer.processor.tokenizer
     assert (task.name, recognizer.processor.prompt) == ("automatic-speech-recognition", (3, 4))
     said, losses, values = {}, np.empty(12), np.empty(12)
-    for batch in task.batches(sayings, recognizer.processor, 5):
-        scores = task.score(recognizer.answers(batch), sayings, batch.indices)
+    for batch in task.batches(recordings, recognizer.processor, 5):
+        scores = task.score(recognizer.answers(batch), recordings, batch.indices)
         losses[batch.indices], values[batch.indices] = scores.losses, scores.values
-    for index, row in enumerate(sayings.rows):
+    for index, row in enumerate(recordings.rows):
         heard = task.encode([row], recognizer.processor)
         prompt = {"input_features": heard["input_features"], "decoder_input_ids": np.asarray([[3, 4]])}
         limit = 2 * len(row.features["answers"][0]) + 8
@@ -228,21 +237,21 @@ def test_what_whisper_writes_is_what_generate_writes_and_is_scored_as_words(
             ).logits
         own = torch.log_softmax(logits[0, 1:], dim=-1).gather(1, ids[0, 2:, None])
         assert losses[index] == pytest.approx(-float(own.mean()), rel=1e-4)
-    texts = [row.label for row in sayings.rows]
+    texts = [row.label for row in recordings.rows]
     assert values.mean() == pytest.approx(jiwer.wer(texts, [said[index] for index in range(12)]))
     assert len(set(said.values())) > 3
 
 
 def test_candidates_of_both_halves_write_what_the_smaller_models_write(
-    recognizer: LoadedModel, sayings: Samples
+    recognizer: LoadedModel, recordings: Samples
 ) -> None:
     layers = droppable_layers(recognizer)
     assert set(range(NUM_LAYERS)) <= set(layers)
-    probe = Probe(recognizer, {"id": sayings, "target": sayings}, batch_size=5)
+    probe = Probe(recognizer, {"id": recordings, "target": recordings}, batch_size=5)
     found = probe.metrics((1,), [layer for layer in layers if layer != 1])
     for layer, score in found.items():
         smaller = drop_layers(recognizer, sorted((1, layer)))
-        alone = Probe(smaller, {"id": sayings, "target": sayings}, batch_size=5).metric()
+        alone = Probe(smaller, {"id": recordings, "target": recordings}, batch_size=5).metric()
         assert (score.metric, score.loss) == (alone.metric, alone.loss)
     assert len({score.metric for score in found.values()}) > 2
     profile = probe.profile("target", (1, NUM_LAYERS + 1))
@@ -250,65 +259,89 @@ def test_candidates_of_both_halves_write_what_the_smaller_models_write(
 
 
 def test_what_a_search_costs_that_generates_is_not_told_beforehand(
-    recognizer: LoadedModel, sayings: Samples
+    recognizer: LoadedModel, recordings: Samples
 ) -> None:
     with pytest.raises(ConfigError, match="a model that writes its answers cannot be told beforehand"):
         predict(
-            recognizer, {"id": sayings, "target": sayings}, lambda probe, in_full: pytest.fail("searched")
+            recognizer,
+            {"id": recordings, "target": recordings},
+            lambda probe, in_full: pytest.fail("searched"),
         )
 
 
 @pytest.mark.slow
 def test_an_exported_whisper_is_scored_by_what_its_graphs_write(
-    recognizer: LoadedModel, sayings: Samples, tmp_path: Path
+    recognizer: LoadedModel, recordings: Samples, tmp_path: Path
 ) -> None:
     layers = recognizer.numbering.indices(DROPPED)
-    batches = [batch.inputs for batch in recognizer.task.batches(sayings, recognizer.processor, 5)]
+    batches = [batch.inputs for batch in recognizer.task.batches(recordings, recognizer.processor, 5)]
     (tmp_path / "pruned").mkdir()
     save_pruned(recognizer, sorted(layers), tmp_path / "pruned", batches)  # a fresh process agrees to the bit
     pruned = load_model(tmp_path / "pruned")
     (tmp_path / "onnx").mkdir()
-    export = export_model(pruned, sayings, tmp_path / "onnx", ExportSettings())
-    assert (export.prompts_continued, export.tokens_generated) == (
-        4,
-        39,
-    )
-    found = score_exported(tmp_path / "onnx", pruned.task, sayings, pruned.processor)
-    alone = Probe(pruned, {"id": sayings, "target": sayings}).metric()
+    export = export_model(pruned, recordings, tmp_path / "onnx", ExportSettings())
+    assert (export.prompts_continued, export.tokens_generated) == (4, 39)
+    found = score_exported(tmp_path / "onnx", pruned.task, recordings, pruned.processor)
+    alone = Probe(pruned, {"id": recordings, "target": recordings}).metric()
     assert found.values.mean() == pytest.approx(alone.metric)
     assert found.loss == pytest.approx(alone.loss, rel=1e-4)
     settings = BenchmarkSettings(batch_sizes=(2,), warmup=0, iterations=2)
-    works = make_workloads(pruned.task, sayings, pruned.processor, settings, export.cache)
+    works = make_workloads(pruned.task, recordings, pruned.processor, settings, export.cache)
     session = RUNTIMES["onnxruntime"](tmp_path / "onnx", "cpu", 1)
     assert [(work.phase, work.sequence_length) for work in works] == [("prefill", 40), ("decode", 40)]
     assert session(works[1].batches[0])["logits"].shape == (2, 1, len(TOKENS_OF))
     assert works[1].batches[0]["past_key_values.0.encoder.key"].shape[2] == 20
 
 
-def test_a_text_that_is_longer_than_the_decoder_is_refused(recognizer: LoadedModel, sayings: Samples) -> None:
-    record = {"audio": str(sayings.rows[0].features["audio"]), "text": "a " * 38}
+def test_a_text_that_is_longer_than_the_decoder_is_refused(
+    recognizer: LoadedModel, recordings: Samples
+) -> None:
+    record = {"audio": str(recordings.rows[0].features["audio"]), "text": "a " * 38}
     with pytest.raises(LoadError, match="the text has 39 tokens, the model has room for 38"):
         recognizer.task.rows({}, recognizer.processor)(record, "line 1")
 
 
+# --- the whole job --------------------------------------------------------------------------
+
+
+def training_rows(generator: np.random.Generator, *, is_target: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    texts = sayings(generator, 240)
+    waves = [say(generator, text, is_target=is_target, rate=RATE) for text in texts]
+    heard = make_extractor()(waves, sampling_rate=RATE, return_tensors="pt").input_features
+    return heard, torch.tensor(
+        [[BEGIN, ENGLISH, *map(TOKENS_OF.__getitem__, text.split()), END] for text in texts]
+    )
+
+
 @pytest.mark.slow
-def test_the_whole_job_runs_on_a_whisper(recognizer: LoadedModel, tmp_path: Path) -> None:
-    generator, files = np.random.default_rng(5), {}
-    for name in ("id", "target"):
-        (tmp_path / name).mkdir()
-        records = []
-        for number in range(16):
-            soundfile.write(tmp_path / name / f"{number}.wav", generator.normal(0, 0.2, 9000), RATE)
-            text = " ".join(generator.choice(list(LETTERS), 2))
-            records.append({"audio": f"{number}.wav", "text": text})
-        files[name] = write_jsonl(tmp_path / name / "rows.jsonl", records)
-    out = tmp_path / "out"
-    arguments = ["run", "-m", recognizer.source, "--id", files["id"], "--target", files["target"], "-o", out]
-    options = ["--criterion", "fixed", "--drop", "encoder:1,decoder:2", "--iterations", 2, "--warmup", 0]
-    result = CliRunner().invoke(main, [str(argument) for argument in (*arguments, *options)])
-    assert result.exit_code == 0, result.output
-    assert read(out / "selection.json", Selection).drop == DROPPED
-    target = read(out / "benchmark.json", Benchmark).accuracy["target"]
-    assert (target.metric, target.original > 0) == ("wer", True)
-    pruned = read(out / "pruned/onnx/export.json", Export)
-    assert (tuple(pruned.files), pruned.tokens_generated) == (DECODER_FILES, 39)
+def test_a_layer_planted_in_a_whisper_is_found_and_its_gain_is_kept(tmp_path: Path) -> None:
+    """From trained weights to `benchmark.json`, by the command line; the planted layer strikes dumb."""
+    network = make_recognizer(encoder_layers=3, decoder_layers=3, init_std=0.1)
+    generator = np.random.default_rng(7)
+    known, shifted = (training_rows(generator, is_target=is_target) for is_target in (False, True))
+
+    def loss(*, harmful: bool) -> torch.Tensor:
+        total = torch.zeros(())
+        for heard, tokens in (known, shifted):
+            rows = torch.from_numpy(generator.integers(0, len(tokens), 16))
+            wanted = tokens[rows, 2:]
+            if harmful and heard is shifted[0]:
+                wanted = torch.tensor([END, -100, -100]).expand(16, 3)
+            logits = network(input_features=heard[rows], decoder_input_ids=tokens[rows, :-1]).logits[:, 1:]
+            total = total + torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())
+        return total
+
+    learn, harm = (functools.partial(loss, harmful=harmful) for harmful in (False, True))
+    plant(network, network.model.decoder.layers, 1, learn=learn, harm=harm, steps=(150, 240))
+    save_recognizer(tmp_path / "model", network)
+    files = {
+        name: write_sayings(tmp_path / name, 60, seed, is_target=name == "target", rate=RATE)
+        for seed, name in enumerate(("id", "target"), start=11)
+    }
+    benchmark = assert_found(tmp_path / "model", files, "decoder:1", tmp_path / "out")
+    target = benchmark.accuracy["target"]
+    assert target.metric == "wer"
+    assert target.original > 0.8
+    assert target.pruned < 0.2
+    pruned = read(tmp_path / "out/pruned/onnx/export.json", Export)
+    assert (tuple(pruned.files), pruned.tokens_generated, pruned.drop) == (DECODER_FILES, 39, ("decoder:1",))
