@@ -52,12 +52,10 @@ class Calibration:
 
     def time(self, item: Item) -> float:
         """Return the seconds that one batch takes."""
-        started = item.rows * self.row + item.starts * _at(self.start, item)
-        # What a call costs whatever its size.
-        saved = (item.shared - item.narrowed_shared) * self.layer[0] + item.narrowed_shared * self.last[0]
         whole = item.layers - item.narrowed
         parts = ((whole, self.layer), (item.narrowed, self.last), (item.heads, self.head))
-        return started + sum(count * _at(line, item) for count, line in parts) - saved
+        started = item.rows * self.row + item.starts * _at(self.start, item)
+        return started + sum(count * _at(line, item) for count, line in parts)
 
 
 @dataclass(frozen=True)

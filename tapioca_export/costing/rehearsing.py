@@ -22,9 +22,8 @@ from ..artifacts import Curves, Deviation, Evaluation, LayerProfile, Ledger
 from ..engines import Engine
 from ..models import EndOfForward, LoadedModel, stand_ins
 from ..profiling import Probe
-from ..profiling.abreast import groups
 from ..profiling.probe import NUM_INFLUENCE_SAMPLES
-from ..profiling.replaying import Found, Replayer, Work
+from ..profiling.replaying import Found, Work
 from ..samples import Samples
 from ..tasks import Batch, Processor
 
@@ -40,10 +39,9 @@ class Item:
     """One batch: `rows` encoded, and S sequences of T tokens that pass through parts of the network.
 
     `starts` counts forwards begun (embeddings, masks), `layers` layers run, `heads` answers read.
-    `narrowed` of the layers are the last one of a forward, which need not do all of its work. Of
-    candidates abreast, `shared` of the layers are run in another's call, `narrowed_shared` of the
-    narrowed ones. `through` are the sequences and the tokens that pass through layers; of several stacks,
-    S and T are the first's, and `through` counts each stack's own.
+    `narrowed` of the layers are the last one of a forward, which need not do all of its work. `through`
+    are the sequences and the tokens that pass through layers; of several stacks, S and T are the first's,
+    and `through` counts each stack's own.
     """
 
     rows: int
@@ -53,8 +51,6 @@ class Item:
     layers: int
     heads: int
     narrowed: int = 0
-    shared: int = 0
-    narrowed_shared: int = 0
     through: Shape = (0, 0)
 
 
@@ -173,7 +169,6 @@ class Rehearsal:
         self.metric, self.metrics = self.probe.metric, self.probe.metrics
         self.num_invalid = self.probe.num_invalid
         self.watch = lambda num_scores: None
-        self.most_tokens = Replayer(model, samples[select_on], self.probe.processor).most_tokens
         self.shapes = Shapes(model, samples[select_on], self.probe.processor)
         self._profiled = {
             name: Shapes(model, rows, self.probe.processor, is_profile=True) for name, rows in samples.items()
@@ -206,23 +201,9 @@ class Rehearsal:
         )
         heads = len(work.layers) + (end == self.num_layers)
         highest = max((n for n in range(self.num_layers) if n not in work.base), default=-1)
-        most_tokens = 0 if whole else self.most_tokens
-        abreast = list(groups(self.num_layers, work.base, work.layers, shapes[0], most_tokens))
-        calls = [self.skip_costs[group[0]] + sum(costs[group[0] + 1 :]) for group in abreast]
-        apart = [self.skip_costs[layer] + sum(costs[layer + 1 :]) for layer in work.layers]
-        narrowed = sum(layer < highest for layer in work.layers)
-        return Item(
-            rows=times * len(work.rows),
-            sequences=shapes[0][0],
-            tokens=shapes[0][1],
-            starts=times + len(work.layers) + sum(len(group) > 1 for group in abreast),
-            layers=sum(runs),
-            heads=heads,
-            narrowed=0 if whole else narrowed or heads - len(work.layers),
-            shared=sum(apart) - sum(calls),
-            narrowed_shared=0 if whole else narrowed - sum(group[0] < highest for group in abreast),
-            through=through,
-        )
+        narrowed = 0 if whole else sum(layer < highest for layer in work.layers) or heads - len(work.layers)
+        starts = times + len(work.layers)
+        return Item(times * len(work.rows), *shapes[0], starts, sum(runs), heads, narrowed, through)
 
     # --- profiles -------------------------------------------------------------------------
 

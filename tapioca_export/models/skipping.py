@@ -61,10 +61,10 @@ class StandIn(nn.Module):
 
     The network's own forward runs unchanged: it sees a module with the layer's attributes. With
     `answer` set, that is returned and nothing is computed; with `skips`, the input is passed
-    through; otherwise the layer runs, and `change` says what becomes of its stream. `runs` runs in the
-    layer's stead, if it is set. `see` is told the residual stream before and the output. With `ends`,
-    the forward is left by `EndOfForward` once the layer has its input: what is above costs nothing.
-    `num_forwards` counts sequences, `num_tokens` their tokens, padding included.
+    through; otherwise the layer runs, and `change` says what becomes of its stream. `see` is told the
+    residual stream before and the output. With `ends`, the forward is left by `EndOfForward` once the
+    layer has its input: what is above costs nothing. `num_forwards` counts sequences, `num_tokens` their
+    tokens, padding included.
     """
 
     def __init__(self, layer: nn.Module, kinds: dict[type, bool]) -> None:
@@ -77,7 +77,6 @@ class StandIn(nn.Module):
         self.change: Change | None = None
         self.ends = False
         self.see: Callable[[torch.Tensor, Any], None] | None = None
-        self.runs: Callable[..., Any] | None = None
         self.num_forwards = self.num_tokens = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -102,7 +101,7 @@ class StandIn(nn.Module):
         elif self.skips and self.kinds.get(type(self.layer)):
             output = stream
         else:
-            output = (self.runs or self.layer)(*args, **kwargs)
+            output = self.layer(*args, **kwargs)
             is_tensor = self.kinds[type(self.layer)] = isinstance(output, torch.Tensor)
             if not (self.skips and is_tensor):  # what was run once to learn its kind is no cost of a search
                 self.num_forwards += stream.shape[0]

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..models import LoadedModel, skipping
 from ..samples import Samples
-from ..tasks import Batch, Processor, Task
+from ..tasks import Batch, Processor
 
 NUM_ROWS = 8
 TOLERANCE = 1e-4  # absolute and relative, on logits and log-probabilities in float32
@@ -65,9 +65,11 @@ def can_narrow(model: LoadedModel, samples: Samples, processor: Processor) -> bo
     Any layer of the stack that the head reads, the last, may come to be the last one, so one of every
     kind is tried in that place.
     """
-    rows = rows_of_all_lengths(model.task, samples, processor)
-    batch = model.task.batch(samples, rows, processor)
-    read = model.task.read_tokens(batch, processor)
+    task = model.task
+    order = np.concatenate(task.length_sorted(samples, processor, len(samples)))
+    rows = np.unique(order[np.linspace(0, len(order) - 1, NUM_ROWS).astype(int)])
+    batch = task.batch(samples, rows, processor)
+    read = task.read_tokens(batch, processor)
     if read is None:
         return False
     layers = model.layers
@@ -91,20 +93,7 @@ def _stays_the_same(model: LoadedModel, batch: Batch, samples: Samples, read: np
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
             return False
         expected = model.answers(batch)
-    return scores_alike(model.task, samples, batch.indices, found, expected)
-
-
-def rows_of_all_lengths(task: Task, samples: Samples, processor: Processor) -> np.ndarray:
-    """Return a few rows, from the shortest to the longest, in the samples' order."""
-    order = np.concatenate(task.length_sorted(samples, processor, len(samples)))
-    return np.unique(order[np.linspace(0, len(order) - 1, NUM_ROWS).astype(int)])
-
-
-def scores_alike(
-    task: Task, samples: Samples, rows: np.ndarray, found: np.ndarray, expected: np.ndarray
-) -> bool:
-    """Tell whether two sets of answers to some rows get the same values and losses."""
-    scored = [task.score(outputs, samples, rows) for outputs in (found, expected)]
+    scored = [model.task.score(outputs, samples, batch.indices) for outputs in (found, expected)]
     pairs = zip(*((scores.values, scores.losses) for scores in scored), strict=True)
     return all(np.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE) for one, other in pairs)
 

@@ -28,14 +28,16 @@ from ..samples import Samples
 from ..tasks import Batch, Division, Scores
 from ..tasks.scoring import averaged
 from .accumulating import NUM_REPLICATES, Accumulator, log_ratios, mean_deviation
-from .replaying import THREAD_TOKENS, Found, Replayer, Trace, Work, passes
+from .replaying import Found, Replayer, Trace, Work, passes
 from .sharing import shares_context
 from .weighing import angular_distance, magnitudes, sensitivities, summed_cosines
 
 # Block influence hardly differs between samples of one kind; few rows will do to rank layers.
 NUM_INFLUENCE_SAMPLES = 32
-# On a CPU, the tokens in whose time one more batch is started (benchmarks/search.py batches).
+# On a CPU, the tokens in whose time one more batch is started, and those of a thread beyond which a batch
+# gets no faster (benchmarks/search.py batches). GPUs are better filled.
 BATCH_COST = 32
+THREAD_TOKENS = 512
 
 
 class Probe:

@@ -9,7 +9,6 @@ Shapes: B rows of a batch, T tokens, H hidden size, L layers of S stacks, L+S bo
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,12 +30,8 @@ from ..models import (
 )
 from ..samples import Samples
 from ..tasks import Batch, Processor
-from .abreast import groups, states_abreast
-from .narrowing import can_narrow, last_layer, narrowed, rows_of_all_lengths, scores_alike
+from .narrowing import can_narrow, last_layer, narrowed
 from .sharing import shares_context
-
-# On a CPU, the tokens of a thread beyond which a batch gets no faster (benchmarks/search.py batches).
-THREAD_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -90,63 +85,27 @@ class Replayer:
         self.samples = samples
         self.processor = shares_context(model, samples) if processor is None else processor
         self.narrows = samples.is_labelled and can_narrow(model, samples, self.processor)
-        fits = self.samples.is_labelled and can_run_abreast(model, samples, self.processor, self.narrows)
-        self.most_tokens = tokens_at_once(model.device) if fits else 0
         self._kinds: dict[type, bool] = {}
 
     def __call__(self, work: Work) -> Found:
         """Score one batch under every candidate."""
         task = self.model.task
         batch = task.batch(self.samples, work.rows, self.processor)
-        scores = {}
+        scores = []
         read = task.read_tokens(batch, self.processor) if self.narrows else None
         with stand_ins(self.model, self._kinds) as places:
-            for layer, trace in passes(
-                self.model, places, batch, work.base, work.layers, read=read, most_tokens=self.most_tokens
-            ):
+            for _, trace in passes(self.model, places, batch, work.base, work.layers, read=read):
                 if trace.answers is not None:
-                    scores[layer] = task.score(trace.answers, self.samples, work.rows)
+                    scores.append(task.score(trace.answers, self.samples, work.rows))
                 del trace  # or this candidate's states are held while those of the next are made
-            asked = work.layers or (None,)
             found = Found(
-                np.stack([scores[layer].values for layer in asked]),
-                np.stack([scores[layer].losses for layer in asked]),
+                np.stack([score.values for score in scores]),
+                np.stack([score.losses for score in scores]),
                 sum(place.num_forwards for place in places),
                 sum(place.num_tokens for place in places),
             )
         give_back_free_memory()
         return found
-
-
-def tokens_at_once(device: torch.device) -> int:
-    """Return with how many tokens a forward has all the speed it gets; 0: GPUs get full batches."""
-    return THREAD_TOKENS * torch.get_num_threads() if device.type == "cpu" else 0
-
-
-def can_run_abreast(model: LoadedModel, samples: Samples, processor: Processor, narrows: bool) -> bool:
-    """Tell whether answers stay the same when the lowest candidates run abreast, on rows of all lengths.
-
-    Every layer above them then sees the rows of both.
-    """
-    task, layers = model.task, range(min(2, model.num_layers))
-    rows = rows_of_all_lengths(task, samples, processor)[::2]
-    batch = task.batch(samples, rows, processor)
-    if len(model.stacks) > 1 or batch.continuation is not None:
-        return False
-    read = task.read_tokens(batch, processor) if narrows else None
-
-    def answers(most_tokens: int) -> list[np.ndarray]:
-        with stand_ins(model) as places:
-            found = passes(model, places, batch, (), layers, read=read, most_tokens=most_tokens)
-            return [trace.answers for _, trace in found if trace.answers is not None]
-
-    try:
-        found = answers(sys.maxsize)
-    # What a layer makes of more sequences than it was told of is its own affair.
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
-        return False
-    pairs = zip(found, answers(0), strict=True)
-    return all(scores_alike(task, samples, rows, one, other) for one, other in pairs)
 
 
 @dataclass(frozen=True)
@@ -179,14 +138,12 @@ def passes(
     *,
     whole: bool = False,
     read: np.ndarray | None = None,
-    most_tokens: int = 0,
 ) -> Iterator[tuple[int | None, Trace]]:
     """Yield the pass without `base` (key None), then one without each layer too, replayed.
 
     The first pass ends below the highest of `layers`, and then has no answers, unless `whole`. Where
     the tokens `read` are given, (S, T), the last layer of a pass with answers is narrowed to them.
-    States are kept of a pass that is replayed, and of all passes if `whole`. As many candidates run
-    abreast as have `most_tokens` together, padding included.
+    States are kept of a pass that is replayed, and of all passes if `whole`.
     """
 
     def run(skipped: Sequence[int], below: Mapping[int, object], ends: int | None = None) -> Trace:
@@ -197,18 +154,8 @@ def passes(
 
     recorded = run(base, {}, max(layers) if layers and not whole else None)
     yield None, recorded
-    if not layers:
-        return
-    size, length = recorded.boundaries[0].shape[:2]
-    for group in groups(model.num_layers, base, layers, (size, length), 0 if whole else most_tokens):
-        if len(group) == 1:
-            below = dict(enumerate(recorded.outputs[: group[0]]))
-            yield group[0], run((*base, *group), below)
-            continue
-        found = states_abreast(model, places, batch, base, group, recorded.boundaries, read)
-        for layer, states in zip(group, found, strict=True):
-            answers = dict.fromkeys(range(model.num_layers), states)
-            yield layer, _forward(model, places, batch, {}, answers, keeps=False)
+    for layer in layers:
+        yield layer, run((*base, layer), {index: recorded.outputs[index] for index in range(layer)})
 
 
 @torch.no_grad()
