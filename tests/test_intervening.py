@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification
 
 from tapioca_export import Doses, RunConfig, intervene, reading
 from tapioca_export.artifacts import Intervention, Numbering, read
+from tapioca_export.benchmarking.statistics import NUM_RESAMPLES
 from tapioca_export.cli import main
 from tapioca_export.intervening.controls import random_sets
 from tapioca_export.intervening.judging import flatness, interval, rank, replicates, trend
@@ -222,6 +223,10 @@ def mean(values: np.ndarray) -> np.ndarray:
 
 def trend_of(means: Sequence[float], alphas: Sequence[float] = ALPHAS, noise: float = 0.1) -> Any:
     return trend(alphas, np.asarray(means), replicates(shifted(means, noise), mean, 0))
+
+
+def test_one_row_can_be_drawn_in_one_way_only() -> None:
+    assert replicates(np.asarray([[1.0], [0.25]]), mean, 0).T.tolist() == [[1.0, 0.25]] * NUM_RESAMPLES
 
 
 def test_replicates_are_paired_and_seeded_and_of_the_right_width() -> None:

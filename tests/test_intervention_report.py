@@ -277,7 +277,7 @@ def test_the_verdict_says_each_finding_with_its_numbers() -> None:
     )
     assert "dropping gains more" in lines[4]
     assert "monotone, falling as alpha goes from 1 to 0" in lines[5]
-    assert "noise floor 0.030" in lines[5]
+    assert "noise floor 0.03;" in lines[5]
     assert len(lines) == 7
 
 

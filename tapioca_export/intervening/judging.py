@@ -37,6 +37,8 @@ def replicates(
 
     rows = np.asarray(values)
     num_rows = rows.shape[1]
+    if num_rows < 2:  # there is nothing to draw
+        return np.repeat(np.asarray(metric(rows))[:, None], NUM_RESAMPLES, axis=1)
     found = bootstrap(
         (np.arange(num_rows),),
         lambda drawn, axis: metric(rows[:, np.asarray(drawn, dtype=np.int64)]),

@@ -133,8 +133,8 @@ def _about_deviation(found: Intervention) -> str:
     floor = sum(found.noise_floor) / 2
     moved = next(dose for dose in found.id if dose.alpha == 0)
     return (
-        f"Deviation of the target from ID: {number(intact.deviation)} intact, {number(dropped.deviation)} "
-        f"dropped, noise floor {number(floor)}; {_trend(found.deviation_trend)}; dropping moves ID itself "
+        "Deviation of the target from ID (mean of that of norms and of distances): "
+        f"{intact.deviation:.3g} intact, {dropped.deviation:.3g} dropped, noise floor {floor:.3g}; {_trend(found.deviation_trend)}; dropping moves ID itself "
         f"by {number(moved.deviation)}."
     )
 
