@@ -134,8 +134,8 @@ def _about_deviation(found: Intervention) -> str:
     moved = next(dose for dose in found.id if dose.alpha == 0)
     return (
         "Deviation of the target from ID (mean of that of norms and of distances): "
-        f"{intact.deviation:.3g} intact, {dropped.deviation:.3g} dropped, noise floor {floor:.3g}; {_trend(found.deviation_trend)}; dropping moves ID itself "
-        f"by {number(moved.deviation)}."
+        f"{intact.deviation:.3g} intact, {dropped.deviation:.3g} dropped, noise floor {floor:.3g}; "
+        f"{_trend(found.deviation_trend)}; dropping moves ID itself by {number(moved.deviation)}."
     )
 
 
