@@ -200,17 +200,20 @@ def recognizer(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return load_model(folder)  # the task is inferred
 
 
-@pytest.fixture(scope="module")
-def recordings(recognizer: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Samples:
+def make_recordings(model: LoadedModel, folder: Path) -> Samples:
     """Return noise of several lengths, and texts."""
-    folder, records = tmp_path_factory.mktemp("recordings"), []
-    generator = np.random.default_rng(0)
+    generator, records = np.random.default_rng(0), []
     for number in range(12):
         soundfile.write(folder / f"{number}.wav", generator.normal(0, 0.2, 6000 + 800 * number), RATE)
         text = " ".join(generator.choice(list(LETTERS), 2 + number % 4))
         records.append({"audio": f"{number}.wav", "text": text})
-    read_row = recognizer.task.rows({}, recognizer.processor)
+    read_row = model.task.rows({}, model.processor)
     return read_samples(write_jsonl(folder / "rows.jsonl", records), read_row, role="id-select")
+
+
+@pytest.fixture(scope="module")
+def recordings(recognizer: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Samples:
+    return make_recordings(recognizer, tmp_path_factory.mktemp("recordings"))
 
 
 def test_what_whisper_writes_is_what_generate_writes_and_is_scored_as_words(

@@ -61,7 +61,7 @@ def write_encoder_decoder(model: LoadedModel, example: Inputs, folder: Path, ops
     programs.append(traced(model, model.network, {**sample, PAST: cache}, steps, opset))
     for program, name in zip(programs, DECODER_FILES, strict=True):
         if program is not programs[0]:
-            _finish(program)
+            _finish(program, shapes)
         save(program, folder / name)
     return Written(
         exporter_name(),
@@ -110,8 +110,12 @@ def _cache(model: LoadedModel, sample: Mapping[str, Any]) -> tuple[Any, CacheSha
     return plain, shapes
 
 
-def _finish(program: Any) -> None:
-    """Name what goes in and out; leave out what comes out as it went in, and what goes in unused."""
+def _finish(program: Any, cache: CacheShapes) -> None:
+    """Name what goes in and out, in the order of the cache.
+
+    What comes out as it went in is left out, and so is what goes in unused. Optimum tells the inputs
+    of a cache by their order, not by their names: layer by layer, the decoder's own before the encoder's.
+    """
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     graph = program.graph
@@ -122,6 +126,9 @@ def _finish(program: Any) -> None:
     graph.outputs[:] = [value for value in wanted if value.name not in given]
     RemoveUnusedNodesPass()(program)
     graph.inputs[:] = [value for value in graph.inputs if value.uses()]
+    places = {name: place for place, name in enumerate(cache)}
+    for values in (graph.inputs, graph.outputs):
+        values[:] = sorted(values, key=lambda value: places.get(value.name.replace(PRESENT, PAST), -1))
     name_axes(graph, _axes)
 
 

@@ -1,4 +1,4 @@
-"""Generate with exported decoders as their users do: with Optimum, and with onnxruntime-genai.
+"""Generate with exported models as their users do: with Optimum, and with onnxruntime-genai.
 
     python tests/consumers/check_exports.py FOLDER
 
@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime_genai
 import torch
 import transformers
-from optimum.onnxruntime import ORTModelForCausalLM
+from optimum.onnxruntime import ORTModelForCausalLM, ORTModelForSeq2SeqLM, ORTModelForSpeechSeq2Seq
 from transformers import GenerationConfig
 
 # What a library cannot run, whoever exported it.
@@ -27,21 +27,26 @@ OPTIMUM_CANNOT = dict.fromkeys(("falcon-grouped", "gemma2", "olmo2", "phi3", "qw
 UNKNOWN_TYPES = ("bloom", "falcon", "falcon-grouped", "gpt_neox", "olmo2", "opt")
 GENAI_CANNOT = {
     **dict.fromkeys(UNKNOWN_TYPES, UNKNOWN),
+    **dict.fromkeys(("bart", "t5", "whisper"), "no genai_config.json is written for encoder-decoders"),
     "gpt2": "wants keys and values of a layer in one tensor",
 }
 
 
 def with_optimum(folder: Path, expected: dict[str, np.ndarray]) -> np.ndarray:
-    """Generate the whole batch, padded on the left."""
-    model = ORTModelForCausalLM.from_pretrained(folder, use_io_binding=False)
+    """Generate the whole batch; texts are padded on the left."""
+    inputs = {name: torch.tensor(value) for name, value in expected.items() if name != "tokens"}
+    auto_class = ORTModelForSpeechSeq2Seq if "input_features" in inputs else ORTModelForSeq2SeqLM
+    if "decoder_input_ids" not in inputs:
+        auto_class = ORTModelForCausalLM
     num_tokens = expected["tokens"].shape[1]
-    model.generation_config = GenerationConfig()
-    found = model.generate(
-        torch.tensor(expected["input_ids"]),
-        attention_mask=torch.tensor(expected["attention_mask"]),
-        generation_config=GenerationConfig(max_new_tokens=num_tokens, do_sample=False, pad_token_id=0),
-    )
-    return found[:, expected["input_ids"].shape[1] :].numpy()
+    asked = {"max_new_tokens": num_tokens, "do_sample": False, "pad_token_id": 0}
+    if auto_class is not ORTModelForCausalLM:
+        asked["decoder_start_token_id"] = int(inputs["decoder_input_ids"][0, 0])
+    if auto_class is ORTModelForSpeechSeq2Seq:
+        asked["no_timestamps_token_id"] = 10  # wanted, as every published Whisper has one
+    model = auto_class.from_pretrained(folder, use_io_binding=False)
+    model.generation_config = GenerationConfig(**asked)  # what ends a text is none of them
+    return model.generate(**inputs, generation_config=GenerationConfig(**asked))[:, -num_tokens:].numpy()
 
 
 def with_genai(folder: Path, expected: dict[str, np.ndarray]) -> np.ndarray:
