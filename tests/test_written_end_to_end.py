@@ -135,6 +135,9 @@ def test_stages_one_by_one_keep_the_rule(checkpoint: Path, files: dict[str, Path
         assert (prompting.max_new_tokens, prompting.extract) == (6, RULE)
     refused = invoke("export", "-m", pruned, *data, "--max-new-tokens", 9, "-o", tmp_path / "other")
     assert "was made with other prompts or another rule for answers" in refused.stderr
+    unmatched = ["--max-new-tokens", 1, "--extract", "no such answer"]
+    nothing = invoke("select", "-m", checkpoint, *data, *unmatched, "-o", tmp_path / "nothing")
+    assert "No answer of the original matches --extract" in nothing.stdout
     plan = invoke("select", "--dry-run", "-m", checkpoint, *data, *rule, "-o", tmp_path / "plan")
     assert plan.exit_code == 1
     assert "a model that writes its answers cannot be told beforehand" in plan.stderr

@@ -205,6 +205,10 @@ def _show_selection(selection: Any, as_json: bool, quiet: bool) -> None:
             lines.append(f"drop layer {step.layer}{metric}")
         if selection.invalid is not None:
             lines.append(f"invalid answers: {_counts(selection.invalid)} of {selection.num_samples}")
+            if selection.invalid.original == selection.num_samples:
+                lines.append(
+                    "No answer of the original matches --extract: look at the rule, and at what it writes."
+                )
         lines.append(f"stopped: {selection.stop_reason}")
         lines.append(f"Drop: {_join(selection.drop)} (pick {selection.pick})")
         return "\n".join(lines)
