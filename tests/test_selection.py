@@ -92,7 +92,7 @@ def plain_greedy(model: LoadedModel, samples: Samples, epsilon: float) -> list[d
     def metric(layers: tuple[int, ...]) -> float:
         copy = drop_by_hand(model, layers)
         logits = [copy.logits(task.encode([row], model.processor))[0] for row in samples.rows]
-        return task.score(np.stack(logits), samples).metric
+        return float(task.aggregate(task.score(np.stack(logits), samples).values))
 
     dropped, rounds, base = (), [], metric(())
     while len(dropped) < model.num_layers - 1:
