@@ -163,7 +163,8 @@ def test_stages_one_by_one_keep_the_metric_and_the_prompts(checkpoint: Path, tmp
     model = load_model(pruned, CHOICES, load_options(config))
     rows = load_roles(config, model.task, model.processor)["target-report"]
     scores = model.task.score(model.answers(everything(model, rows)), rows)
-    assert (measured["target"].pruned, measured["target"].metric) == (float(model.task.aggregate(scores.values)), "accuracy_norm")
+    accuracy = float(model.task.aggregate(scores.values))
+    assert (measured["target"].pruned, measured["target"].metric) == (accuracy, "accuracy_norm")
     for other, message in (
         (["--metric", "accuracy"], "was made with --metric accuracy_norm, not accuracy"),
         (["--chat-template"], "was made with other prompts"),
