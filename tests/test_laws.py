@@ -15,6 +15,7 @@ from torch import nn
 
 from tapioca_export.models import LoadedModel, drop_layers, load_model, skipping
 from tapioca_export.models.proof import save_pruned
+from tapioca_export.polynomial import WEIGHTS, sample_prompts
 from tapioca_export.profiling import Probe
 from tapioca_export.samples import Samples, load_roles, read_samples
 from tapioca_export.tasks import Batch, Inputs
@@ -114,6 +115,16 @@ def test_on_a_cpu_batches_are_divided_where_padding_costs_more(
     assert batches() == [[0, 1, 3, 5], [2], [4]]
     monkeypatch.setattr(type(model), "device", torch.device("cuda"))
     assert batches() == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_what_a_batch_is_cut_off_changes_nothing() -> None:
+    """Else a proof by a fresh process, which reads batches from a file, would refuse what is right."""
+    model = load_model(WEIGHTS)
+    prompts = np.asarray(sample_prompts(40, 0), dtype=np.float32)
+    for start in range(0, 40, 8):
+        cut = prompts[start : start + 8, :20]
+        assert not cut.flags.c_contiguous
+        assert np.array_equal(model.logits({"values": cut}), model.logits({"values": cut.copy()}))
 
 
 @pytest.mark.parametrize("dropped", [(), (2,)])

@@ -259,5 +259,8 @@ def to_tensors(
     inputs: Inputs, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> dict[str, torch.Tensor]:
     """Return the batch as tensors; `dtype` is that of what is no whole number."""
-    tensors = {name: torch.from_numpy(value).to(device) for name, value in inputs.items()}
+    # Matrix products round differently where rows are cut off longer ones: what is equal must compute equals.
+    tensors = {
+        name: torch.from_numpy(np.ascontiguousarray(value)).to(device) for name, value in inputs.items()
+    }
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
