@@ -19,6 +19,7 @@ prints both and exits with 1. Any other exception is a bug of ours and keeps its
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Iterable
 
 
@@ -26,6 +27,15 @@ def first_line(error: BaseException) -> str:
     """Return the first line of another library's message, or the error's type where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def onnxruntime_errors() -> tuple[type[Exception], ...]:
+    """Return what ONNX Runtime raises: its own exceptions have no base class."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    classes = (value for value in vars(state).values() if inspect.isclass(value))
+    own = (value for value in classes if issubclass(value, Exception))
+    return (*own, OSError, RuntimeError, ValueError)
 
 
 class TapiocaError(Exception):

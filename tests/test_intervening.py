@@ -19,10 +19,10 @@ from transformers import AutoModelForSequenceClassification
 
 from tapioca_export import Doses, RunConfig, intervene, reading
 from tapioca_export.artifacts import Intervention, Numbering, read
-from tapioca_export.benchmarking.statistics import NUM_RESAMPLES
+from tapioca_export.benchmarking.statistics import NUM_RESAMPLES, interval, replicates
 from tapioca_export.cli import main
 from tapioca_export.intervening.controls import random_sets
-from tapioca_export.intervening.judging import flatness, interval, rank, replicates, trend
+from tapioca_export.intervening.judging import flatness, rank, trend
 from tapioca_export.models import LoadedModel, Rescaled, Scaled, changing, load_model
 from tapioca_export.profiling import Probe, respond
 from tapioca_export.samples import Samples
@@ -222,21 +222,20 @@ def mean(values: np.ndarray) -> np.ndarray:
 
 
 def trend_of(means: Sequence[float], alphas: Sequence[float] = ALPHAS, noise: float = 0.1) -> Any:
-    return trend(alphas, np.asarray(means), replicates(shifted(means, noise), mean, 0))
+    return trend(alphas, np.asarray(means), replicates(shifted(means, noise), mean))
 
 
 def test_one_row_can_be_drawn_in_one_way_only() -> None:
-    assert replicates(np.asarray([[1.0], [0.25]]), mean, 0).T.tolist() == [[1.0, 0.25]] * NUM_RESAMPLES
+    assert replicates(np.asarray([[1.0], [0.25]]), mean).T.tolist() == [[1.0, 0.25]] * NUM_RESAMPLES
 
 
 def test_replicates_are_paired_and_seeded_and_of_the_right_width() -> None:
     values = shifted([0.0, 1.0], noise=0.0)
-    drawn = replicates(values, mean, 0)
+    drawn = replicates(values, mean)
     assert drawn.shape == (2, 9999)
     np.testing.assert_allclose(drawn[1] - drawn[0], 1.0, atol=1e-9)
     assert drawn[0].std() == pytest.approx(values[0].std() / np.sqrt(400), rel=0.05)
-    assert np.array_equal(drawn, replicates(values, mean, 0))
-    assert not np.array_equal(drawn, replicates(values, mean, 1))
+    assert np.array_equal(drawn, replicates(values, mean))
     low, high = interval(drawn[0])
     assert (low, high) == (np.percentile(drawn[0], 2.5), np.percentile(drawn[0], 97.5))
 

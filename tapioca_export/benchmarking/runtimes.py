@@ -7,7 +7,6 @@ the first line of its docstring is its help text.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 import os
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..artifacts import Export, read
-from ..errors import BenchmarkError, first_line
+from ..errors import BenchmarkError, first_line, onnxruntime_errors
 from ..generation import Session, as_one, with_positions
 from ..precision import NUMPY_TYPES
 from ..registry import Table
@@ -156,7 +155,7 @@ def _open(file: Path, provider: str, num_threads: int) -> Session:
         session = onnxruntime.InferenceSession(
             str(file), _session_options(num_threads), providers=[provider], enable_fallback=0
         )
-    except _onnxruntime_errors() as error:
+    except onnxruntime_errors() as error:
         raise BenchmarkError(f"ONNX Runtime cannot open {file} on {provider}: {first_line(error)}") from error
     used = session.get_providers()[0]
     if used != provider:
@@ -189,7 +188,7 @@ def _runner(session: Any, file: Path) -> Session:
         raise BenchmarkError(f"{file} takes {unknown[0]}, which NumPy does not have.", "Export it in fp16.")
     dtypes = {name: NUMPY_TYPES[kind] for name, kind in types.items()}
     outputs = [node.name for node in session.get_outputs()]
-    errors = _onnxruntime_errors()
+    errors = onnxruntime_errors()
 
     def run(inputs: Inputs) -> dict[str, np.ndarray]:
         inputs = with_positions(inputs, dtypes)
@@ -211,12 +210,3 @@ def _runner(session: Any, file: Path) -> Session:
             ) from error
 
     return run
-
-
-def _onnxruntime_errors() -> tuple[type[Exception], ...]:
-    """Return what ONNX Runtime raises: its own exceptions have no base class."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    classes = (value for value in vars(state).values() if inspect.isclass(value))
-    own = (value for value in classes if issubclass(value, Exception))
-    return (*own, OSError, RuntimeError, ValueError)

@@ -6,7 +6,7 @@ seeded: the same numbers give the same interval. Knows nothing about how a resul
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,14 @@ from ..tasks import Scores, Task
 from ..tasks.scoring import averaged
 
 NUM_RESAMPLES = 9999
+LEVEL = 0.05  # of what is drawn, intervals leave out
 # Numbers held at a time while resampling: 2 million doubles are 16 MB.
 _BATCH_NUMBERS = 2_000_000
 Statistic = Callable[..., np.ndarray]
 
 
-def bootstrap_interval(values: np.ndarray, statistic: Statistic, seed: int = 0, width: int = 1) -> Interval:
+def bootstrap_interval(values: np.ndarray, statistic: Statistic, seed: int = 0) -> Interval:
     """Return the 95 % percentile bootstrap interval of a statistic of (N,) values.
-
-    A value may stand for `width` numbers, which are held while resampling.
 
     Percentile rather than BCa: BCa's jackknife is quadratic in N and is not a number where all
     values, or for a median most values, are equal. Equal values give an interval of no width.
@@ -33,16 +32,16 @@ def bootstrap_interval(values: np.ndarray, statistic: Statistic, seed: int = 0, 
         return float(values[0]), float(values[0])
     from scipy.stats import bootstrap
 
-    interval = bootstrap(
+    found = bootstrap(
         (values,),
         statistic,
         n_resamples=NUM_RESAMPLES,
-        batch=max(1, _BATCH_NUMBERS // (width * len(values))),
+        batch=max(1, _BATCH_NUMBERS // len(values)),
         vectorized=True,
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return float(interval.low), float(interval.high)
+    return float(found.low), float(found.high)
 
 
 def compare(task: Task, original: Scores, pruned: Scores) -> Accuracy:
@@ -143,8 +142,8 @@ def _wilson(values: np.ndarray) -> Interval:
     from scipy.stats import binomtest
 
     share = binomtest(round(float(values.sum())), len(values))
-    interval = share.proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
+    found = share.proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def _bootstrap_of_mean(values: np.ndarray) -> Interval:
@@ -153,15 +152,41 @@ def _bootstrap_of_mean(values: np.ndarray) -> Interval:
 
 def _bootstrap_of_rows(statistic: Statistic, *values: np.ndarray) -> Interval:
     """Return the interval of a statistic of one or two models' values, (N, k), on rows drawn anew."""
-    if len(values[0]) < 2 or (len(values) == 2 and np.array_equal(*values)):
+    if len(values) == 2 and np.array_equal(*values):
         found = float(statistic(*values))
         return found, found
+    return interval(replicates(values, lambda drawn: statistic(*drawn)))
 
-    def of_drawn(rows: np.ndarray, axis: int) -> np.ndarray:
-        return np.asarray(statistic(*(of_model[rows] for of_model in values)))
 
-    width = sum(of_model[0].size for of_model in values)
-    return bootstrap_interval(np.arange(len(values[0])), of_drawn, width=width)
+def replicates(values: Sequence[np.ndarray], statistic: Statistic) -> np.ndarray:
+    """Return a statistic of models on resampled rows, (..., R): replicate r draws the same rows for all.
+
+    Args:
+        values: What each of A models scores on the same N rows, (N,) or (N, k).
+        statistic: Makes something (..., B) of values (A, B, N) or (A, B, N, k).
+    """
+    rows = np.asarray(values)
+    num_rows = rows.shape[1]
+    if num_rows < 2:  # there is one way to draw
+        return np.repeat(np.asarray(statistic(rows[:, None])), NUM_RESAMPLES, axis=-1)
+    from scipy.stats import bootstrap
+
+    found = bootstrap(
+        (np.arange(num_rows),),
+        lambda drawn, axis: statistic(rows[:, np.asarray(drawn, dtype=np.int64)]),
+        n_resamples=NUM_RESAMPLES,
+        batch=max(1, _BATCH_NUMBERS // rows.size),
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return np.asarray(found.bootstrap_distribution)
+
+
+def interval(drawn: np.ndarray, level: float = LEVEL) -> Interval:
+    """Return the percentile interval of replicates (R,) that leaves out `level` of them."""
+    low, high = np.percentile(drawn, [50 * level, 100 - 50 * level])
+    return float(low), float(high)
 
 
 def _permutation_of_rows(statistic: Statistic, one: np.ndarray, other: np.ndarray) -> float:

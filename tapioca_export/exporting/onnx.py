@@ -6,9 +6,8 @@ prompt, with a full one it takes the next step.
 In half precision the network itself is traced in it, as Optimum does. Converting the float32 graph
 instead (`onnxruntime.transformers.float16`) takes from float32 what transformers computes there on
 purpose: the squares of an RMSNorm leave the range of float16 above 255. ONNX Runtime hides that on the
-CPU, where it has few kernels in float16 and computes much in float32, with casts of its own; by ONNX's
-reference implementation, a small Llama with large activations was 3 off so converted, and 0.002 off
-traced. In bfloat16 ONNX Runtime has no kernel for most operators on the CPU, and puts no casts.
+CPU, where it has few kernels in float16 and computes much in float32, with casts of its own. In
+bfloat16 it has no kernel for most operators on the CPU, and puts no casts.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ExportError, first_line
+from ..errors import ExportError, first_line, onnxruntime_errors
 from ..generation import PAST, PRESENT, CacheShapes, Session, as_one, with_positions
 from ..models import LoadedModel, to_tensors
 from ..precision import DTYPES, FULL, NUMPY_TYPES
@@ -138,8 +137,7 @@ def _open(model: str | bytes) -> Session:
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    # ONNX Runtime's errors share no base class but this one.
-    except Exception as error:
+    except onnxruntime_errors() as error:
         raise ExportError(
             f"ONNX Runtime cannot run the file on the CPU: {first_line(error)}",
             "Try another --opset or --dtype, or --format torchscript.",
@@ -174,7 +172,7 @@ def refuse_without_kernels(dtype: str) -> None:
     product = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OLDEST_OPSET)])
     try:
         onnxruntime.InferenceSession(product.SerializeToString(), providers=["CPUExecutionProvider"])
-    except Exception as error:
+    except onnxruntime_errors() as error:
         raise ExportError(
             f"ONNX Runtime {onnxruntime.__version__} runs no {dtype} on the CPU, where files are proven: "
             f"{first_line(error)} (of a single MatMul in {DTYPES[dtype].name}; no other device was tried).",

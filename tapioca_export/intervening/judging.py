@@ -7,54 +7,16 @@ Shapes: A alphas, N rows, R bootstrap replicates, n random sets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
 from ..artifacts import Flatness, Interval, Rank, Trend
-from ..benchmarking.statistics import NUM_RESAMPLES
+from ..benchmarking.statistics import LEVEL, interval
 
-# Numbers held at a time while resampling: 2 million doubles are 16 MB.
-BATCH_NUMBERS = 2_000_000
-# Where a rank is as rare as this among random sets, it is no accident.
-LEVEL = 0.05
 # Two points are always monotone.
 LEAST_ALPHAS = 3
-
-
-def replicates(
-    values: Sequence[np.ndarray], metric: Callable[[np.ndarray], np.ndarray], seed: int
-) -> np.ndarray:
-    """Return the metric of A models on resampled rows, (A, R): replicate r draws the same rows for all.
-
-    Args:
-        values: What each model scores on the same N rows.
-        metric: Makes (A, B, N) values, or (A, B, N, k), into (A, B) metrics.
-        seed: Of the resampling.
-    """
-    from scipy.stats import bootstrap
-
-    rows = np.asarray(values)
-    num_rows = rows.shape[1]
-    if num_rows < 2:  # there is nothing to draw
-        return np.repeat(np.asarray(metric(rows))[:, None], NUM_RESAMPLES, axis=1)
-    found = bootstrap(
-        (np.arange(num_rows),),
-        lambda drawn, axis: metric(rows[:, np.asarray(drawn, dtype=np.int64)]),
-        n_resamples=NUM_RESAMPLES,
-        batch=max(1, BATCH_NUMBERS // rows.size),
-        vectorized=True,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return np.asarray(found.bootstrap_distribution)
-
-
-def interval(drawn: np.ndarray, level: float = LEVEL) -> Interval:
-    """Return the percentile interval of replicates (R,) that leaves out `level` of them."""
-    low, high = np.percentile(drawn, [50 * level, 100 - 50 * level])
-    return float(low), float(high)
 
 
 def trend(alphas: Sequence[float], values: np.ndarray, drawn: np.ndarray) -> Trend:

@@ -28,12 +28,13 @@ from ..artifacts import (
     Trend,
 )
 from ..benchmarking import compare
+from ..benchmarking.statistics import interval, replicates
 from ..config import Doses, RunConfig
 from ..models import DROPPED, LoadedModel, Rescaled, Scaled, droppable_layers
 from ..profiling import Probe, Response, respond, surviving_boundaries
 from ..samples import Samples
 from .controls import random_sets
-from .judging import flatness, interval, rank, replicates, trend
+from .judging import flatness, rank, trend
 
 
 def intervene(
@@ -155,8 +156,8 @@ class _Sweep:
         values, losses = _values(responses), _losses(responses)
         if not values:
             return tuple(doses)
-        metrics, seed = [float(self.task.aggregate(part)) for part in values], self.config.seed
-        drawn, drawn_losses = replicates(values, self.task.aggregate, seed), replicates(losses, _mean, seed)
+        metrics = [float(self.task.aggregate(part)) for part in values]
+        drawn, drawn_losses = replicates(values, self.task.aggregate), replicates(losses, _mean)
         return tuple(
             replace(
                 dose,
@@ -186,7 +187,7 @@ class _Sweep:
         if not values:
             return None
         metrics = np.asarray([self.task.aggregate(part) for part in values])
-        return trend(self.doses.alphas, metrics, replicates(values, self.task.aggregate, self.config.seed))
+        return trend(self.doses.alphas, metrics, replicates(values, self.task.aggregate))
 
     def _deviation_trend(self) -> Trend:
         reference, kept = self._intact("id"), surviving_boundaries(self.layers, self.numbering)
@@ -240,7 +241,7 @@ class _Sweep:
         if not gains:
             return None
         rivals = list(others) if has_all else [others[int(np.argmax(gains))]]
-        drawn = self.sign * replicates(_values([dropped, *rivals]), self.task.aggregate, self.config.seed)
+        drawn = self.sign * replicates(_values([dropped, *rivals]), self.task.aggregate)
         margins = [interval(drawn[0] - other) for other in drawn[1:]]
         return rank(self._gains([dropped])[0], gains, margins, has_all=has_all)
 
@@ -273,7 +274,7 @@ class _Sweep:
         values = _values([self.found["target"][self.layers][0.0], response])
         if not values:
             return NormControl(factors, dose)
-        drawn = self.sign * replicates(values, self.task.aggregate, self.config.seed)
+        drawn = self.sign * replicates(values, self.task.aggregate)
         low, high = found = interval(drawn[0] - drawn[1])
         excess = self.sign * float(self.task.aggregate(values[0]) - self.task.aggregate(values[1]))
         return NormControl(
