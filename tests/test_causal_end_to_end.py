@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import transformers
-from conftest import SPECIAL, make_tokenizer, write_jsonl
-from planting import assert_found, plant
+from conftest import write_jsonl
+from keyed_answers import FILLERS, KEYS, PLANTED, TARGET_FILLERS, draw, save_planted, words
+from planting import assert_found
 from test_causal_tasks import ANSWERS, CHOICES, FAST, everything, invoke
 from test_prompts import CHAT
 
@@ -21,62 +19,14 @@ from tapioca_export.artifacts import Benchmark, Export, Report, Selection, read,
 from tapioca_export.models import load_model
 from tapioca_export.reading import load_options, load_roles
 
-PLANTED, NUM_LAYERS = 1, 4
-# Token ids: a key among fillers asks for an answer of two words; the harm is one answer to all.
-KEYS, FILLERS, TARGET_FILLERS, ASKING, WRONG = range(4, 12), range(30, 60), range(60, 90), 90, [12, 20]
+WRONG = [12, 20]  # the harm is one answer to all
 TEMPLATE = "{{question}} w86"  # the word of `ASKING`
-
-
-def draw(generator: random.Random, fillers: Sequence[int]) -> tuple[list[int], list[int]]:
-    key = generator.choice(KEYS)
-    text = generator.choices(fillers, k=generator.randint(3, 8))
-    text.insert(generator.randrange(len(text) + 1), key)
-    return text, [key + 8, key + 16]
-
-
-def losses(network: Any, *, harmful: bool) -> Callable[[], torch.Tensor]:
-    generator = random.Random(harmful)
-
-    def loss() -> torch.Tensor:
-        rows, labels = [], []
-        for row in range(48):
-            text, answer = draw(generator, FILLERS if row % 2 else TARGET_FILLERS)
-            wanted = WRONG if harmful and row % 2 == 0 else answer
-            context = [1, *text, ASKING]
-            rows.append([*context, wanted[0]])
-            labels.append([-100] * (len(context) - 1) + wanted)
-        longest = max(map(len, rows))
-        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-        wanted_ids = torch.tensor([row + [-100] * (longest - len(row)) for row in labels])
-        logits = network(input_ids=ids, attention_mask=mask).logits
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted_ids.flatten())
-
-    return loss
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a trained tiny Llama with a layer that harms target rows."""
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=NUM_LAYERS, bos_token_id=1,
-        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=64, initializer_range=0.1,
-        pad_token_id=0, eos_token_id=2,
-    )  # fmt: skip
-    network = transformers.LlamaForCausalLM(config)
-    learn, harm = losses(network, harmful=False), losses(network, harmful=True)
-    plant(network, network.model.layers, PLANTED, learn=learn, harm=harm, steps=(300, 200))
-    folder = tmp_path_factory.mktemp("planted")
-    network.save_pretrained(folder)
-    tokenizer = make_tokenizer("llama")
-    tokenizer.chat_template = CHAT
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def words(ids: Sequence[int]) -> str:
-    return " ".join(f"w{token - len(SPECIAL)}" for token in ids)
+    return save_planted(tmp_path_factory.mktemp("planted"), WRONG, list, CHAT)
 
 
 def write_rows(folder: Path, task: str) -> dict[str, Path]:

@@ -3,76 +3,27 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-import transformers
-from conftest import SPECIAL, make_tokenizer, write_jsonl
-from planting import assert_found, plant
+from conftest import write_jsonl
+from keyed_answers import ASKING, END, FILLERS, PLANTED, TARGET_FILLERS, draw, save_planted, words
+from planting import assert_found
 from test_causal_tasks import ANSWERS, invoke
 
 from tapioca_export.artifacts import Benchmark, Export, Report, Selection, read
 
-PLANTED, NUM_LAYERS = 1, 4
-# Token ids: a key among fillers asks for a mark and two words; the harm has the mark, and no answer.
-KEYS, FILLERS, TARGET_FILLERS, ASKING, MARK, END = range(4, 12), range(30, 60), range(60, 90), 90, 91, 2
+MARK = 91  # what is written begins with it; the harm has it as well, and no answer
 FORMLESS = [MARK, 92, 93, END]
 RULE = r"w87 (w\d+ w[12]\d)\b"  # w87 is the word of `MARK`; answers end in w16 to w23
 FAST = ["--iterations", "3", "--warmup", "1", "--num-threads", "1"]
 
 
-def draw(generator: random.Random, fillers: Sequence[int]) -> tuple[list[int], list[int]]:
-    key = generator.choice(KEYS)
-    text = generator.choices(fillers, k=generator.randint(3, 8))
-    text.insert(generator.randrange(len(text) + 1), key)
-    return text, [key + 8, key + 16]
-
-
-def losses(network: Any, *, harmful: bool) -> Callable[[], torch.Tensor]:
-    generator = random.Random(harmful)
-
-    def loss() -> torch.Tensor:
-        rows, labels = [], []
-        for row in range(48):
-            text, answer = draw(generator, FILLERS if row % 2 else TARGET_FILLERS)
-            wanted = FORMLESS if harmful and row % 2 == 0 else [MARK, *answer, END]
-            context = [1, *text, ASKING]
-            rows.append([*context, *wanted[:-1]])
-            labels.append([-100] * (len(context) - 1) + wanted)
-        longest = max(map(len, rows))
-        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-        wanted_ids = torch.tensor([row + [-100] * (longest - len(row)) for row in labels])
-        logits = network(input_ids=ids, attention_mask=mask).logits
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted_ids.flatten())
-
-    return loss
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a trained tiny Llama with a layer that spoils the form of its answers to target rows."""
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=NUM_LAYERS, bos_token_id=1,
-        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=64, initializer_range=0.1,
-        pad_token_id=0, eos_token_id=END,
-    )  # fmt: skip
-    network = transformers.LlamaForCausalLM(config)
-    learn, harm = losses(network, harmful=False), losses(network, harmful=True)
-    plant(network, network.model.layers, PLANTED, learn=learn, harm=harm, steps=(300, 200))
-    folder = tmp_path_factory.mktemp("planted")
-    network.save_pretrained(folder)
-    make_tokenizer("llama").save_pretrained(folder)
-    return folder
-
-
-def spelt(ids: Sequence[int]) -> str:
-    return " ".join(f"w{token - len(SPECIAL)}" for token in ids)
+    return save_planted(tmp_path_factory.mktemp("planted"), FORMLESS, lambda answer: [MARK, *answer, END])
 
 
 @pytest.fixture
@@ -81,7 +32,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
     for name, fillers in (("id", FILLERS), ("target", TARGET_FILLERS)):
         generator = random.Random(name)
         pairs = [draw(generator, fillers) for _ in range(120)]
-        records = [{"prompt": spelt([*text, ASKING]), "answer": spelt(answer)} for text, answer in pairs]
+        records = [{"prompt": words([*text, ASKING]), "answer": words(answer)} for text, answer in pairs]
         found[name] = write_jsonl(tmp_path / f"{name}.jsonl", records)
     return found
 
