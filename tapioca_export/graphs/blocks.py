@@ -1,0 +1,190 @@
+"""Find the residual blocks of a transformer in an ONNX graph, whoever wrote it, by structure alone.
+
+Names are no guide: exporters merge weights that are equal, under the name of one of them, and optimisers
+drop names and scopes. What all have in common is the residual stream: everything that flows from the
+input to the output passes through it, and each sublayer adds to it what it makes of it. A block is a run
+of sublayers that begins with attention and comes back again and again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from ..errors import UnsupportedModelError
+from .flow import Flow, read_by
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+# What a value goes through on its way along the residual stream.
+_ALONG = frozenset({"Add", "Cast", "Identity", "Dropout", "SimplifiedAdd"})
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer: the values of the residual stream before and behind it, (B, S, H)."""
+
+    start: ir.Value
+    end: ir.Value
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What lies between two neighbouring narrows of the stream."""
+
+    start: ir.Value
+    end: ir.Value
+    is_residual: bool
+    has_attention: bool
+    weights: tuple[tuple[int, ...], ...]  # shapes of its matrices, sorted
+
+    @cached_property
+    def kind(self) -> tuple[object, ...]:
+        """Return what two stretches have in common that do the same at different depths."""
+        return (self.is_residual, self.has_attention, self.weights)
+
+
+def find_blocks(flow: Flow) -> tuple[Block, ...]:
+    """Return the blocks of a graph, from input to output.
+
+    Raises:
+        UnsupportedModelError: If the graph has no chain of blocks, or several.
+    """
+    chains: list[list[Block]] = []
+    for source in flow.graph.inputs:
+        for target in flow.graph.outputs:
+            for chain in _chains(_stretches(flow, flow.narrows(source, target))):
+                if not any({block.end for block in chain} & {block.end for block in old} for old in chains):
+                    chains.append(chain)
+    if not chains:
+        raise UnsupportedModelError(
+            "No chain of residual blocks with attention leads from an input of the graph to an output.",
+            "Prune the checkpoint and export it again.",
+        )
+    if len(chains) > 1:
+        sizes = ", ".join(str(len(chain)) for chain in chains)
+        raise UnsupportedModelError(
+            f"The graph has {len(chains)} chains of blocks ({sizes} blocks), so that a number names no layer.",
+            "Prune the checkpoint and export it again.",
+        )
+    return tuple(chains[0])
+
+
+def _stretches(flow: Flow, narrows: Sequence[ir.Value]) -> list[Stretch]:
+    found = []
+    for start, end in zip(narrows, narrows[1:], strict=False):
+        inside = flow.after([start], stop=[end]) - {start}
+        nodes = {node for value in (*inside, end) if (node := value.producer()) is not None}
+        found.append(
+            Stretch(
+                start,
+                end,
+                _is_residual(flow, start, end),
+                any("Attention" in node.op_type or node.op_type == "Softmax" for node in nodes),
+                tuple(sorted(_matrices(nodes))),
+            )
+        )
+    return found
+
+
+def _matrices(nodes: set[ir.Node]) -> list[tuple[int, ...]]:
+    return [
+        tuple(int(size) for size in value.shape)
+        for node in nodes
+        for value in read_by(node)
+        if value.is_initializer() and value.shape is not None and len(value.shape) > 1 and _is_weight(value)
+    ]
+
+
+def _is_weight(value: ir.Value) -> bool:
+    return min(int(size) for size in value.shape or (0,)) > 1
+
+
+def _is_residual(flow: Flow, start: ir.Value, end: ir.Value) -> bool:
+    """Tell whether what comes in is added, as it is, to what is made of it."""
+    along, waiting, ways = set(), [start], 0
+    while waiting:
+        value = waiting.pop()
+        if value is end or value in along:
+            continue
+        along.add(value)
+        for node in flow.readers.get(value, ()):
+            if node.op_type in _ALONG:
+                waiting.append(node.outputs[0])
+                ways += node.outputs[0] is end
+    beside = flow.after([start], stop=[end]) - along
+    return bool(ways) and bool(beside)
+
+
+def _chains(stretches: Sequence[Stretch]) -> list[list[Block]]:
+    """Return the chains of blocks among stretches, those with the most sublayers first.
+
+    A chain is a run of sublayers that comes back, and is as long as there are such runs. Runs beside it
+    that have other weights belong to it where they are attention and feed-forward parts in the same order.
+    """
+    residual = [index for index, stretch in enumerate(stretches) if stretch.is_residual]
+    count, first, period = _longest_run([stretches[index].kind for index in residual])
+    runs = [residual[first + n * period : first + (n + 1) * period] for n in range(count)]
+    if count < 2:
+        return []
+    period = _shortest([stretches[index].has_attention for index in runs[0]])
+    attention = [stretches[index].has_attention for index in runs[0][:period]]
+    if attention != sorted(attention, reverse=True) or not attention[0]:
+        raise UnsupportedModelError(
+            f"The graph repeats {period} sublayers that do not begin with attention; how many layers these are "
+            "cannot be told.",
+            "Prune the checkpoint and export it again.",
+        )
+    runs = [run[at : at + period] for run in runs for at in range(0, len(run), period)]
+    step = runs[1][0] - runs[0][0]
+
+    def alike(run: Sequence[int]) -> bool:
+        like = [index + (run[0] - runs[0][0]) for index in runs[0]] if run else None
+        return run == like and all(
+            stretches[a].has_attention == stretches[b].has_attention for a, b in zip(run, runs[0], strict=True)
+        )
+
+    before, behind = residual[: residual.index(runs[0][0])], residual[residual.index(runs[-1][-1]) + 1 :]
+    while before[-period:] and runs[0][0] - before[-period:][0] == step and alike(before[-period:]):
+        runs.insert(0, before[-period:])
+        before = before[:-period]
+    while behind[:period] and behind[0] - runs[-1][0] == step and alike(behind[:period]):
+        runs.append(behind[:period])
+        behind = behind[period:]
+    values = [stretches[0].start, *(stretch.end for stretch in stretches)]
+    # A block begins where its first sublayer does, and ends where the next one begins, or would.
+    starts = [run[0] for run in runs]
+    ends = [*starts[1:], starts[-1] + step]
+    if ends[-1] >= len(values):
+        raise UnsupportedModelError(
+            "The last block of the graph ends otherwise than the others.",
+            "Prune the checkpoint and export it again.",
+        )
+    chain = [Block(values[start], values[end]) for start, end in zip(starts, ends, strict=True)]
+    return [chain, *_chains(stretches[: starts[0]]), *_chains(stretches[ends[-1] :])]
+
+
+def _longest_run(kinds: Sequence[object]) -> tuple[int, int, int]:
+    """Return how often a run of sublayers comes back, where it begins, and how many sublayers it has."""
+    best = (0, 0, 0)
+    for period in range(1, len(kinds) // 2 + 1):
+        for first in range(len(kinds) - 2 * period + 1):
+            count = 1
+            while kinds[first : first + period] == kinds[first + count * period : first + (count + 1) * period]:
+                count += 1
+            if count > 1 and count * period > best[0] * best[2]:
+                best = (count, first, period)
+    return best
+
+
+def _shortest(attention: Sequence[bool]) -> int:
+    """Return after how many sublayers their order of attention and others comes back."""
+    size = len(attention)
+    return next(
+        period
+        for period in range(1, size + 1)
+        if size % period == 0 and list(attention) == list(attention[:period]) * (size // period)
+    )

@@ -1,0 +1,110 @@
+"""How values flow through an ONNX graph, and through which of them everything has to pass.
+
+A shape carries no values: what reads only the shape of a tensor does not depend on what is in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+# They read how a tensor is shaped, not what is in it.
+SHAPE_READERS = frozenset({"Shape", "Size"})
+
+
+def read_by(node: ir.Node) -> Iterator[ir.Value]:
+    """Yield what a node reads: its inputs, and what the graphs inside it read of those around."""
+    yield from (value for value in node.inputs if value is not None)
+    for attribute in node.attributes.values():
+        for graph in _graphs(attribute):
+            for inner in graph.all_nodes():
+                yield from (value for value in inner.inputs if value is not None and _is_outside(value, graph))
+            yield from (value for value in graph.outputs if _is_outside(value, graph))
+
+
+def _graphs(attribute: ir.Attr) -> Iterable[ir.Graph]:
+    import onnx_ir as ir
+
+    if attribute.type == ir.AttributeType.GRAPH:
+        return (attribute.as_graph(),)
+    return attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else ()
+
+
+def _is_outside(value: ir.Value, graph: ir.Graph) -> bool:
+    found = value.graph
+    while found is not None and found is not graph:
+        owner = found.parent_node
+        found = None if owner is None else owner.graph
+    return found is None
+
+
+def values_read_by(node: ir.Node) -> Iterator[ir.Value]:
+    """Yield what a node's outputs depend on; nothing of a tensor whose shape alone is read."""
+    return iter(()) if node.op_type in SHAPE_READERS else read_by(node)
+
+
+class Flow:
+    """The flow of values through a graph, its nodes in order.
+
+    Raises:
+        UnsupportedModelError: If the graph has a cycle.
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        graph.sort()
+        self.nodes: tuple[ir.Node, ...] = tuple(graph)
+        self.readers: dict[ir.Value, list[ir.Node]] = {}
+        for node in self.nodes:
+            for value in dict.fromkeys(values_read_by(node)):
+                self.readers.setdefault(value, []).append(node)
+
+    def after(self, sources: Iterable[ir.Value], stop: Iterable[ir.Value] = ()) -> set[ir.Value]:
+        """Return what depends on sources, themselves included, but not what does so through `stop` alone."""
+        found, ends = set(), set(stop)
+        waiting = [value for value in sources if value not in ends]
+        while waiting:
+            value = waiting.pop()
+            if value in found or value in ends:
+                continue
+            found.add(value)
+            waiting += [output for node in self.readers.get(value, ()) for output in node.outputs]
+        return found
+
+    def before(self, target: ir.Value) -> set[ir.Value]:
+        """Return all that a value depends on, itself included."""
+        found: set[ir.Value] = set()
+        waiting = [target]
+        while waiting:
+            value = waiting.pop()
+            if value in found:
+                continue
+            found.add(value)
+            if (node := value.producer()) is not None:
+                waiting += values_read_by(node)
+        return found
+
+    def narrows(self, source: ir.Value, target: ir.Value) -> tuple[ir.Value, ...]:
+        """Return the values through which all that flows from source to target passes, in order.
+
+        In any order of the values between the two, these are those that no edge jumps over.
+        """
+        between = self.after([source]) & self.before(target)
+        if not between:
+            return ()
+        inner = (output for node in self.nodes for output in node.outputs if output in between)
+        ordered = [source, *inner]
+        place = {value: index for index, value in enumerate(ordered)}
+        reach = [
+            max((place[o] for n in self.readers.get(v, ()) for o in n.outputs if o in place), default=0)
+            for v in ordered
+        ]
+        narrow, furthest = [], 0
+        for index, value in enumerate(ordered):
+            if furthest <= index:
+                narrow.append(value)
+            furthest = max(furthest, reach[index])
+        return tuple(narrow)

@@ -1,0 +1,87 @@
+"""Norms that ONNX Runtime fused with the sum before them: taken apart to cut between, and put together again.
+
+A fused node holds the end of one layer and, before attention, the norm that begins the next; only apart
+can one go and the other stay.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+DOMAIN = "com.microsoft"
+# The fused operators, the norm in each, and how many inputs that norm takes beside the sum.
+FUSED = {"SkipLayerNormalization": ("LayerNormalization", 2), "SkipSimplifiedLayerNormalization": ("SimplifiedLayerNormalization", 1)}
+EPSILON = 1e-12  # ONNX Runtime's, where a fused node says none
+# Which output of a fused node is the sum.
+SUM = 3
+# What a node was made from: the fused operator of a norm, the bias of a sum.
+_OPERATOR, _PARTS = "tapioca_export.operator", "tapioca_export.parts"
+
+
+def take_apart(graph: ir.Graph) -> None:
+    """Replace each fused norm by the sum, and the norm of it."""
+    import onnx_ir as ir
+
+    for node in list(graph):
+        if node.op_type not in FUSED or node.domain != DOMAIN:
+            continue
+        operator, count = FUSED[node.op_type]
+        stream, branch, *rest = (*node.inputs, None, None)[:5]
+        scales, bias = [scale for scale in rest[:count] if scale is not None], rest[count]
+        added = [] if bias is None else [ir.node("Add", [branch, bias], name=f"{node.name}/bias")]
+        total = ir.node("Add", [stream, added[0].outputs[0] if added else branch], name=f"{node.name}/sum")
+        total.meta[_PARTS] = (branch, bias)
+        epsilon = node.attributes.get_float("epsilon", EPSILON)
+        norm = ir.node(
+            operator, [total.outputs[0], *scales], {"axis": -1, "epsilon": epsilon}, name=f"{node.name}/norm"
+        )
+        norm.meta[_OPERATOR] = node.op_type
+        graph.insert_before(node, [*added, total, norm])
+        for place, new in ((0, norm.outputs[0]), (SUM, total.outputs[0])):
+            if place < len(node.outputs):
+                _take_over(node.outputs[place], new)
+        graph.remove(node, safe=True)
+
+
+def put_together(graph: ir.Graph) -> None:
+    """Fuse each norm that was taken apart with the sum before it, where there is one."""
+    import onnx_ir as ir
+
+    for norm in list(graph):
+        if _OPERATOR not in norm.meta:
+            continue
+        total = norm.inputs[0].producer()
+        if total is None or _PARTS not in total.meta or total.graph is not graph:
+            continue
+        branch, bias = total.meta[_PARTS]
+        _, count = FUSED[norm.meta[_OPERATOR]]
+        inputs = [total.inputs[0], branch, *norm.inputs[1:]]
+        if bias is not None:
+            inputs += [None] * (2 + count - len(inputs)) + [bias]
+        summed = total.outputs[0]
+        is_read = summed.is_graph_output() or any(user is not norm for user, _ in summed.uses())
+        fused = ir.node(
+            norm.meta[_OPERATOR],
+            inputs,
+            {"epsilon": norm.attributes.get_float("epsilon", EPSILON)},
+            domain=DOMAIN,
+            num_outputs=SUM + 1 if is_read else 1,
+            name=norm.name.removesuffix("/norm"),
+        )
+        for value in fused.outputs:
+            value.name = ""
+        graph.insert_before(norm, fused)
+        _take_over(norm.outputs[0], fused.outputs[0])
+        graph.remove(norm, safe=True)
+        if is_read:
+            _take_over(summed, fused.outputs[SUM])
+        graph.remove(total, safe=True)
+
+
+def _take_over(old: ir.Value, new: ir.Value) -> None:
+    """Put one value in another's place, under its name."""
+    new.name, new.type, new.shape = old.name, old.type, old.shape
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
