@@ -126,18 +126,11 @@ def _chains(stretches: Sequence[Stretch]) -> list[list[Block]]:
     that have other weights belong to it where they are attention and feed-forward parts in the same order.
     """
     residual = [index for index, stretch in enumerate(stretches) if stretch.is_residual]
-    count, first, period = _longest_run([stretches[index].kind for index in residual])
-    runs = [residual[first + n * period : first + (n + 1) * period] for n in range(count)]
+    count, first, period = _longest_run([stretches[index] for index in residual])
     if count < 2:
         return []
+    runs = [residual[first + n * period : first + (n + 1) * period] for n in range(count)]
     period = _shortest([stretches[index].has_attention for index in runs[0]])
-    attention = [stretches[index].has_attention for index in runs[0][:period]]
-    if attention != sorted(attention, reverse=True) or not attention[0]:
-        raise UnsupportedModelError(
-            f"The graph repeats {period} sublayers that do not begin with attention; how many layers these are "
-            "cannot be told.",
-            "Prune the checkpoint and export it again.",
-        )
     runs = [run[at : at + period] for run in runs for at in range(0, len(run), period)]
     step = runs[1][0] - runs[0][0]
 
@@ -167,17 +160,23 @@ def _chains(stretches: Sequence[Stretch]) -> list[list[Block]]:
     return [chain, *_chains(stretches[: starts[0]]), *_chains(stretches[ends[-1] :])]
 
 
-def _longest_run(kinds: Sequence[object]) -> tuple[int, int, int]:
-    """Return how often a run of sublayers comes back, where it begins, and how many sublayers it has."""
-    best = (0, 0, 0)
+def _longest_run(sublayers: Sequence[Stretch]) -> tuple[int, int, int]:
+    """Return how often a run of sublayers comes back, where it begins, and how many sublayers it has.
+
+    It is the run that covers most; of those that cover as much one that begins with attention, the
+    shortest, the earliest.
+    """
+    kinds = [sublayer.kind for sublayer in sublayers]
+    best, found = (0, False), (0, 0, 0)
     for period in range(1, len(kinds) // 2 + 1):
         for first in range(len(kinds) - 2 * period + 1):
             count = 1
             while kinds[first : first + period] == kinds[first + count * period : first + (count + 1) * period]:
                 count += 1
-            if count > 1 and count * period > best[0] * best[2]:
-                best = (count, first, period)
-    return best
+            covered = (count * period, sublayers[first].has_attention)
+            if count > 1 and covered > best:
+                best, found = covered, (count, first, period)
+    return found
 
 
 def _shortest(attention: Sequence[bool]) -> int:

@@ -17,8 +17,8 @@ FUSED = {"SkipLayerNormalization": ("LayerNormalization", 2), "SkipSimplifiedLay
 EPSILON = 1e-12  # ONNX Runtime's, where a fused node says none
 # Which output of a fused node is the sum.
 SUM = 3
-# What a node was made from: the fused operator of a norm, the bias of a sum.
-_OPERATOR, _PARTS = "tapioca_export.operator", "tapioca_export.parts"
+# What is known of nodes that were taken apart: a norm's fused operator, where a sum's bias is added.
+_OPERATOR, _BIASED = "tapioca_export.operator", "tapioca_export.biased"
 
 
 def take_apart(graph: ir.Graph) -> None:
@@ -33,7 +33,7 @@ def take_apart(graph: ir.Graph) -> None:
         scales, bias = [scale for scale in rest[:count] if scale is not None], rest[count]
         added = [] if bias is None else [ir.node("Add", [branch, bias], name=f"{node.name}/bias")]
         total = ir.node("Add", [stream, added[0].outputs[0] if added else branch], name=f"{node.name}/sum")
-        total.meta[_PARTS] = (branch, bias)
+        total.meta[_BIASED] = added
         epsilon = node.attributes.get_float("epsilon", EPSILON)
         norm = ir.node(
             operator, [total.outputs[0], *scales], {"axis": -1, "epsilon": epsilon}, name=f"{node.name}/norm"
@@ -54,13 +54,14 @@ def put_together(graph: ir.Graph) -> None:
         if _OPERATOR not in norm.meta:
             continue
         total = norm.inputs[0].producer()
-        if total is None or _PARTS not in total.meta or total.graph is not graph:
+        if total is None or _BIASED not in total.meta or total.graph is not graph:
             continue
-        branch, bias = total.meta[_PARTS]
         _, count = FUSED[norm.meta[_OPERATOR]]
-        inputs = [total.inputs[0], branch, *norm.inputs[1:]]
-        if bias is not None:
-            inputs += [None] * (2 + count - len(inputs)) + [bias]
+        stream, branch = total.inputs
+        inputs = [stream, branch, *norm.inputs[1:]]
+        for biased in total.meta[_BIASED]:
+            inputs[1] = biased.inputs[0]
+            inputs += [None] * (2 + count - len(inputs)) + [biased.inputs[1]]
         summed = total.outputs[0]
         is_read = summed.is_graph_output() or any(user is not norm for user, _ in summed.uses())
         fused = ir.node(
@@ -78,7 +79,8 @@ def put_together(graph: ir.Graph) -> None:
         graph.remove(norm, safe=True)
         if is_read:
             _take_over(summed, fused.outputs[SUM])
-        graph.remove(total, safe=True)
+        graph.remove([total, *total.meta[_BIASED]], safe=True)
+    graph.sort()
 
 
 def _take_over(old: ir.Value, new: ir.Value) -> None:
