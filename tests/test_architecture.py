@@ -20,6 +20,7 @@ STAGES = {
     "costing": {"models", "profiling", "tasks", "samples"},
     "selection": set(),
     "generation": {"tasks"},
+    "graphs": set(),
     "exporting": {"models", "tasks", "samples", "generation"},
     "benchmarking": {"tasks", "samples", "generation"},
     "reporting": set(),

@@ -247,7 +247,9 @@ def _show_comparison(comparison: Any, as_json: bool, quiet: bool) -> None:
 
 
 @main.command()
-@options(*LOADING, "id", "target", "columns", *PROMPTS, *OUTPUT, "drop")
+@click.argument("file", required=False)
+@click.option("-m", "--model", help="Model folder or hub name; instead of FILE.")
+@options(*(n for n in LOADING if n != "model"), "id", "target", "columns", *PROMPTS, *OUTPUT, "drop", "atol")
 @click.option("--selection", type=click.Path(path_type=Path), help="A selection.json to replay.")
 @click.option(
     "--proof",
@@ -256,9 +258,13 @@ def _show_comparison(comparison: Any, as_json: bool, quiet: bool) -> None:
     show_default=True,
     help="Compare logits in a fresh process; or names, shapes and bytes, loading no weights.",
 )
-def prune(as_json: bool, quiet: bool, selection: Path | None, proof: Any, **flags: Any) -> None:
-    """Remove layers from a checkpoint, and prove that it reloads as the same model."""
-    config = _config(flags)
+def prune(
+    file: str | None, as_json: bool, quiet: bool, selection: Path | None, proof: Any, **flags: Any
+) -> None:
+    """Remove layers from a checkpoint or an ONNX FILE, and prove that what is left computes the same."""
+    if (file is None) == (flags["model"] is None):
+        raise click.UsageError("Give either an ONNX FILE or --model.")
+    config = _config({**flags, "model": file or flags["model"]})
     from ..artifacts import Selection, read
 
     chosen = read(selection, Selection) if selection else None

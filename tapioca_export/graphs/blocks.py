@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ..errors import UnsupportedModelError
@@ -54,11 +55,12 @@ def find_blocks(flow: Flow) -> tuple[Block, ...]:
         UnsupportedModelError: If the graph has no chain of blocks, or several.
     """
     chains: list[list[Block]] = []
-    for source in flow.graph.inputs:
-        for target in flow.graph.outputs:
-            for chain in _chains(_stretches(flow, flow.narrows(source, target))):
-                if not any({block.end for block in chain} & {block.end for block in old} for old in chains):
-                    chains.append(chain)
+    for source, target in flow.ways():
+        for chain in _chains(_stretches(flow, flow.narrows(source, target))):
+            ends = {block.end for block in chain}
+            same = [old for old in chains if any(block.end in ends for block in old)]
+            if all(len(old) < len(chain) for old in same):
+                chains = [*(old for old in chains if old not in same), chain]
     if not chains:
         raise UnsupportedModelError(
             "No chain of residual blocks with attention leads from an input of the graph to an output.",
@@ -67,7 +69,7 @@ def find_blocks(flow: Flow) -> tuple[Block, ...]:
     if len(chains) > 1:
         sizes = ", ".join(str(len(chain)) for chain in chains)
         raise UnsupportedModelError(
-            f"The graph has {len(chains)} chains of blocks ({sizes} blocks), so that a number names no layer.",
+            f"The graph has {len(chains)} chains of blocks ({sizes}); a number alone names no layer.",
             "Prune the checkpoint and export it again.",
         )
     return tuple(chains[0])
@@ -75,7 +77,7 @@ def find_blocks(flow: Flow) -> tuple[Block, ...]:
 
 def _stretches(flow: Flow, narrows: Sequence[ir.Value]) -> list[Stretch]:
     found = []
-    for start, end in zip(narrows, narrows[1:], strict=False):
+    for start, end in pairwise(narrows):
         inside = flow.after([start], stop=[end]) - {start}
         nodes = {node for value in (*inside, end) if (node := value.producer()) is not None}
         found.append(
@@ -134,11 +136,10 @@ def _chains(stretches: Sequence[Stretch]) -> list[list[Block]]:
     runs = [run[at : at + period] for run in runs for at in range(0, len(run), period)]
     step = runs[1][0] - runs[0][0]
 
+    shape = [(index - runs[0][0], stretches[index].has_attention) for index in runs[0]]
+
     def alike(run: Sequence[int]) -> bool:
-        like = [index + (run[0] - runs[0][0]) for index in runs[0]] if run else None
-        return run == like and all(
-            stretches[a].has_attention == stretches[b].has_attention for a, b in zip(run, runs[0], strict=True)
-        )
+        return [(index - run[0], stretches[index].has_attention) for index in run] == shape
 
     before, behind = residual[: residual.index(runs[0][0])], residual[residual.index(runs[-1][-1]) + 1 :]
     while before[-period:] and runs[0][0] - before[-period:][0] == step and alike(before[-period:]):
@@ -166,12 +167,15 @@ def _longest_run(sublayers: Sequence[Stretch]) -> tuple[int, int, int]:
     It is the run that covers most; of those that cover as much one that begins with attention, the
     shortest, the earliest.
     """
-    kinds = [sublayer.kind for sublayer in sublayers]
+    numbers: dict[object, int] = {}
+    kinds = [numbers.setdefault(sublayer.kind, len(numbers)) for sublayer in sublayers]
     best, found = (0, False), (0, 0, 0)
     for period in range(1, len(kinds) // 2 + 1):
         for first in range(len(kinds) - 2 * period + 1):
             count = 1
-            while kinds[first : first + period] == kinds[first + count * period : first + (count + 1) * period]:
+            while (
+                kinds[first : first + period] == kinds[first + count * period : first + (count + 1) * period]
+            ):
                 count += 1
             covered = (count * period, sublayers[first].has_attention)
             if count > 1 and covered > best:

@@ -58,7 +58,9 @@ def find_layers(graph: ir.Graph) -> Layers:
             reached = {owners.get(found, -1) for found in _entered(flow, value, times)}
             if len(reached) == 1 and reached != {-1}:
                 inputs[reached.pop()].append(value)
-    outputs = [[value for value in graph.outputs if owners.get(value) == index] for index in range(len(blocks))]
+    outputs = [
+        [value for value in graph.outputs if owners.get(value) == index] for index in range(len(blocks))
+    ]
     return Layers(blocks, inside, tuple(map(tuple, inputs)), tuple(map(tuple, outputs)))
 
 
@@ -118,7 +120,7 @@ def _refuse_outputs(graph: ir.Graph, found: Layers, drop: Sequence[int]) -> None
         for value in graph.outputs:
             if value in shown or (value in found.inside[layer] and value not in found.outputs[layer]):
                 raise UnsupportedModelError(
-                    f"The output {value.name} shows what layer {layer} computes, and has no place without it.",
+                    f"The output {value.name} shows what layer {layer} computes, which is gone with it.",
                     "Export the model without outputs of single layers.",
                 )
 

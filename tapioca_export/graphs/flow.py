@@ -5,7 +5,9 @@ A shape carries no values: what reads only the shape of a tensor does not depend
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,7 +23,9 @@ def read_by(node: ir.Node) -> Iterator[ir.Value]:
     for attribute in node.attributes.values():
         for graph in _graphs(attribute):
             for inner in graph.all_nodes():
-                yield from (value for value in inner.inputs if value is not None and _is_outside(value, graph))
+                yield from (
+                    value for value in inner.inputs if value is not None and _is_outside(value, graph)
+                )
             yield from (value for value in graph.outputs if _is_outside(value, graph))
 
 
@@ -44,6 +48,11 @@ def _is_outside(value: ir.Value, graph: ir.Graph) -> bool:
 def values_read_by(node: ir.Node) -> Iterator[ir.Value]:
     """Yield what a node's outputs depend on; nothing of a tensor whose shape alone is read."""
     return iter(()) if node.op_type in SHAPE_READERS else read_by(node)
+
+
+def _most(ends: Sequence[object], marks: Sequence[int]) -> int:
+    """Return the place of the end that most marks name."""
+    return max(range(len(ends)), key=lambda place: sum(mark >> place & 1 for mark in marks))
 
 
 class Flow:
@@ -86,6 +95,36 @@ class Flow:
             if (node := value.producer()) is not None:
                 waiting += values_read_by(node)
         return found
+
+    def ways(self) -> Iterator[tuple[ir.Value, ir.Value]]:
+        """Yield inputs and outputs between which all that flows from any input to any output flows.
+
+        Each is the pair with the most values between them that lie between no earlier pair.
+        """
+        values = [*self.graph.inputs, *(output for node in self.nodes for output in node.outputs)]
+        sources = self._marks(self.nodes, self.graph.inputs)
+        targets = self._marks(self.nodes[::-1], self.graph.outputs, backward=True)
+        unseen = [value for value in values if sources.get(value) and targets.get(value)]
+        while len(unseen) > 1:
+            source = _most(self.graph.inputs, [sources[value] for value in unseen])
+            reached = [value for value in unseen if sources[value] >> source & 1]
+            target = _most(self.graph.outputs, [targets[value] for value in reached])
+            between = {value for value in reached if targets[value] >> target & 1}
+            yield self.graph.inputs[source], self.graph.outputs[target]
+            unseen = [value for value in unseen if value not in between]
+
+    def _marks(
+        self, nodes: Sequence[ir.Node], ends: Sequence[ir.Value], *, backward: bool = False
+    ) -> dict[ir.Value, int]:
+        """Return for each value which of the ends it depends on, or which depend on it: a bit for each."""
+        marks = {value: 1 << place for place, value in enumerate(ends)}
+        for node in nodes:
+            read = tuple(values_read_by(node))
+            known, told = (node.outputs, read) if backward else (read, node.outputs)
+            mark = reduce(or_, (marks.get(value, 0) for value in known), 0)
+            if mark:
+                marks.update({value: marks.get(value, 0) | mark for value in told})
+        return marks
 
     def narrows(self, source: ir.Value, target: ir.Value) -> tuple[ir.Value, ...]:
         """Return the values through which all that flows from source to target passes, in order.

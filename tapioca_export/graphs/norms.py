@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 DOMAIN = "com.microsoft"
 # The fused operators, the norm in each, and how many inputs that norm takes beside the sum.
-FUSED = {"SkipLayerNormalization": ("LayerNormalization", 2), "SkipSimplifiedLayerNormalization": ("SimplifiedLayerNormalization", 1)}
+FUSED = {
+    "SkipLayerNormalization": ("LayerNormalization", 2),
+    "SkipSimplifiedLayerNormalization": ("SimplifiedLayerNormalization", 1),
+}
 EPSILON = 1e-12  # ONNX Runtime's, where a fused node says none
 # Which output of a fused node is the sum.
 SUM = 3

@@ -9,7 +9,7 @@ from .casting import cast
 from .loaded import SPREAD, LoadedModel, LoadOptions, generated, to_tensors
 from .loading import find_task, load_config, load_model, load_processor, outline_model
 from .proof import reference_logits, refuse_larger_than_memory, save_pruned
-from .rewriting import write_pruned
+from .rewriting import mend_config_file, write_pruned
 from .skipping import (
     DROPPED,
     INTACT,
@@ -51,6 +51,7 @@ __all__ = [
     "load_config",
     "load_model",
     "load_processor",
+    "mend_config_file",
     "outline_model",
     "prunable_stacks",
     "reference_logits",

@@ -26,8 +26,10 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils.hub import cached_file
 
 from ..errors import LoadError, OutputError, UnsupportedModelError, first_line
-from .loaded import LoadedModel
+from .loaded import LoadedModel, LoadOptions
+from .loading import load_config
 from .shards import read_weights, write_weights
+from .stacks import build_empty, config_at, mended_config, prunable_stacks
 from .surgery import drop_layers, rearranged
 
 # What goes with a checkpoint as it is, beside its config and tokenizer.
@@ -180,6 +182,38 @@ def _amiss(
     return [
         f"{item} ({kind.removesuffix('_keys')})" for kind in kinds for item in sorted(map(str, info[kind]))
     ]
+
+
+def mend_config_file(source: Path, folder: Path, drop: Sequence[int], num_layers: int) -> None:
+    """Write the config of a model in a folder without layers, whatever file has its weights.
+
+    Args:
+        source: A folder with the config of the whole model.
+        folder: Where to write it.
+        drop: Indices of layers.
+        num_layers: How many the whole model has.
+
+    Raises:
+        UnsupportedModelError: If transformers knows no such model, or it has not these layers.
+    """
+    config = load_config(source, LoadOptions(local_files_only=True))
+    name = next(iter(config.architectures or ()), None)
+    architecture = getattr(transformers, name or "", None)
+    if architecture is None:
+        raise UnsupportedModelError(
+            f"{source / 'config.json'} names no model of transformers ({name}), so that it cannot be mended.",
+            "Move it away to cut the graph alone.",
+        )
+    stacks = prunable_stacks(build_empty(architecture, config))
+    depth = getattr(config_at(config, stacks[0].config), stacks[0].field)
+    if len(stacks) > 1 or depth != num_layers:
+        what = f"{len(stacks)} stacks of layers" if len(stacks) > 1 else f"{depth} layers"
+        raise UnsupportedModelError(
+            f"{source / 'config.json'} tells of {what}, the graph has {num_layers} layers.",
+            "Prune the checkpoint and export it again.",
+        )
+    keep = [layer for layer in range(num_layers) if layer not in drop]
+    mended_config(config, stacks[0], keep).save_pretrained(folder)
 
 
 # --- what goes with the weights -------------------------------------------------------------

@@ -1,0 +1,158 @@
+"""The stage: cut layers out of an ONNX file, prove it, and put beside it what belongs to it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..artifacts import Export, read, sha256, write, write_text
+from ..errors import ConfigError, ParityError, UnsupportedModelError
+from .cutting import cut
+from .files import companions, read_graph, weight_files, write_graph
+from .proving import prove_outputs
+
+# Largest difference of outputs, in float32 the house's; a half-precision file rounds more coarsely.
+TOLERANCE = 1e-4
+EXPORT, GENAI = "export.json", "genai_config.json"
+# Writes the config of a model in a folder without layers.
+MendConfig = Callable[[Path, Path, Sequence[int], int], None]
+
+
+def prune_graph(
+    source: Path,
+    drop: Sequence[int],
+    folder: Path,
+    *,
+    proof: Literal["logits", "weights"],
+    mend_config: MendConfig,
+    tolerance: float = TOLERANCE,
+) -> int:
+    """Write an ONNX file without layers, with what stands beside it.
+
+    Args:
+        source: The file.
+        drop: Indices of layers, counted from the input.
+        folder: An existing folder; gets a file of the same name, its weights, and what belongs to it.
+        proof: "logits": outputs are compared with those of the source in pieces. "weights": names, places
+            and sizes of the weights are compared.
+        mend_config: Writes `config.json`, where there is one.
+        tolerance: Of the outputs.
+
+    Returns:
+        How many layers the source has.
+
+    Raises:
+        ConfigError: If the layers do not exist or are all there are.
+        LoadError: If the file cannot be read.
+        UnsupportedModelError: If its layers cannot be told, or something needs what they compute.
+        ParityError: If the file is not what was meant; it is then `<name>.invalid`.
+        OutputError: If the folder cannot be written.
+    """
+    before = _export_of(source)
+    model = read_graph(source)
+    layers = cut(model, drop)
+    file = folder / source.name
+    write_graph(model, file, source.parent)
+    for companion in companions(source, model):
+        shutil.copyfile(companion, folder / companion.name)
+    if (source.parent / "config.json").is_file():
+        mend_config(source.parent, folder, drop, len(layers))
+    sizes = _mend_genai_config(folder, len(layers) - len(set(drop)))
+    difference = 0.0
+    try:
+        _prove_weights(source, file)
+        if proof == "logits":
+            difference = prove_outputs(source, file, sorted(set(drop)), tolerance, sizes)
+    except ParityError:
+        file.rename(file.with_name(f"{file.name}.invalid"))
+        raise
+    if before is not None:
+        _write_export(before, model, file, drop, difference, tolerance)
+    return len(layers)
+
+
+def _export_of(source: Path) -> Export | None:
+    """Return what is known of the file's making, if it is one of ours.
+
+    Raises:
+        ConfigError: If it is not the file that was proven, has lost layers already, or is one of several.
+    """
+    record = source.parent / EXPORT
+    if not record.is_file():
+        return None
+    export = read(record, Export)
+    if export.drop:
+        raise ConfigError(f"{source} has lost layers already.", "Prune the file of the whole model.")
+    if len([name for name in export.files if name.endswith(".onnx")]) > 1:
+        raise UnsupportedModelError(
+            f"{source} is one of several graphs of a model, whose layers are numbered together.",
+            "Prune the checkpoint and export it again.",
+        )
+    if export.files.get(source.name) != sha256(source):
+        raise ConfigError(f"{source} is not the file that {record} tells of.", "Export it again.")
+    return export
+
+
+def _prove_weights(source: Path, file: Path) -> None:
+    """Compare the weights of a written file with those of its source, where each is stored.
+
+    Raises:
+        ParityError: If one is not in the source, or is another.
+    """
+    before = read_graph(source).graph.initializers
+    for name, value in read_graph(file).graph.initializers.items():
+        if name not in before or _stored(before[name].const_value) != _stored(value.const_value):
+            raise ParityError(
+                f"{file.name}: the weight {name} is not that of {source}.", "Do not use the file."
+            )
+
+
+def _stored(tensor: Any) -> object:
+    """Return what tells a weight: where it is beside the graph, or its bytes."""
+    import onnx_ir
+
+    if isinstance(tensor, onnx_ir.ExternalTensor):
+        return (str(tensor.location), tensor.offset, tensor.length, tensor.dtype, tuple(tensor.shape))
+    return (tensor.dtype, tuple(tensor.shape), tensor.tobytes())
+
+
+def _mend_genai_config(folder: Path, depth: int) -> dict[str, int]:
+    """Write the new depth where onnxruntime-genai looks for it.
+
+    Returns:
+        Sizes of axes that its graphs name, and that do not vary.
+    """
+    file = folder / GENAI
+    if not file.is_file():
+        return {}
+    described = json.loads(file.read_text(encoding="utf-8"))
+    decoder = described["model"]["decoder"]
+    decoder["num_hidden_layers"] = depth
+    write_text(file, json.dumps(described, indent=1) + "\n")
+    return {"kv_cache_dim": decoder["head_size"]}
+
+
+def _write_export(
+    before: Export, model: Any, file: Path, drop: Sequence[int], difference: float, tolerance: float
+) -> None:
+    inputs = tuple(str(value.name) for value in model.graph.inputs)
+    files = [file, *(file.with_name(name) for name in weight_files(model))]
+    export = replace(
+        before,
+        files={path.name: sha256(path) for path in files},
+        inputs=inputs,
+        outputs=tuple(str(value.name) for value in model.graph.outputs),
+        cache={name: shape for name, shape in before.cache.items() if name in inputs},
+        max_abs_difference=difference,
+        tolerance=tolerance,
+        size_bytes=sum(path.stat().st_size for path in files),
+        sha256=sha256(file),
+        drop=tuple(sorted(drop)),
+        rows_checked=0, shapes_checked=(), padding_checked=(), prompts_continued=0, tokens_generated=0,
+        note="Cut out of an exported file; compared with that file run in pieces, on made-up inputs.",
+    )  # fmt: skip
+    write(file.with_name(EXPORT), export)
