@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .artifacts import Benchmark, Comparison, Export, Intervention, Plan, Profile, Report, Selection
-    from .commands import benchmark, compare, export, intervene, plan, profile, prune, report, select
+    from .commands import benchmark, compare, export, intervene, plan, profile, report, select
     from .config import Doses, RunConfig
     from .errors import TapiocaError
     from .gating import Thresholds, check
     from .pipeline import demo, run
+    from .pruning import prune
 
 __version__ = "0.1.0"
 
@@ -36,7 +37,6 @@ _HOMES = {
         "intervene",
         "plan",
         "profile",
-        "prune",
         "report",
         "select",
     ),
@@ -44,6 +44,7 @@ _HOMES = {
     "errors": ("TapiocaError",),
     "gating": ("Thresholds", "check"),
     "pipeline": ("demo", "run"),
+    "pruning": ("prune",),
 }
 
 __all__ = [

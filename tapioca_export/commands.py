@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from . import comparing, graphs, intervening, reading, reporting, steps
+from . import comparing, intervening, reading, reporting, steps
 from .artifacts import (
     Benchmark,
     Comparison,
@@ -39,7 +39,6 @@ from .models import (
     find_task,
     load_config,
     load_model,
-    mend_config_file,
     outline_model,
     refuse_larger_than_memory,
 )
@@ -113,27 +112,14 @@ def compare(config: RunConfig, criteria: Sequence[str]) -> Comparison:
     return result
 
 
-def prune(config: RunConfig, selection: Selection | None = None, proof: Proof = "logits") -> Selection:
+def prune_checkpoint(config: RunConfig, selection: Selection | None, proof: Proof) -> Selection:
     """Write a checkpoint without the layers of `config.drop`, or of a selection made earlier.
 
-    A model that is an ONNX file is cut itself, with neither PyTorch nor a new export.
-
-    Args:
-        config: The model, and where to write.
-        selection: Which layers to drop, unless `config.drop` names them.
-        proof: "logits": a fresh process computes what the model with the layers skipped computes; an ONNX
-            file what the file it was cut from computes in pieces.
-            "weights": names, shapes and bytes are compared; no weight is loaded.
-
     Raises:
-        ConfigError: If neither or both are given, or they do not fit the model or the proof.
+        ConfigError: If layers and proof do not fit the model.
     """
-    if (selection is None) == (not config.drop):
-        raise ConfigError("Give either --drop or --selection.", "For instance --drop 3,7.")
     if proof == "weights" and (config.id or config.target):
         raise ConfigError("--proof weights computes nothing on samples.", "Leave out --id and --target.")
-    if Path(config.model).suffix == ".onnx":
-        return _prune_graph(config, selection, proof)
     steps.check(config)
     steps.refuse_pruned(config)
     with staged(config.output, overwrite=config.overwrite) as folder, steps.using_threads(config):
@@ -151,43 +137,6 @@ def prune(config: RunConfig, selection: Selection | None = None, proof: Proof = 
         batches = [batch for _, batch in parity_batches(model, rows)] if rows else []
         batches = batches or model.task.examples(model.processor)
         return steps.save_checkpoint(folder, model, selection, batches)
-
-
-def _prune_graph(config: RunConfig, selection: Selection | None, proof: Proof) -> Selection:
-    """Write an ONNX file without layers, and beside it what goes with it.
-
-    Raises:
-        ConfigError: If samples are given, or the selection is for another model.
-    """
-    source = Path(config.model)
-    if config.id or config.target:
-        raise ConfigError("An ONNX file is proven on made-up inputs.", "Leave out --id and --target.")
-    refuse_inside(config.output, [source])
-    layers = selection.drop if selection else config.drop
-    if named := [layer for layer in layers if not isinstance(layer, int)]:
-        raise ConfigError(f"{source} is one graph, and has no layer {named[0]}.", "Prune the checkpoint.")
-    with staged(config.output, overwrite=config.overwrite) as folder:
-        tolerance = config.atol or graphs.TOLERANCE
-        num_layers = graphs.prune_graph(
-            source, layers, folder, proof=proof, mend_config=mend_config_file, tolerance=tolerance
-        )
-        if selection is not None and selection.num_layers != num_layers:
-            raise ConfigError(
-                f"The selection is for {selection.num_layers} layers ({selection.model}), "
-                f"{source} has {num_layers}."
-            )
-        chosen = selection or Selection(
-            model=config.model,
-            task=config.task,
-            criterion="fixed",
-            num_layers=num_layers,
-            drop=tuple(sorted(layers)),
-            steps=(),
-            stop_reason="the layers were named by the user",
-        )
-        chosen = replace(chosen, proof=proof, note=None)
-        write(folder / "selection.json", chosen)
-    return chosen
 
 
 def _as_named(config: RunConfig, model: LoadedModel) -> Selection:

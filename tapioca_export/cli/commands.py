@@ -264,7 +264,10 @@ def prune(
     """Remove layers from a checkpoint or an ONNX FILE, and prove that what is left computes the same."""
     if (file is None) == (flags["model"] is None):
         raise click.UsageError("Give either an ONNX FILE or --model.")
-    config = _config({**flags, "model": file or flags["model"]})
+    given = {**flags, "model": file or flags["model"]}
+    config = RunConfig(**{name: value for name, value in given.items() if name in FIELDS})
+    if file is None:
+        _prepare_libraries()
     from ..artifacts import Selection, read
 
     chosen = read(selection, Selection) if selection else None

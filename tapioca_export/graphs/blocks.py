@@ -56,7 +56,7 @@ def find_blocks(flow: Flow) -> tuple[Block, ...]:
     """
     chains: list[list[Block]] = []
     for source, target in flow.ways():
-        for chain in _chains(_stretches(flow, flow.narrows(source, target))):
+        for chain in _chains_between(flow, source, target):
             ends = {block.end for block in chain}
             same = [old for old in chains if any(block.end in ends for block in old)]
             if all(len(old) < len(chain) for old in same):
@@ -73,6 +73,17 @@ def find_blocks(flow: Flow) -> tuple[Block, ...]:
             "Prune the checkpoint and export it again.",
         )
     return tuple(chains[0])
+
+
+def _chains_between(flow: Flow, source: ir.Value, target: ir.Value) -> list[list[Block]]:
+    """Return the chains of blocks between an input and an output.
+
+    What is made of the input first may be a better beginning: token ids flow into the embedding, and past
+    all layers to where the last token is chosen.
+    """
+    made = (value for node in flow.readers.get(source, ()) for value in node.outputs)
+    found = (_chains(_stretches(flow, flow.narrows(start, target))) for start in (source, *made))
+    return max(found, key=lambda chains: sum(map(len, chains)))
 
 
 def _stretches(flow: Flow, narrows: Sequence[ir.Value]) -> list[Stretch]:
@@ -134,6 +145,12 @@ def _chains(stretches: Sequence[Stretch]) -> list[list[Block]]:
     runs = [residual[first + n * period : first + (n + 1) * period] for n in range(count)]
     period = _shortest([stretches[index].has_attention for index in runs[0]])
     runs = [run[at : at + period] for run in runs for at in range(0, len(run), period)]
+    attention = [stretches[index].has_attention for index in runs[0]]
+    if attention != sorted(attention, reverse=True) or not attention[0]:
+        raise UnsupportedModelError(
+            f"The graph repeats {period} sublayers that do not begin with attention: no layer can be told.",
+            "Prune the checkpoint and export it again.",
+        )
     step = runs[1][0] - runs[0][0]
 
     shape = [(index - runs[0][0], stretches[index].has_attention) for index in runs[0]]

@@ -1,0 +1,80 @@
+"""Prune a checkpoint, or an ONNX file: which of the two it is decides what has to be loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from . import graphs
+from .artifacts import Proof, Selection, refuse_inside, staged, write
+from .config import RunConfig
+from .errors import ConfigError
+
+
+def prune(config: RunConfig, selection: Selection | None = None, proof: Proof = "logits") -> Selection:
+    """Write a model without the layers of `config.drop`, or of a selection made earlier.
+
+    A model that is an ONNX file is cut itself, without PyTorch and without a new export.
+
+    Args:
+        config: The model, and where to write.
+        selection: Which layers to drop, unless `config.drop` names them.
+        proof: "logits": a fresh process computes what the model with the layers skipped computes; an ONNX
+            file computes what the file that it was cut from does, run in pieces.
+            "weights": names, shapes and bytes are compared; nothing is run.
+
+    Raises:
+        ConfigError: If neither or both are given, or they do not fit the model or the proof.
+    """
+    if (selection is None) == (not config.drop):
+        raise ConfigError("Give either --drop or --selection.", "For instance --drop 3,7.")
+    if Path(config.model).suffix == ".onnx":
+        return _prune_graph(config, selection, proof)
+    from .commands import prune_checkpoint
+
+    return prune_checkpoint(config, selection, proof)
+
+
+def _prune_graph(config: RunConfig, selection: Selection | None, proof: Proof) -> Selection:
+    """Write an ONNX file without layers, and beside it what goes with it.
+
+    Raises:
+        ConfigError: If samples are given, or the selection is for another model.
+    """
+    source = Path(config.model)
+    if config.id or config.target:
+        raise ConfigError("An ONNX file is proven on made-up inputs.", "Leave out --id and --target.")
+    refuse_inside(config.output, [source])
+    layers = selection.drop if selection else config.drop
+    if named := [layer for layer in layers if not isinstance(layer, int)]:
+        raise ConfigError(f"{source} is one graph, and has no layer {named[0]}.", "Prune the checkpoint.")
+    with staged(config.output, overwrite=config.overwrite) as folder:
+        tolerance = config.atol or graphs.TOLERANCE
+        num_layers = graphs.prune_graph(
+            source, layers, folder, proof=proof, mend_config=_mend_config, tolerance=tolerance
+        )
+        if selection is not None and selection.num_layers != num_layers:
+            raise ConfigError(
+                f"The selection is for {selection.num_layers} layers ({selection.model}), "
+                f"{source} has {num_layers}."
+            )
+        chosen = selection or Selection(
+            model=config.model,
+            task=config.task,
+            criterion="fixed",
+            num_layers=num_layers,
+            drop=tuple(sorted(layers)),
+            steps=(),
+            stop_reason="the layers were named by the user",
+        )
+        chosen = replace(chosen, proof=proof, note=None)
+        write(folder / "selection.json", chosen)
+    return chosen
+
+
+def _mend_config(source: Path, folder: Path, drop: Sequence[int], num_layers: int) -> None:
+    """Write the config of the model without layers; only transformers knows what it says of each layer."""
+    from .models import mend_config_file
+
+    mend_config_file(source, folder, drop, num_layers)

@@ -1,0 +1,415 @@
+"""Layers cut out of ONNX files: what is left is the model without them, whoever wrote the file."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir
+import onnxruntime
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import make_decoder, make_model, make_tokenizer, write_jsonl
+from onnx import TensorProto, helper
+from onnx_graphs import WIDTH, Builder, pre_norm
+
+from tapioca_export.cli import main
+from tapioca_export.errors import ParityError, TapiocaError, UnsupportedModelError
+from tapioca_export.graphs import cut, find_layers
+from tapioca_export.graphs.proving import prove_outputs
+from tapioca_export.models import drop_layers, load_model
+
+IDS = np.array([[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]], dtype=np.int64)
+
+
+def cut_bytes(model: onnx.ModelProto, drop: Sequence[int]) -> onnx.ModelProto:
+    found = onnx_ir.from_proto(model)
+    cut(found, drop)
+    return onnx_ir.to_proto(found)
+
+
+def run(model: onnx.ModelProto, **feed: np.ndarray) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"input_ids": IDS, **feed})
+
+
+# --- structure --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("builder", "layers"),
+    [
+        (lambda: pre_norm(["am"] * 4), 4),
+        (lambda: pre_norm(["p"] * 3), 3),
+        (lambda: pre_norm(["am"] * 5, stem=True), 5),
+        (lambda: pre_norm(["am"] * 4, inner=[24, 12, 12, 12]), 4),  # the first layer's MLP is wider
+        (lambda: pre_norm(["am"] * 4, inner=[12, 24, 12, 24]), 4),  # every second one is
+        (lambda: pre_norm(["am"] * 4, inner=[12, 12, 12, 24]), 4),
+        (lambda: pre_norm(["aam"] * 3), 3),  # as with cross-attention
+    ],
+)
+def test_layers_are_counted_whatever_they_are_made_of(builder: Callable[[], Builder], layers: int) -> None:
+    assert len(find_layers(onnx_ir.from_proto(builder().model()).graph)) == layers
+
+
+@pytest.mark.parametrize("drop", [(0,), (1, 2), (3,), (0, 1, 3)])
+@pytest.mark.parametrize("kind", ["am", "p"])
+def test_what_is_left_is_the_graph_that_has_only_these_layers(kind: str, drop: tuple[int, ...]) -> None:
+    whole = pre_norm([kind] * 4)
+    model = whole.model()
+    smaller = cut_bytes(model, drop)
+    per_layer = len(pre_norm([kind] * 4).weights) - len(pre_norm([kind] * 3).weights)
+    kept = [layer for layer in range(4) if layer not in drop]
+    first, last = 1, 1 + 4 * per_layer  # the embedding stands before the layers, norm and head behind
+    names = [w.name for w in whole.weights[:first]]
+    names += [
+        w.name for n in kept for w in whole.weights[first + n * per_layer : first + (n + 1) * per_layer]
+    ]
+    names += [w.name for w in whole.weights[last:]]
+    assert [w.name for w in smaller.graph.initializer] == names
+    expected = pre_norm([kind] * len(kept))
+    for new, name in zip(expected.weights, names, strict=True):
+        new.raw_data = next(w.raw_data for w in whole.weights if w.name == name)
+    np.testing.assert_array_equal(run(smaller)[0], run(expected.model())[0])
+    assert not np.allclose(run(smaller)[0], run(model)[0], atol=1e-3)
+
+
+def test_cached_keys_go_with_their_layer_and_the_others_move_up() -> None:
+    smaller = cut_bytes(pre_norm(["am"] * 4, cached=True).model(), [0, 2])
+    assert [value.name for value in smaller.graph.input] == [
+        "input_ids", "past_key_values.0.key", "past_key_values.1.key",
+    ]  # fmt: skip
+    assert [value.name for value in smaller.graph.output] == ["logits", "present.0.key", "present.1.key"]
+
+
+def test_a_length_read_of_a_dropped_cache_is_read_of_another() -> None:
+    builder = pre_norm(["am"] * 3, cached=True)
+    builder.nodes.append(helper.make_node("Shape", ["past_key_values.0.key"], ["length"], start=1, end=2))
+    builder.outputs.append(helper.make_tensor_value_info("length", TensorProto.INT64, [1]))
+    smaller = cut_bytes(builder.model(), [0])
+    feed = {f"past_key_values.{n}.key": np.ones((2, 3, WIDTH), np.float32) for n in range(2)}
+    assert run(smaller, **feed)[-1].tolist() == [3]
+
+
+@pytest.mark.parametrize("drop", [[2], [1, 2], [0]])
+def test_the_last_hidden_state_keeps_its_name(drop: list[int]) -> None:
+    builder = pre_norm(["am"] * 3)
+    del builder.nodes[-2:]  # norm and head
+    builder.nodes[-1].output[0] = "last_hidden_state"
+    del builder.outputs[:]
+    builder.output("last_hidden_state")
+    smaller = cut_bytes(builder.model(), drop)
+    assert [value.name for value in smaller.graph.output] == ["last_hidden_state"]
+    assert run(smaller)[0].shape == (2, 6, WIDTH)
+
+
+# --- what cannot be cut -----------------------------------------------------------------------
+
+
+def two_towers() -> Builder:
+    builder = pre_norm(["am"] * 2)
+    stream = builder.node("Gather", builder.weight(10, WIDTH), "pixels")
+    builder.inputs.append(helper.make_tensor_value_info("pixels", TensorProto.INT64, ["batch", "patches"]))
+    for _ in range(3):
+        stream = builder.node("Add", stream, builder.attention(builder.norm(stream)))
+        stream = builder.node("Add", stream, builder.mlp(builder.norm(stream)))
+    builder.nodes[-1].output[0] = "image_embeds"
+    builder.output("image_embeds")
+    return builder
+
+
+def no_residual() -> Builder:
+    builder = Builder()
+    stream = builder.node("Gather", builder.weight(10, WIDTH), "input_ids")
+    for _ in range(3):
+        stream = builder.mlp(builder.attention(stream))
+    builder.output(stream)
+    return builder
+
+
+def shown_states() -> Builder:
+    builder = pre_norm(["am"] * 3)
+    sums = [node.output[0] for node in builder.nodes if node.op_type == "Add"]
+    builder.output(sums[1])
+    return builder
+
+
+def gathered_attention() -> Builder:
+    builder = pre_norm(["am"] * 3)
+    scores = [node.output[0] for node in builder.nodes if node.op_type == "Softmax"]
+    builder.output(builder.node("Concat", *scores, axis=0))
+    return builder
+
+
+@pytest.mark.parametrize(
+    ("builder", "reason"),
+    [
+        (two_towers, "2 chains of blocks (3, 2)"),
+        (no_residual, "No chain of residual blocks"),
+        (lambda: pre_norm(["mmam"] * 3), "do not begin with attention"),
+        (shown_states, "shows what layer 0 computes"),
+        (gathered_attention, "shows what layer 0 computes"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused_with_the_reason(builder: Callable[[], Builder], reason: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=re.escape(reason)):
+        cut(onnx_ir.from_proto(builder().model()), [0])
+
+
+@pytest.mark.parametrize(
+    ("drop", "reason"), [([4], "no layer 4"), ([0, 1, 2, 3], "All 4"), ([-1], "no layer -1")]
+)
+def test_layers_that_are_not_there_are_refused(drop: list[int], reason: str) -> None:
+    with pytest.raises(TapiocaError, match=reason):
+        cut(onnx_ir.from_proto(pre_norm().model()), drop)
+
+
+# --- files of exporters -----------------------------------------------------------------------
+
+
+class Logits(torch.nn.Module):
+    """What `torch.onnx.export` takes: tensors in, a tensor out."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.eval()
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.network(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+def scripted(network: torch.nn.Module, path: Path) -> Path:
+    """Export by TorchScript, as Optimum does."""
+    mask = torch.ones(2, 8, dtype=torch.int64)
+    mask[0, 5:] = 0
+    axes = {0: "batch", 1: "sequence"}
+    with warnings.catch_warnings():  # the old exporter warns of itself and of every branch it takes
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Logits(network), (torch.randint(3, 100, (2, 8)), mask), str(path), dynamo=False, opset_version=17,
+            input_names=["input_ids", "attention_mask"], output_names=["logits"],
+            dynamic_axes={"input_ids": axes, "attention_mask": axes, "logits": {0: "batch"}},
+        )  # fmt: skip
+    return path
+
+
+def fused(path: Path, model_type: str) -> Path:
+    """Fuse the file as Optimum's O2 does."""
+    from onnxruntime.transformers.fusion_options import FusionOptions
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    options = FusionOptions(model_type)
+    optimised = optimize_model(
+        str(path), model_type, num_heads=4, hidden_size=32, optimization_options=options, opt_level=1
+    )
+    optimised.save_model_to_file(str(path.with_suffix(".fused.onnx")))
+    return path.with_suffix(".fused.onnx")
+
+
+def pruned(network: torch.nn.Module, drop: Sequence[int], folder: Path) -> torch.nn.Module:
+    """Return the network without layers, as the checkpoint's prune makes it."""
+    network.save_pretrained(folder)
+    make_tokenizer("bert").save_pretrained(folder)
+    return drop_layers(load_model(folder), drop).network
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "distilbert"])
+def test_files_of_torchscript_plain_and_fused(family: str, tmp_path: Path) -> None:
+    network = make_model(family)
+    network.config.use_cache = False
+    files = [scripted(network, tmp_path / "model.onnx")]
+    if family in ("bert", "gpt2"):
+        files.append(fused(files[0], family))
+        fused_nodes = Counter(node.op_type for node in onnx.load(files[1]).graph.node)
+        assert fused_nodes["SkipLayerNormalization"] >= 4
+    mask = np.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])
+    for drop in ((0,), (1, 3), (0, 1, 2)):
+        smaller = pruned(network, drop, tmp_path / "checkpoint")
+        with torch.no_grad():
+            want = smaller(input_ids=torch.tensor(IDS), attention_mask=torch.tensor(mask)).logits.numpy()
+        for file in files:
+            model = cut_bytes(onnx.load(file), drop)
+            np.testing.assert_allclose(run(model, attention_mask=mask)[0], want, atol=1e-5)
+    if len(files) > 1:  # what was fused stays fused
+        left = Counter(node.op_type for node in cut_bytes(onnx.load(files[1]), (1, 3)).graph.node)
+        assert left["SkipLayerNormalization"] == fused_nodes["SkipLayerNormalization"] - 4
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+def cli(*arguments: object) -> str:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return a checkpoint, its export with a cache, and rows."""
+    folder = tmp_path_factory.mktemp("decoder")
+    make_decoder("llama").save_pretrained(folder / "model")
+    make_tokenizer("llama").save_pretrained(folder / "model")
+    for name, step in (("rows", 1), ("target", 2)):
+        rows = [{"prompt": f"w{n} w{n + step}", "completion": f"w{n} w{n * step}"} for n in range(12)]
+        write_jsonl(folder / f"{name}.jsonl", rows)
+    common = ("-t", "text-generation", "--id", folder / "rows.jsonl")
+    cli("export", "-m", folder / "model", *common, "-o", folder / "export")
+    return {
+        "model": folder / "model",
+        "export": folder / "export",
+        "rows": folder / "rows.jsonl",
+        "target": folder / "target.jsonl",
+    }
+
+
+def weights(file: Path) -> Counter[bytes]:
+    return Counter(w.raw_data for w in onnx.load(file).graph.initializer if len(w.dims) > 1)
+
+
+@pytest.mark.slow
+def test_a_cut_file_is_the_export_of_the_pruned_checkpoint(decoder: dict[str, Path], tmp_path: Path) -> None:
+    cli("prune", decoder["export"] / "model.onnx", "--drop", "0,2", "-o", tmp_path / "cut")
+    cli("prune", "-m", decoder["model"], "-t", "text-generation", "--drop", "0,2", "-o", tmp_path / "pruned")
+    cli(
+        "export", "-m", tmp_path / "pruned", "-t", "text-generation", "--id", decoder["rows"],
+        "-o", tmp_path / "again",
+    )  # fmt: skip
+    assert weights(tmp_path / "cut" / "model.onnx") == weights(tmp_path / "again" / "model.onnx")
+    sessions = [
+        onnxruntime.InferenceSession(str(tmp_path / name / "model.onnx")) for name in ("cut", "again")
+    ]
+    feed = {
+        value.name: np.random.default_rng(0).normal(size=(3, 2, 4, 8)).astype(np.float32)
+        for value in sessions[1].get_inputs()
+        if value.name.startswith("past")
+    }
+    feed["input_ids"], feed["attention_mask"] = np.full((3, 5), 7), np.ones((3, 9), np.int64)
+    if "position_ids" in {value.name for value in sessions[1].get_inputs()}:
+        feed["position_ids"] = np.tile(np.arange(4, 9), (3, 1))
+    names = [[value.name for value in session.get_outputs()] for session in sessions]
+    assert names[0] == names[1]
+    for one, other in zip(*(session.run(None, feed) for session in sessions), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("cut", "again")]
+    assert configs[0]["num_hidden_layers"] == configs[1]["num_hidden_layers"] == 2
+    assert (tmp_path / "cut/genai_config.json").read_text() == (
+        tmp_path / "again/genai_config.json"
+    ).read_text()
+
+
+@pytest.mark.slow
+def test_a_cut_file_is_benchmarked_like_any_export(decoder: dict[str, Path], tmp_path: Path) -> None:
+    cli("prune", decoder["export"] / "model.onnx", "--drop", "1", "-o", tmp_path / "cut")
+    export = json.loads((tmp_path / "cut" / "export.json").read_text())
+    assert export["drop"] == [1]
+    assert len(export["cache"]) == 6
+    assert 0 <= export["max_abs_difference"] <= export["tolerance"]
+    output = cli(
+        "benchmark", decoder["export"], tmp_path / "cut", "--id", decoder["rows"], "--json",
+        "--target", decoder["target"], "-o", tmp_path / "benchmark", "--batch-size", "1", "--num-threads", "1",
+        "--iterations", "2", "--warmup", "1",
+    )  # fmt: skip
+    assert json.loads(output)["accuracy"]["id"]["n"] > 0
+
+
+def external(tmp_path: Path, builder: Builder) -> Path:
+    """Write a graph whose weights are in a file beside it."""
+    folder = tmp_path / "whole"
+    folder.mkdir(exist_ok=True)
+    onnx.save(
+        builder.model(), folder / "model.onnx", save_as_external_data=True, location="model.onnx_data",
+        size_threshold=0,
+    )  # fmt: skip
+    return folder / "model.onnx"
+
+
+@pytest.mark.parametrize("proof", ["logits", "weights"])
+def test_weights_beside_a_file_stay_where_they_are(proof: str, tmp_path: Path) -> None:
+    file = external(tmp_path, pre_norm(cached=True))
+    output = cli("prune", file, "--drop", "1,2", "--proof", proof, "-o", tmp_path / "cut")
+    assert "2 of 4 layers (dropped: 1, 2)" in output
+    new, old = tmp_path / "cut" / "model.onnx_data", file.with_name("model.onnx_data")
+    assert new.stat().st_ino == old.stat().st_ino
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == [
+        "model.onnx", "model.onnx_data", "selection.json",
+    ]  # fmt: skip
+    expected = cut_bytes(pre_norm(cached=True).model(), [1, 2])
+    feed = {f"past_key_values.{n}.key": np.ones((2, 3, WIDTH), np.float32) for n in range(2)}
+    session = onnxruntime.InferenceSession(str(tmp_path / "cut" / "model.onnx"))
+    for one, other in zip(session.run(None, {"input_ids": IDS, **feed}), run(expected, **feed), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_selection_of_the_checkpoint_cuts_its_file(tmp_path: Path) -> None:
+    file = external(tmp_path, pre_norm())
+    chosen = {
+        "kind": "selection", "schema_version": 1, "model": "m", "task": "text-classification",
+        "criterion": "tale", "num_layers": 4, "drop": [3], "steps": [], "stop_reason": "done",
+    }  # fmt: skip
+    (tmp_path / "selection.json").write_text(json.dumps(chosen))
+    cli("prune", file, "--selection", tmp_path / "selection.json", "-o", tmp_path / "cut")
+    assert json.loads((tmp_path / "cut" / "selection.json").read_text())["drop"] == [3]
+    (tmp_path / "selection.json").write_text(json.dumps({**chosen, "num_layers": 6}))
+    result = CliRunner().invoke(
+        main,
+        ["prune", str(file), "--selection", str(tmp_path / "selection.json"), "-o", str(tmp_path / "other")],
+    )
+    assert result.exit_code == 1
+    assert "for 6 layers (m)" in result.output
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_wrong_cut_is_found(tmp_path: Path) -> None:
+    """The proof runs the source in pieces, and so does not believe what was cut."""
+    file = external(tmp_path, pre_norm(cached=True))
+    for wrong in ([1], [2]):
+        model = onnx_ir.load(file)
+        cut(model, wrong)
+        onnx_ir.save(model, file.with_name("cut.onnx"))
+        if wrong == [1]:
+            assert prove_outputs(file, file.with_name("cut.onnx"), [1], 1e-4) <= 1e-5
+        else:
+            with pytest.raises(ParityError, match=r"without layers 1: .* differs by"):
+                prove_outputs(file, file.with_name("cut.onnx"), [1], 1e-4)
+    assert not list(tmp_path.rglob("*piece*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.onnx", "--drop", "1"], "There is no file"),
+        (["{file}", "--drop", "9"], "no layer 9"),
+        (["{file}", "--drop", "encoder:1"], "has no layer encoder:1"),
+        (["{file}"], "Give either --drop or --selection"),
+        (["{file}", "-m", "model", "--drop", "1"], "Give either an ONNX FILE or --model"),
+        (["{text}", "--drop", "1"], "is not an ONNX model"),
+        (["{orphan}", "--drop", "1"], "has its weights in model.onnx_data, which is not there"),
+        (["{thief}", "--drop", "1"], "outside its own folder"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
+    file = external(tmp_path, pre_norm())
+    places = {"file": file, "text": tmp_path / "text.onnx", "orphan": tmp_path / "orphan.onnx"}
+    places["thief"] = tmp_path / "thief.onnx"
+    places["text"].write_text("no model")
+    places["orphan"].write_bytes(file.read_bytes())
+    thief = onnx.load(file, load_external_data=False)
+    for weight in thief.graph.initializer:
+        weight.external_data[0].value = "../whole/model.onnx_data"
+    places["thief"].write_bytes(thief.SerializeToString())
+    given = [argument.format(**{name: str(path) for name, path in places.items()}) for argument in arguments]
+    result = CliRunner().invoke(main, ["prune", *given, "-o", str(tmp_path / "cut")])
+    assert result.exit_code in (1, 2)
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "cut").exists()
