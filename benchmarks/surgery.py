@@ -178,8 +178,9 @@ def main(output: Path, rounds: int, smoke: bool) -> None:
         row = rows[-1]
         click.echo(
             f"{name}: {row['layers']} layers, {row['bytes'] / 1e6:.0f} MB: cut in "
-            f"{statistics.median(row['seconds']['cut']):.2f} s, {row['times_faster']:.0f}x as fast as a new export "
-            f"({row['times_faster_run']:.1f}x with its proof by running); outputs differ by {row['difference']:.1e}"
+            f"{statistics.median(row['seconds']['cut']):.2f} s, {row['times_faster']:.0f}x as fast as a new "
+            f"export ({row['times_faster_run']:.1f}x with its proof by running); outputs differ by "
+            f"{row['difference']:.1e}"
         )
     with TemporaryDirectory() as scratch:
         large = cut_large(shape("large"), rounds, Path(scratch))

@@ -316,8 +316,8 @@ def test_a_cut_file_is_benchmarked_like_any_export(decoder: dict[str, Path], tmp
     assert 0 <= export["max_abs_difference"] <= export["tolerance"]
     output = cli(
         "benchmark", decoder["export"], tmp_path / "cut", "--id", decoder["rows"], "--json",
-        "--target", decoder["target"], "-o", tmp_path / "benchmark", "--batch-size", "1", "--num-threads", "1",
-        "--iterations", "2", "--warmup", "1",
+        "--target", decoder["target"], "-o", tmp_path / "benchmark", "--batch-size", "1",
+        "--num-threads", "1", "--iterations", "2", "--warmup", "1",
     )  # fmt: skip
     assert json.loads(output)["accuracy"]["id"]["n"] > 0
 
