@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two test processes must not spin on two cores
@@ -25,6 +25,9 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
+from forking import run_forked
+
+from tapioca_export.models import proof
 from tapioca_export.polynomial import PolynomialConfig, PolynomialModel, sample_prompts
 
 pytest.register_assert_rewrite("planting")
@@ -200,6 +203,14 @@ def sample_files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], di
         return paths
 
     return files
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_proofs() -> Iterator[pytest.MonkeyPatch]:
+    """Fork the fresh process of each proof, rather than start it; `undo()` brings back what users get."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proof, "_run_fresh", lambda job: run_forked(proof._reload, stdin=job))
+        yield patch
 
 
 @pytest.fixture(autouse=True)

@@ -124,18 +124,23 @@ def reload_logits(folder: Path, model: LoadedModel, batches: Sequence[Inputs]) -
             "num_batches": len(batches),
             "num_threads": torch.get_num_threads(),
         }
-        child = subprocess.run(
-            [sys.executable, "-c", "from tapioca_export.models.proof import _reload; _reload()"],
-            input=json.dumps(job),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        child = _run_fresh(json.dumps(job))
         if child.returncode != 0:
             reason = (child.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise UnsupportedModelError(f"The saved checkpoint does not reload: {reason}")
         with np.load(Path(scratch) / "outputs.npz") as outputs:
             return [outputs[str(i)] for i in range(len(batches))]
+
+
+def _run_fresh(job: str) -> subprocess.CompletedProcess[str]:
+    """Run `_reload` on a job, in a process that has nothing of this one."""
+    return subprocess.run(
+        [sys.executable, "-c", "from tapioca_export.models.proof import _reload; _reload()"],
+        input=job,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def _reload() -> None:

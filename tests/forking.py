@@ -1,0 +1,49 @@
+"""Fresh processes that start at once: forked from one that has imported the libraries and done nothing else.
+
+A process that starts Python and imports PyTorch and transformers takes seconds for it, every time.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["tapioca_export.models.proof", "transformers.generation", "transformers.models.auto.modeling_auto"]
+)
+
+
+def run_forked(
+    function: Callable[..., object], *arguments: object, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run a function of a module in a fresh process, as `subprocess.run` runs a program."""
+    with tempfile.TemporaryDirectory(prefix="tapioca-fork-") as scratch:
+        streams = [f"{scratch}/out", f"{scratch}/err"]
+        child = FORKS.Process(target=_run, args=(function, arguments, stdin, streams, dict(os.environ)))
+        child.start()
+        child.join()
+        said = [Path(stream).read_text(encoding="utf-8") for stream in streams]
+    return subprocess.CompletedProcess([function.__name__], child.exitcode, *said)
+
+
+def _run(
+    function: Callable[..., object],
+    arguments: tuple[object, ...],
+    stdin: str,
+    streams: list[str],
+    environment: dict[str, str],
+) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.stdin = io.StringIO(stdin)
+    for number, stream in enumerate(streams, start=1):
+        with open(stream, "w") as file:
+            os.dup2(file.fileno(), number)
+    function(*arguments)
