@@ -143,11 +143,13 @@ def try_stack(
         if not layers:
             return Verdict("refused", "its class builds no shorter network of the same layers")
         for layer in layers:
-            if problem := _difference_of_drop(model, [layer], batch, whole):
+            pruned = drop_layers(model, [layer]).network
+            if problem := _difference_of_drop(model, [layer], pruned, batch, whole):
                 return Verdict("broken", f"layer {layer}: {problem}")
         drop = _two(model, layers)
         pruned = drop_layers(model, drop).network
-        problem = _difference_of_drop(model, drop, batch, whole) or _difference_of_reload(pruned, batch)
+        problem = _difference_of_drop(model, drop, pruned, batch, whole)
+        problem = problem or _difference_of_reload(pruned, batch)
         if problem:
             return Verdict("broken", f"layers {drop}: {problem}")
         said = f"{len(layers)} of {model.num_layers} layers can go"
@@ -188,13 +190,16 @@ def _reached(model: LoadedModel, batch: dict[str, torch.Tensor]) -> set[int]:
 
 
 def _difference_of_drop(
-    model: LoadedModel, drop: Sequence[int], batch: dict[str, torch.Tensor], whole: Sequence[torch.Tensor]
+    model: LoadedModel,
+    drop: Sequence[int],
+    pruned: Any,
+    batch: dict[str, torch.Tensor],
+    whole: Sequence[torch.Tensor],
 ) -> str:
     """Return how dropping layers differs from skipping them, "" if it does not."""
     with skipping(model, drop):
         skipped = outputs_of(model.network, batch)
-    dropped = outputs_of(drop_layers(model, drop).network, batch)
-    if not are_equal(skipped, dropped):
+    if not are_equal(skipped, outputs_of(pruned, batch)):
         return "dropping is not skipping"
     return "dropping changes nothing" if are_equal(skipped, whole) else ""
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.initialization import no_init_weights
 from transformers.models.auto import modeling_auto
 
 # The first auto class that knows a type is built.
@@ -192,7 +193,7 @@ def build(model_type: str) -> Any:
         config = small_config(model_type)
         if "is_decoder" in vars(config) and chosen.__name__ in CAUSAL_CLASSES:
             config.is_decoder = True
-        with torch.device("meta"):
+        with torch.device("meta"), no_init_weights():
             size = sum(parameter.numel() for parameter in chosen(config).parameters())
         if size > MOST_WEIGHTS:
             raise NotTriedError(f"no small config: {size / 1e6:.0f} million weights")

@@ -156,10 +156,15 @@ def build_empty(model_class: Any, config: Any) -> Any:
         UnsupportedModelError: If its class refuses the config.
     """
     from accelerate import init_empty_weights
+    from transformers.initialization import no_init_weights
 
     try:
-        with init_empty_weights(include_buffers=False):
-            return model_class(config)
+        with init_empty_weights(include_buffers=False), no_init_weights():
+            network = model_class(config)
+        for parameter in network.parameters():
+            parameter._is_hf_initialized = True  # only buffers are computed
+        network.init_weights()
+        return network
     except Exception as error:  # classes, foreign ones too, refuse configs with errors of any kind
         raise UnsupportedModelError(
             f"{config.model_type} cannot be built at another depth: {first_line(error)}"
