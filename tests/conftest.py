@@ -16,6 +16,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import pytest
 import torch
 import transformers
+from forking import run_forked
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
@@ -24,8 +25,6 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Tokenizer,
 )
-
-from forking import run_forked
 
 from tapioca_export.models import proof
 from tapioca_export.polynomial import PolynomialConfig, PolynomialModel, sample_prompts

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,17 @@ def run_forked(
         child.join()
         said = [Path(stream).read_text(encoding="utf-8") for stream in streams]
     return subprocess.CompletedProcess([function.__name__], child.exitcode, *said)
+
+
+def run_script(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python file in a fresh process."""
+    return run_forked(_run_script, str(path), arguments)
+
+
+def _run_script(path: str, arguments: tuple[str, ...]) -> None:
+    sys.argv = [path, *arguments]
+    sys.path.insert(0, str(Path(path).parent))
+    runpy.run_path(path, run_name="__main__")
 
 
 def _run(

@@ -41,6 +41,7 @@ def test_every_option_named_in_readme_exists() -> None:
     assert set(re.findall(r"--[a-z][a-z-]+", README)) - {"--text", "--table"} <= known
 
 
+@pytest.mark.slow
 def test_readmes_commands_run_as_written(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my-classifier").symlink_to(tiny("bert"))
@@ -79,6 +80,26 @@ def test_makefile_has_readmes_two_commands() -> None:
     for target in ("demo", "test"):
         assert f"make {target} " in README
         assert f"\n{target}: " in makefile
+
+
+def test_the_lock_names_both_ends_of_what_transformers_may_be() -> None:
+    """`make test` is run with the highest version, and `make lowest` with the lowest."""
+    project, lock = (
+        (ROOT / name).read_text(encoding="utf-8") for name in ("pyproject.toml", "requirements.lock")
+    )
+    allowed = re.search(r'"transformers>=([\d.]+),<(\d+)\.(\d+)"', project)
+    assert allowed
+    locked = dict(re.findall(r"^transformers==(\S+) ; python_full_version (\S+) '3\.11'$", lock, re.M))
+    lowest, highest = locked
+    assert list(locked.values()) == ["<", ">="]
+    assert lowest == allowed[1]
+    assert highest.split(".")[:2] == [allowed[2], str(int(allowed[3]) - 1)]
+
+
+def test_ci_runs_the_tests_and_the_slow_job() -> None:
+    ci, makefile = ((ROOT / name).read_text(encoding="utf-8") for name in (".ci/run", "Makefile"))
+    assert re.findall(r"^run (\w+)", ci, re.M) == ["test", "slow"]
+    assert re.search(r"^slow:\n\t.* lowest consumers$", makefile, re.M)
 
 
 def test_readmes_results_are_those_of_the_benchmarks_json() -> None:

@@ -69,6 +69,7 @@ def test_a_run_folder_holds_what_the_contract_names(finished: Path) -> None:
     assert not any(name.endswith(("partial", ".invalid")) for name in files)
 
 
+@pytest.mark.slow
 def test_of_two_models_one_is_in_memory_at_a_time(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +180,7 @@ def test_check_gates_on_interval_bounds(finished: Path) -> None:
     assert "|" in missed.stdout
 
 
+@pytest.mark.slow
 def test_every_stage_runs_on_its_own_and_agrees_with_the_run(
     finished: Path, tmp_path: Path, tiny: Tiny
 ) -> None:
@@ -208,6 +210,7 @@ def test_every_stage_runs_on_its_own_and_agrees_with_the_run(
         assert "Use --seed 0" in other.stderr
 
 
+@pytest.mark.slow
 def test_unlabelled_targets_run_through_with_tapioca(tiny: Tiny, tmp_path: Path) -> None:
     files = write_samples(tmp_path, labelled=False)
     result = invoke(
@@ -295,6 +298,7 @@ def test_a_layer_that_the_architecture_cannot_lose_is_refused_and_never_chosen(
     assert len(json.loads(result.stdout)["drop"]) == 3
 
 
+@pytest.mark.slow
 def test_the_demo_reports_fresh_rows_and_never_those_it_searched_on(tmp_path: Path) -> None:
     config = RunConfig(
         output=tmp_path / "out", max_drop_layers=1, num_threads=1, iterations=5, warmup=1, batch_size=(1,)

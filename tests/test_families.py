@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import transformers
+from forking import run_script
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -24,12 +24,7 @@ TABLE = PAGE.split(families.BEGIN)[1].split(families.END)[0]
 def test_every_row_is_what_the_sweep_finds(part: int) -> None:
     chosen = sorted(transformers.CONFIG_MAPPING)[part::PARTS]
     # In a process of its own: here, warnings are errors, and so would be model types that warn.
-    child = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "families.py"), *chosen],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    child = run_script(BENCHMARKS / "families.py", *chosen)
     found, written = families.rows_of(child.stdout), families.rows_of(TABLE)
     assert child.returncode == 0, child.stdout.partition("### Broken")[2][:2000] or child.stderr[-2000:]
     assert found == {name: written.get(name) for name in chosen}

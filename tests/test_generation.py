@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 import torch
 import transformers
 from conftest import NUM_LAYERS, WORDS, awaken, make_tokenizer
+from forking import run_script
 from numpy.testing import assert_allclose
 
 from tapioca_export.artifacts import Export
@@ -260,10 +260,7 @@ def test_the_example_says_in_one_line_what_it_cannot_do(
 
 
 def example(folder: Path, *prompts: str) -> subprocess.CompletedProcess[str]:
-    script = Path(__file__).parent.parent / "examples/generate.py"
-    return subprocess.run(
-        [sys.executable, script, folder, *prompts], capture_output=True, text=True, check=False
-    )
+    return run_script(Path(__file__).parent.parent / "examples/generate.py", str(folder), *prompts)
 
 
 def test_another_token_is_refused_with_its_place(exported: tuple[LoadedModel, Export, Path]) -> None:
