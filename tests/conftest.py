@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -205,11 +206,12 @@ def sample_files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], di
 
 
 @pytest.fixture(scope="session", autouse=True)
-def forked_proofs() -> Iterator[pytest.MonkeyPatch]:
-    """Fork the fresh process of each proof, rather than start it; `undo()` brings back what users get."""
+def fresh_process() -> Iterator[Callable[[str], subprocess.CompletedProcess[str]]]:
+    """Fork the process of each proof, rather than start it; returns what starts it for users."""
+    started = proof._run_fresh
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proof, "_run_fresh", lambda job: run_forked(proof._reload, stdin=job))
-        yield patch
+        yield started
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import torch
 from conftest import ALL_FAMILIES, NUM_LAYERS
 from torch import nn
 
-from tapioca_export.models import LoadedModel, drop_layers, load_model, skipping
+from tapioca_export.errors import UnsupportedModelError
+from tapioca_export.models import LoadedModel, drop_layers, load_model, proof, skipping
 from tapioca_export.models.proof import save_pruned
 from tapioca_export.polynomial import WEIGHTS, sample_prompts
 from tapioca_export.profiling import Probe
@@ -22,6 +24,7 @@ from tapioca_export.tasks import Batch, Inputs
 
 Tiny = Callable[[str], Path]
 Files = Callable[[str], dict[str, Path]]
+FreshProcess = Callable[[str], subprocess.CompletedProcess[str]]
 
 
 def load_rows(model: LoadedModel, path: Path) -> Samples:
@@ -148,6 +151,34 @@ def test_a_saved_checkpoint_reloads_as_the_skipped_model(
     again = load_model(tmp_path)
     assert again.num_layers == NUM_LAYERS - 2
     assert all(np.array_equal(again.logits(b), e) for b, e in zip(batches, expected, strict=True))
+
+
+def test_a_process_of_its_own_proves_what_a_forked_one_does(
+    tiny: Tiny,
+    sample_files: Files,
+    tmp_path: Path,
+    fresh_process: FreshProcess,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = load_model(tiny("bert"))
+    batches = some_batches(model, load_rows(model, sample_files("bert")["id"]))
+    save_pruned(model, [1, 3], tmp_path, batches)
+    forked = proof.reload_logits(tmp_path, model, batches)
+    monkeypatch.setattr(proof, "_run_fresh", fresh_process)
+    started = proof.reload_logits(tmp_path, model, batches)
+    assert all(np.array_equal(one, other) for one, other in zip(forked, started, strict=True))
+
+
+def test_a_checkpoint_that_lacks_weights_does_not_reload(
+    tiny: Tiny, sample_files: Files, tmp_path: Path
+) -> None:
+    model = load_model(tiny("bert"))
+    batches = some_batches(model, load_rows(model, sample_files("bert")["id"]))
+    save_pruned(model, [1, 3], tmp_path, batches)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    with pytest.raises(UnsupportedModelError, match=r"not reload: missing keys: bert\.encoder\.layer\.2\."):
+        proof.reload_logits(tmp_path, model, batches)
 
 
 def test_profiles_depend_on_neither_batch_size_nor_row_order(model: LoadedModel, rows: Samples) -> None:
