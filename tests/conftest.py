@@ -220,7 +220,18 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the longest files first, so that two processes end at about the same time."""
+    """Start the longest files first, and make what a file's tests share once, in one of two processes."""
     longest = ("test_real_model.py", "test_end_to_end.py", "test_docs.py")
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else 3)
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None and _shares_with_its_file(item):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def _shares_with_its_file(item: pytest.Item) -> bool:
+    fixtures = [fixture for found in item._fixtureinfo.name2fixturedefs.values() for fixture in found]
+    return any(
+        fixture.scope != "function" and fixture.baseid == item.nodeid.split("::")[0] for fixture in fixtures
+    )
