@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from . import comparing, intervening, reading, reporting, steps
 from .artifacts import (
     Benchmark,
     Comparison,
+    Damping,
     Export,
     Intervention,
     LayerName,
@@ -112,12 +113,18 @@ def compare(config: RunConfig, criteria: Sequence[str]) -> Comparison:
     return result
 
 
-def prune_checkpoint(config: RunConfig, selection: Selection | None, proof: Proof) -> Selection:
-    """Write a checkpoint without the layers of `config.drop`, or of a selection made earlier.
+def prune_checkpoint(
+    config: RunConfig, selection: Selection | None, proof: Proof, scale: Mapping[LayerName, float]
+) -> Selection:
+    """Write a checkpoint without layers, and with others damped, as named or as selected earlier.
 
     Raises:
         ConfigError: If layers and proof do not fit the model.
     """
+    if proof == "weights" and (scale or (selection and selection.damp)):
+        raise ConfigError(
+            "--proof weights loads no weights, and a layer is damped by its weights.", "Leave out --proof."
+        )
     if proof == "weights" and (config.id or config.target):
         raise ConfigError("--proof weights computes nothing on samples.", "Leave out --id and --target.")
     steps.check(config)
@@ -129,7 +136,7 @@ def prune_checkpoint(config: RunConfig, selection: Selection | None, proof: Proo
             refuse_larger_than_memory(model)
             model = load_model(config.model, model.task.name, options)
         if selection is None:
-            selection = _as_named(config, model)
+            selection = _as_named(config, model, scale)
         _refuse_other_model(config, selection, model)
         if proof == "weights":
             return steps.save_checkpoint(folder, model, selection, None)
@@ -139,9 +146,14 @@ def prune_checkpoint(config: RunConfig, selection: Selection | None, proof: Proo
         return steps.save_checkpoint(folder, model, selection, batches)
 
 
-def _as_named(config: RunConfig, model: LoadedModel) -> Selection:
+def _as_named(config: RunConfig, model: LoadedModel, scale: Mapping[LayerName, float]) -> Selection:
     """Return the selection of the layers that the user named."""
     numbering = model.numbering
+    scales = {numbering.index(layer): float(factor) for layer, factor in scale.items()}
+    drop = [*map(numbering.index, config.drop), *(layer for layer, scale in scales.items() if scale == 0)]
+    damp = {layer: scale for layer, scale in sorted(scales.items()) if scale not in (0, 1)}
+    if both := sorted(set(scales) & set(map(numbering.index, config.drop))):
+        raise ConfigError(f"Layer {numbering.name(both[0])} is to be dropped and damped.", "Name it once.")
     return Selection(
         model=config.model,
         task=model.task.name,
@@ -149,7 +161,8 @@ def _as_named(config: RunConfig, model: LoadedModel) -> Selection:
         num_layers=model.num_layers,
         metric=config.metric and model.task.metric,
         prompting=model.processor.prompting,
-        drop=numbering.names(sorted(numbering.indices(config.drop))),
+        drop=numbering.names(sorted(numbering.checked(drop))),
+        damp=tuple(Damping(numbering.name(layer), scale) for layer, scale in damp.items()),
         steps=(),
         stop_reason="the layers were named by the user",
         stacks=numbering.stacks,
@@ -176,7 +189,7 @@ def export(config: RunConfig) -> dict[str, Export]:
         assert rows is not None
         several = len(config.format) > 1
         places = {name: folder / name if several else folder for name in config.format}
-        exports = steps.export_all(config, model, rows, places, chosen.drop if chosen else ())
+        exports = steps.export_all(config, model, rows, places, chosen)
         if chosen:  # says on which rows the layers were chosen, so that they are never reported
             for place in places.values():
                 write(place / "selection.json", chosen)
@@ -230,7 +243,7 @@ def intervene(
         selection = steps.selection_of(str(run_folder))
     if bool(layers) == (selection is not None):
         raise ConfigError("Give either --layers or --selection.", "For instance --layers 3,7.")
-    if selection is not None and not selection.drop:
+    if selection is not None and not selection.num_changed:
         raise ConfigError("The selection drops no layer.", "Name layers, for instance --layers 3,7.")
     steps.check(config, replaces=run_folder is None)
     steps.refuse_pruned(config)
@@ -242,7 +255,8 @@ def intervene(
         model = load_model(config.model, task.name, options)
         if selection is not None:
             _refuse_other_model(config, selection, model)
-        chosen = model.numbering.indices(selection.drop if selection else layers)
+        named = (*selection.drop, *selection.scales) if selection else layers
+        chosen = model.numbering.indices(named)
         result = intervening.intervene(config, model, roles, chosen, doses)
         result = replace(result, verdict=reporting.intervention_verdict(result))
         write(folder / "intervention.json", result)

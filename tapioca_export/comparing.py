@@ -36,6 +36,11 @@ def check(config: RunConfig, criteria: Sequence[str]) -> None:
             raise ConfigError(
                 "Criterion fixed chooses nothing that could be compared.", "Leave it out of --compare."
             )
+        if name == "damp":
+            raise ConfigError(
+                "Criterion damp keeps what it damps: it drops no given number of layers to compare at.",
+                "Leave it out of --compare.",
+            )
         if criteria.count(name) > 1:
             raise ConfigError(f"--compare names {name} twice.", "Name each criterion once.")
     if len(criteria) < 2:

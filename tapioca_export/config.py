@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from .errors import ConfigError, UnknownNameError
 from .numbering import LayerName
@@ -81,6 +81,12 @@ class RunConfig:
     max_drop_layers: int | None = _option(None, "Drop at most this many layers.")
     protect_first: int = _option(0, "Never drop this many first layers (of each stack).")
     protect_last: int = _option(0, "Never drop this many last layers (of each stack).")
+    alphas: tuple[float, ...] = _option(
+        (0.0, 0.25, 0.5, 0.75),
+        "What --criterion damp multiplies a layer's branches by; 0, which drops it, is added.",
+        None,
+        "NUMBERS",
+    )
     search: str = _option(
         "greedy", "Way through the sets of layers: greedy (exact), racing, beam, exhaustive.", None, "NAME"
     )
@@ -153,6 +159,11 @@ class RunConfig:
                 "Such as --few-shot solved.jsonl --num-fewshot 5.",
             )
         self._check_extract()
+        for alpha in self.alphas:
+            if not (math.isfinite(alpha) and alpha >= 0):
+                raise ConfigError(f"--alphas {alpha} must be a number from 0 up.", "Such as 0,0.25,0.5,0.75.")
+        # 1 would leave the layer as it is.
+        object.__setattr__(self, "alphas", tuple(sorted({0.0, *map(float, self.alphas)} - {1.0})))
         if self.dtype not in DTYPES:
             raise UnknownNameError("dtype", self.dtype, DTYPES)
         if self.atol is not None and not (math.isfinite(self.atol) and self.atol > 0):
@@ -186,6 +197,9 @@ class RunConfig:
             raise ConfigError(f"--extract {self.extract!r} is no regular expression: {error}.") from error
 
 
+Scaling = Literal["block", "branches"]
+
+
 @dataclass(frozen=True)
 class Doses:
     """How far and how often `intervene` goes.
@@ -194,6 +208,8 @@ class Doses:
         alphas: What the layers' updates are multiplied by; 0 (dropped) and 1 (intact) are added.
         draws: Random sets of other layers to drop.
         epsilon: How far the ID metric may move and be called flat, in its units.
+        scaling: "block" multiplies what a layer adds as a whole, "branches" what each of its branches adds,
+            which is what `prune --scale` keeps.
 
     Raises:
         ConfigError: If a number is out of its range.
@@ -202,6 +218,7 @@ class Doses:
     alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
     draws: int = 50
     epsilon: float = 0.01
+    scaling: Scaling = "block"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be done, and put the alphas in order."""
@@ -212,4 +229,6 @@ class Doses:
             raise ConfigError(f"--draws {self.draws} must be at least 0.")
         if not (math.isfinite(self.epsilon) and self.epsilon > 0):
             raise ConfigError(f"--epsilon {self.epsilon} must be a number above 0.")
+        if self.scaling not in get_args(Scaling):
+            raise UnknownNameError("scaling", self.scaling, get_args(Scaling))
         object.__setattr__(self, "alphas", tuple(sorted({0.0, 1.0, *map(float, self.alphas)})))

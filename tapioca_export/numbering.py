@@ -170,15 +170,119 @@ class Numbering:
         counts = [1]
         for part in self.ranges:
             own = len(set(part) & set(allowed))
-            ways = [comb(own, size) for size in range(min(own, len(part) - 1) + 1)]
-            sums = [0] * (len(counts) + len(ways) - 1)
-            for before, count in enumerate(counts):
-                for size, more in enumerate(ways):
-                    sums[before + size] += count * more
-            counts = sums
+            counts = _product(counts, [comb(own, size) for size in range(min(own, len(part) - 1) + 1)])
         return counts
 
     def left(self, allowed: Sequence[int], dropped: Collection[int]) -> tuple[int, ...]:
         """Return the allowed layers of which any one can follow those that are dropped."""
         full = [len(set(part) - set(dropped)) == 1 for part in self.ranges]
         return tuple(layer for layer in allowed if layer not in dropped and not full[self.stack_of(layer)])
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a search may do to a model, each choice one number: a layer, times one of a few scales.
+
+    Choices are counted layer by layer, and of each layer scale by scale. Scale 0 drops the layer: where
+    that is the only one, a choice is the number of the layer that is dropped. Its name is the layer's if it
+    is dropped, else the layer's and the scale: `4:0.5`.
+
+    Args:
+        layers: The layers.
+        scales: What the layer's branches are multiplied by, in ascending order.
+    """
+
+    layers: Numbering
+    scales: tuple[float, ...] = (0.0,)
+
+    def layer(self, choice: int) -> int:
+        """Return the number of a choice's layer."""
+        return choice // len(self.scales)
+
+    def scale(self, choice: int) -> float:
+        """Return the scale of a choice."""
+        return self.scales[choice % len(self.scales)]
+
+    def of(self, layer: int, scale: float = 0.0) -> int:
+        """Return the choice of a layer and one of the scales."""
+        return layer * len(self.scales) + self.scales.index(scale)
+
+    def chosen(self, drop: Sequence[LayerName], damp: Mapping[LayerName, float]) -> tuple[int, ...]:
+        """Return the choices of layers to drop, and of layers to damp to one of the scales.
+
+        Raises:
+            ConfigError: If a layer does not exist, or too many would be dropped.
+        """
+        dropped = map(self.of, self.layers.indices(drop))
+        return (*dropped, *(self.of(self.layers.index(name), scale) for name, scale in damp.items()))
+
+    def dropped(self, choices: Collection[int]) -> list[int]:
+        """Return the layers that are dropped, in order."""
+        return sorted(self.layer(choice) for choice in choices if self.scale(choice) == 0)
+
+    @property
+    def damps(self) -> bool:
+        """Tell whether layers may be damped, not only dropped."""
+        return self.scales != (0.0,)
+
+    # --- names ----------------------------------------------------------------------------
+
+    def name(self, choice: int) -> LayerName:
+        """Return a choice's name."""
+        layer, scale = self.layers.name(self.layer(choice)), self.scale(choice)
+        return f"{layer}:{scale!r}" if scale else layer
+
+    def names(self, choices: Collection[int]) -> tuple[LayerName, ...]:
+        """Return the names of choices, in their order."""
+        return tuple(map(self.name, choices))
+
+    def index(self, name: LayerName) -> int:
+        """Return the choice of a name.
+
+        Raises:
+            ConfigError: If there is no such layer.
+        """
+        layer, _, written = str(name).rpartition(":")
+        scales = {repr(scale): scale for scale in self.scales if scale}
+        if written in scales:  # no number of a layer is written like a float
+            return self.of(self.layers.index(layer), scales[written])
+        return self.of(self.layers.index(name))
+
+    # --- what may be chosen ---------------------------------------------------------------
+
+    def most(self, allowed: Collection[int]) -> int:
+        """Return how many of the choices can be made together: of each layer one, and one stays."""
+        return len(self.num_sets(allowed)) - 1
+
+    def num_sets(self, allowed: Collection[int]) -> list[int]:
+        """Return, by their size, how many sets of the choices can be made, from none to the most."""
+        counts = [1]
+        for part in self.layers.ranges:
+            own = [choice for choice in allowed if self.layer(choice) in part]
+            each = Counter(map(self.layer, own))
+            ways = [1]
+            for number in each.values():
+                ways = _product(ways, [1, number])
+            if len(self.dropped(own)) == len(part):  # of each stack one stays
+                ways[-1] -= 1
+            counts = _product(counts, ways if ways[-1] else ways[:-1])
+        return counts
+
+    def left(self, allowed: Sequence[int], chosen: Collection[int]) -> tuple[int, ...]:
+        """Return the allowed choices of which any one can follow those that are made."""
+        changed, gone = {self.layer(choice) for choice in chosen}, self.dropped(chosen)
+        may_go = set(self.layers.left(range(self.layers.num_layers), gone))
+        return tuple(
+            choice
+            for choice in allowed
+            if self.layer(choice) not in changed and (self.scale(choice) or self.layer(choice) in may_go)
+        )
+
+
+def _product(one: Sequence[int], other: Sequence[int]) -> list[int]:
+    """Return the coefficients of a product of polynomials."""
+    found = [0] * (len(one) + len(other) - 1)
+    for i, left in enumerate(one):
+        for j, right in enumerate(other):
+            found[i + j] += left * right
+    return found

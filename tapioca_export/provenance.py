@@ -48,6 +48,7 @@ PROOFS = {
         "byte, and together they are what the model's class wants. No logits were computed."
     ),
 }
+DAMPED = "Layers damped, by folded weights that scale what each branch adds to the residual stream"
 
 
 def versions() -> dict[str, str]:
@@ -134,15 +135,19 @@ def write_model_card(folder: Path, selection: Selection) -> None:
         tags=["pruned", "layer-pruning", "tapioca-export"],
     )
     layers = ", ".join(map(str, selection.drop)) or "none"
+    damped = ", ".join(f"{part.layer} (times {part.scale:g})" for part in selection.damp)
+    damped = f"\n{DAMPED}: {damped}." if damped else ""
+    proof = PROOFS[selection.proof or "logits"]
+    proof = proof.replace("skipped", "skipped or damped") if damped else proof
     kept = selection.num_layers - len(selection.drop)
     text = f"""---
 {data.to_yaml()}
 ---
 # {Path(selection.model).name}, layers removed
 
-Layers removed, no retraining: {layers} of {selection.num_layers} (counted from 0); {kept} are left.
+Layers removed, no retraining: {layers} of {selection.num_layers} (counted from 0); {kept} are left.{damped}
 Chosen by the criterion `{selection.criterion}` of tapioca-export; `selection.json` says why.
-{PROOFS[selection.proof or "logits"]}
+{proof}
 
 """
     write_text(folder / "README.md", text)

@@ -2,38 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from . import graphs
-from .artifacts import Proof, Selection, refuse_inside, staged, write
+from .artifacts import LayerName, Proof, Selection, refuse_inside, staged, write
 from .config import RunConfig
 from .errors import ConfigError
 
 
-def prune(config: RunConfig, selection: Selection | None = None, proof: Proof = "logits") -> Selection:
-    """Write a model without the layers of `config.drop`, or of a selection made earlier.
+def prune(
+    config: RunConfig,
+    selection: Selection | None = None,
+    proof: Proof = "logits",
+    scale: Mapping[LayerName, float] | None = None,
+) -> Selection:
+    """Write a model without layers, and with others damped, as named or as selected earlier.
 
-    A model that is an ONNX file is cut itself, without PyTorch and without a new export.
+    A model that is an ONNX file is cut itself, without PyTorch and without a new export; its layers are
+    not damped.
 
     Args:
-        config: The model, and where to write.
-        selection: Which layers to drop, unless `config.drop` names them.
+        config: The model, the layers to drop, and where to write.
+        selection: Which layers to drop and to damp, unless they are named.
         proof: "logits": a fresh process computes what the model with the layers skipped computes; an ONNX
             file computes what the file that it was cut from does, run in pieces.
             "weights": names, shapes and bytes are compared; nothing is run.
+        scale: Layers to damp, each with what its branches are multiplied by; 0 drops the layer.
 
     Raises:
         ConfigError: If neither or both are given, or they do not fit the model or the proof.
     """
-    if (selection is None) == (not config.drop):
-        raise ConfigError("Give either --drop or --selection.", "For instance --drop 3,7.")
+    scale = scale or {}
+    for layer, factor in scale.items():
+        if not (math.isfinite(factor) and factor >= 0):
+            raise ConfigError(f"--scale {layer}:{factor} must be a number from 0 up.", "Such as 4:0.5.")
+    if (selection is None) == (not config.drop and not scale):
+        raise ConfigError("Give either --drop or --selection.", "For instance --drop 3,7, or --scale 4:0.5.")
     if Path(config.model).suffix == ".onnx":
+        if scale or (selection and selection.damp):
+            raise ConfigError("Layers of an ONNX file are cut, not damped.", "Prune the checkpoint.")
         return _prune_graph(config, selection, proof)
     from .commands import prune_checkpoint
 
-    return prune_checkpoint(config, selection, proof)
+    return prune_checkpoint(config, selection, proof, scale)
 
 
 def _prune_graph(config: RunConfig, selection: Selection | None, proof: Proof) -> Selection:

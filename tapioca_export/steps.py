@@ -17,6 +17,8 @@ import torch
 from . import provenance
 from .artifacts import (
     Benchmark,
+    Choices,
+    Damping,
     Export,
     Journal,
     LayerName,
@@ -37,13 +39,15 @@ from .errors import ConfigError, first_line
 from .exporting import ExportSettings, export_model
 from .models import (
     SPREAD,
+    Damped,
     LoadedModel,
+    damping_weights,
     droppable_layers,
     load_model,
     save_pruned,
     write_pruned,
 )
-from .profiling import MakeReplayer, Probe, division_on
+from .profiling import Changes, MakeReplayer, Probe, division_on
 from .reading import load_options
 from .samples import Samples, Side, check_exists
 from .selection import CRITERIA, SEARCHES, SelectionSettings, select_layers
@@ -130,9 +134,15 @@ def selection_settings(config: RunConfig, model: LoadedModel | None = None) -> S
         confidence=config.confidence,
         width=config.width,
         shortlist=config.shortlist,
+        scales=scales_of(config),
         budget_seconds=config.budget_seconds,
         budget_evaluations=config.budget_evaluations,
     )
+
+
+def scales_of(config: RunConfig) -> tuple[float, ...]:
+    """Return what a search may multiply a layer by: 0 drops it."""
+    return config.alphas if config.criterion == "damp" else (0.0,)
 
 
 @contextmanager
@@ -161,7 +171,8 @@ def probing(
     ledger = None
     if journal is not None:
         mark, discard = fingerprint(config, roles), config.overwrite
-        ledger = Journal(journal, mark, len(rows), discard=discard, numbering=model.numbering)
+        choices = Choices(model.numbering, scales_of(config))
+        ledger = Journal(journal, mark, len(rows), discard=discard, numbering=choices)
     with nullcontext() if config.engine == "local" else _engine(config, model, rows) as engine:
         probe = Probe(
             model,
@@ -172,6 +183,7 @@ def probing(
             ledger=ledger,
             engine=engine,
         )
+        probe.changes = Changes(model, scales_of(config))
         probe.division = division_on(model.device, _worker_threads(config))
         yield probe
 
@@ -185,7 +197,7 @@ def _worker_threads(config: RunConfig) -> int:
 def _engine(config: RunConfig, model: LoadedModel, rows: Samples) -> Engine:
     """Return the engine asked for; each worker loads the model for itself."""
     options, threads = load_options(config), _worker_threads(config)
-    make = MakeReplayer(model.source, model.task.name, options, rows, threads)
+    make = MakeReplayer(model.source, model.task.name, options, rows, threads, scales_of(config))
     return open_engine(config.engine, make, EngineSettings(config.num_workers, config.ray_address))
 
 
@@ -199,7 +211,7 @@ def choose(config: RunConfig, model: LoadedModel, probe: Probe, roles: Mapping[s
     settings = selection_settings(config, model)
     num_samples = len(roles[f"{config.select_on}-select"])
     found = select_layers(probe, settings, model=config.model, task=model.task, num_samples=num_samples)
-    invalid = [probe.num_invalid(model.numbering.indices(drop)) for drop in ((), found.drop)]
+    invalid = [probe.num_invalid(chosen) for chosen in ((), probe.choices.chosen(found.drop, found.scales))]
     known = [count for count in invalid if count is not None]
     pair = Pair(*known) if len(known) == 2 else None
     return replace(found, prompting=model.processor.prompting, invalid=pair)
@@ -211,6 +223,11 @@ def plan(config: RunConfig, model: LoadedModel, roles: Mapping[str, Samples]) ->
     Raises:
         TapiocaError: What `choose` would raise before it has measured anything.
     """
+    if config.criterion == "damp":
+        raise ConfigError(
+            "What --criterion damp costs is not predicted.",
+            "Predict --criterion tale, for the scale 0 alone.",
+        )
     samples = {name: roles[f"{name}-select"] for name in ("id", "target")}
     unhurried = replace(config, budget_seconds=None)
     can_race = model.task.best_value is not None
@@ -235,8 +252,10 @@ def plan(config: RunConfig, model: LoadedModel, roles: Mapping[str, Samples]) ->
         return predict(model, samples, search, settings)
 
 
-def measure(model: LoadedModel, probe: Probe, drop: Sequence[LayerName]) -> Profile:
-    """Profile ID and target, before and after the layers are dropped."""
+def measure(
+    model: LoadedModel, probe: Probe, drop: Sequence[LayerName], damp: Sequence[Damping] = ()
+) -> Profile:
+    """Profile ID and target, before and after layers are dropped, and damped to scales of the probe's."""
     before, numbering = probe.deviation(), model.numbering
     result = Profile(
         model=model.source,
@@ -248,13 +267,14 @@ def measure(model: LoadedModel, probe: Probe, drop: Sequence[LayerName]) -> Prof
         deviation=before,
         stacks=numbering.stacks,
     )
-    if not drop:
+    if not drop and not damp:
         return result
-    layers = sorted(numbering.indices(drop))
+    layers = sorted(probe.choices.chosen(drop, {part.layer: part.scale for part in damp}))
     after, comparable = probe.deviation(layers), probe.deviation(over=layers).mean
     return replace(
         result,
-        drop=numbering.names(layers),
+        drop=numbering.names(probe.choices.dropped(layers)),
+        damp=tuple(damp),
         pruned_id=probe.profile("id", layers),
         pruned_target=probe.profile("target", layers),
         pruned_deviation=after,
@@ -265,7 +285,7 @@ def measure(model: LoadedModel, probe: Probe, drop: Sequence[LayerName]) -> Prof
 def save_checkpoint(
     folder: Path, model: LoadedModel, selection: Selection, batches: Sequence[Any] | None
 ) -> Selection:
-    """Write a checkpoint without the selected layers, with its selection and model card.
+    """Write a checkpoint without the dropped layers, the damped ones folded, with selection and model card.
 
     Args:
         folder: Where to.
@@ -277,7 +297,8 @@ def save_checkpoint(
         The selection, which says now how the checkpoint was proven.
 
     Raises:
-        UnsupportedModelError: If the checkpoint is not the model without these layers.
+        UnsupportedModelError: If the checkpoint is not the model without these layers, or a layer cannot
+            be damped.
     """
     folder.mkdir(parents=True, exist_ok=True)
     drop = model.numbering.indices(selection.drop)
@@ -285,7 +306,10 @@ def save_checkpoint(
         write_pruned(model, drop, folder)
         selection = replace(selection, proof="weights", note=None)
     else:
-        note = save_pruned(model, drop, folder, batches)
+        scales = {model.numbering.index(part.layer): part.scale for part in selection.damp}
+        weights = damping_weights(model, sorted(scales)) if scales else {}
+        damped = {layer: Damped(scale, weights[layer]) for layer, scale in scales.items()}
+        note = save_pruned(model, drop, folder, batches, damped)
         selection = replace(selection, proof="logits", note=note)
     write(folder / "selection.json", selection)
     provenance.write_model_card(folder, selection)
@@ -297,17 +321,20 @@ def export_all(
     model: LoadedModel,
     rows: Samples,
     folders: Mapping[str, Path],
-    drop: tuple[LayerName, ...],
+    chosen: Selection | None,
 ) -> dict[str, Export]:
     """Export a model, on the CPU, in every format, each into its folder, and prove each.
+
+    `chosen` is what the model was pruned by, if it was.
 
     Raises:
         ExportError: If a format cannot be written, or differs from PyTorch.
     """
     exports = {}
+    drop, damp = (chosen.drop, chosen.damp) if chosen else ((), ())
     for name, folder in folders.items():
         folder.mkdir(parents=True, exist_ok=True)
-        exports[name] = export_model(model, rows, folder, _export_settings(config, name), drop)
+        exports[name] = export_model(model, rows, folder, _export_settings(config, name), drop, damp)
     return exports
 
 
@@ -322,23 +349,21 @@ def selection_of(folder: str) -> Selection | None:
     return read(path, Selection) if path.is_file() else None
 
 
-def dropped_before(model: str) -> tuple[LayerName, ...]:
-    """Return the layers that a checkpoint of ours says it lacks."""
-    selection = selection_of(model)
-    return selection.drop if selection else ()
-
-
 def refuse_pruned(config: RunConfig) -> None:
-    """Refuse a checkpoint that was pruned before: layers are counted in the original model.
+    """Refuse a checkpoint that was pruned before: layers are counted, and scaled, in the original model.
 
     Raises:
-        ConfigError: Naming the layers it lacks.
+        ConfigError: Naming the layers that it lacks, or that are damped in it.
     """
-    if gone := dropped_before(config.model):
-        raise ConfigError(
-            f"{config.model} was pruned before (layers {', '.join(map(str, gone))} are gone).",
-            "Start from the original model and name all layers to drop.",
-        )
+    before = selection_of(config.model)
+    if before is None:
+        return
+    for layers, what in ((before.drop, "gone"), ([part.layer for part in before.damp], "damped")):
+        if layers:
+            raise ConfigError(
+                f"{config.model} was pruned before (layers {', '.join(map(str, layers))} are {what}).",
+                "Start from the original model and name all layers to drop or damp.",
+            )
 
 
 def optimism_gap(selection: Selection, measured: Benchmark) -> float | None:
@@ -376,6 +401,7 @@ def benchmark_settings(config: RunConfig) -> BenchmarkSettings:
 
 def fingerprint(config: RunConfig, roles: Mapping[str, Samples]) -> dict[str, Any]:
     """Return what must be equal for a journal's numbers to hold."""
+    scales = {"alphas": list(config.alphas)} if config.criterion == "damp" else {}
     return {
         "model": provenance.hash_model(config.model),
         "samples": {name: roles[name].fingerprint for name in sorted(roles) if name.endswith("select")},
@@ -387,6 +413,7 @@ def fingerprint(config: RunConfig, roles: Mapping[str, Samples]) -> dict[str, An
         "eval_batch_size": config.eval_batch_size,
         "search": {name: getattr(config, name) for name in SEARCH_SETTINGS},
         "versions": provenance.versions(),
+        **scales,
     }
 
 

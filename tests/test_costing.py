@@ -153,7 +153,7 @@ def test_answers_that_share_a_context_are_planned_for(tmp_path: Path) -> None:
 
 
 def test_every_criterion_and_every_search_can_be_planned(config: Any) -> None:
-    for name in CRITERIA:
+    for name in set(CRITERIA) - {"damp"}:  # it is refused: which layers stay is not known before
         drop = (1,) if name == "fixed" else ()
         assert commands.plan(config("bert", criterion=name, drop=drop, max_drop_layers=1)).rounds == 1
     for name in SEARCHES:

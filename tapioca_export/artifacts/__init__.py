@@ -3,7 +3,7 @@
 Knows nothing about models, runtimes or how any number came about.
 """
 
-from ..numbering import LayerName, Numbering
+from ..numbering import Choices, LayerName, Numbering
 from .files import check_output, read, refuse_inside, sha256, staged, to_json, write, write_text
 from .interventions import (
     Dose,
@@ -24,6 +24,7 @@ from .records import (
     Candidate,
     Cost,
     Curves,
+    Damping,
     Deviation,
     Evaluation,
     Interval,
@@ -56,10 +57,12 @@ __all__ = [
     "Benchmark",
     "Bounds",
     "Candidate",
+    "Choices",
     "Compared",
     "Comparison",
     "Cost",
     "Curves",
+    "Damping",
     "Deviation",
     "Dose",
     "Evaluation",

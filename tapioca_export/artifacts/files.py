@@ -18,6 +18,8 @@ T = TypeVar("T")
 # Ends the name of a folder that is being filled; nobody else has such folders.
 PARTIAL = ".tapioca-partial"
 JOURNALS = "search*.jsonl"
+# Fields that are written only where they say something, with what says nothing.
+SPARSE: dict[str, Any] = {"against_scale": None, "damp": [], "scale": None, "scaling": "block"}
 
 
 def _adapter(cls: Any) -> Any:
@@ -29,9 +31,19 @@ def _adapter(cls: Any) -> Any:
 
 def to_json(artifact: Any) -> str:
     """Return the artifact as indented JSON, `kind` and `schema_version` first."""
-    fields = json.loads(_adapter(type(artifact)).dump_json(artifact))
+    fields = _without_silent(json.loads(_adapter(type(artifact)).dump_json(artifact)))
     head = {key: fields.pop(key) for key in ("kind", "schema_version") if key in fields}
     return json.dumps({**head, **fields}, indent=1, ensure_ascii=False) + "\n"
+
+
+def _without_silent(value: Any) -> Any:
+    """Leave out the sparse fields that say nothing."""
+    if isinstance(value, list):
+        return [_without_silent(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    said = {key: item for key, item in value.items() if key not in SPARSE or item != SPARSE[key]}
+    return {key: _without_silent(item) for key, item in said.items()}
 
 
 def write(path: Path, artifact: Any) -> None:

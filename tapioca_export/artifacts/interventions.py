@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..config import Scaling
 from ..numbering import LayerName
 from .records import SCHEMA_VERSION, Interval
 from .results import Accuracy
@@ -145,6 +146,8 @@ class Intervention:
     `id` and `target` are of all `layers` scaled together. `dropped` compares the model without the layers
     with the intact one by role, as `benchmark.json` does; a role without labels is absent. `noise_floor`
     is what two random halves of ID differ by, over the same boundaries: of norms, and of distances.
+    `scaling` says what alpha multiplies: "block", what the layer adds as a whole; "branches", what each of
+    its branches adds, which `prune --scale` can keep.
     """
 
     model: str
@@ -168,6 +171,7 @@ class Intervention:
     num_id: int = 0
     num_target: int = 0
     seed: int = 0
+    scaling: Scaling = "block"
     stacks: dict[str, int] = field(default_factory=dict)
     layer_forwards: int = 0
     seconds: float = 0.0

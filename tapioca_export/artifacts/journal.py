@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import OutputError
-from ..numbering import Numbering
+from ..numbering import Choices, Numbering
 from .files import write_text
 from .records import SCHEMA_VERSION
 
@@ -93,7 +93,7 @@ class Journal(Ledger):
         fingerprint: By name, what must be equal for the numbers to be the same.
         num_rows: Rows that drive the search.
         discard: Begin anew where the file is the journal of another search.
-        numbering: How the file names layers (default: by their numbers).
+        numbering: How the file names layers, or choices of them (default: by their numbers).
 
     Raises:
         OutputError: If the file is the journal of another search, or cannot be written.
@@ -106,7 +106,7 @@ class Journal(Ledger):
         num_rows: int,
         *,
         discard: bool = False,
-        numbering: Numbering | None = None,
+        numbering: Numbering | Choices | None = None,
     ) -> None:
         super().__init__()
         self._numbering = numbering

@@ -22,6 +22,17 @@ Interval = tuple[float, float]
 Proof = Literal["logits", "weights"]
 
 
+@dataclass(frozen=True)
+class Damping:
+    """A layer that stays, and adds `scale` times what it did to the residual stream, branch by branch.
+
+    x1 = x + scale A(x), x2 = x1 + scale M(x1), for a layer of attention A and feed-forward part M.
+    """
+
+    layer: LayerName
+    scale: float
+
+
 # --- profile.json ---------------------------------------------------------------------------
 
 
@@ -82,6 +93,7 @@ class Profile:
     target: LayerProfile
     deviation: Deviation
     drop: tuple[LayerName, ...] = ()
+    damp: tuple[Damping, ...] = ()
     pruned_id: LayerProfile | None = None
     pruned_target: LayerProfile | None = None
     pruned_deviation: Deviation | None = None
@@ -108,7 +120,7 @@ Outcome = Literal["full", "abandoned", "estimated"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One layer tried in one round.
+    """One layer tried in one round: dropped, or with `scale` damped (0 drops it).
 
     `score` is the criterion's own number (higher is dropped first); metric and mean loss are those
     of the model with this layer dropped too, on the rows that drive the search.
@@ -127,17 +139,20 @@ class Candidate:
     rows: int | None = None
     bound: float | None = None
     against: LayerName | None = None
+    scale: float | None = None
+    against_scale: float | None = None
 
 
 @dataclass(frozen=True)
 class Step:
-    """One accepted round: the layer dropped, and every candidate it was chosen from."""
+    """One accepted round: the layer dropped, or damped to `scale`, and every candidate it was chosen from."""
 
     layer: LayerName
     score: float
     metric: float | None
     loss: float | None
     candidates: tuple[Candidate, ...] = ()
+    scale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -181,7 +196,8 @@ class Pair:
 class Selection:
     """`selection.json`: what to drop and why; replays without data (`prune --selection`).
 
-    `steps` is the whole trajectory, `drop` (sorted) the part of it that `pick` names.
+    `steps` is the whole trajectory, `drop` and `damp` (sorted) the part of it that `pick` names; `damp` is
+    written only where a layer is damped.
     `rejected` holds the candidates of the round that ended the search, if one did. `cut` tells that a
     budget ended it; `confidence` is that of a statistical race, None where every comparison is exact.
     `invalid` counts the rows that drive the search in whose answers `--extract` found nothing; None where
@@ -217,7 +233,18 @@ class Selection:
     cost: Cost | None = None
     stacks: dict[str, int] = field(default_factory=dict)
     prompting: Prompting = field(default_factory=Prompting)
+    damp: tuple[Damping, ...] = ()
     proof: Proof | None = None
     note: str | None = None
     kind: Literal["selection"] = "selection"
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def num_changed(self) -> int:
+        """Count the layers that are dropped or damped."""
+        return len(self.drop) + len(self.damp)
+
+    @property
+    def scales(self) -> dict[LayerName, float]:
+        """The scale of each layer that is damped."""
+        return {part.layer: part.scale for part in self.damp}

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ..numbering import LayerName
 from .prompts import Prompting
-from .records import SCHEMA_VERSION, Cost, Interval, Pair
+from .records import SCHEMA_VERSION, Cost, Damping, Interval, Pair
 
 # --- export.json ----------------------------------------------------------------------------
 
@@ -51,6 +51,7 @@ class Export:
     sha256: str
     num_layers: int
     drop: tuple[LayerName, ...] = ()
+    damp: tuple[Damping, ...] = ()
     max_length: int | None = None
     metric: str | None = None
     prompting: Prompting = field(default_factory=Prompting)
@@ -179,6 +180,7 @@ class Benchmark:
     peak_memory_bytes: Pair
     load_seconds: Pair
     drop: tuple[LayerName, ...] = ()
+    damp: tuple[Damping, ...] = ()
     optimism_gap: float | None = None
     cache_bytes_per_token: Pair | None = None
     skipped: tuple[str, ...] = ()

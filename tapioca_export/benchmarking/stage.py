@@ -82,6 +82,7 @@ def benchmark(
         peak_memory_bytes=Pair(*(peak_bytes for peak_bytes, _ in memory)),
         load_seconds=Pair(*(seconds for _, seconds in memory)),
         drop=after.export.drop,
+        damp=after.export.damp,
         cache_bytes_per_token=caches if before.export.cache else None,
         skipped=skipped if cache or not after.export.cache else (*skipped, NO_STEPS),
     )

@@ -16,7 +16,7 @@ import tapioca_export as library
 from ..config import RunConfig
 from ..errors import ConfigError, LoadError, TapiocaError
 from ..numbering import LayerName, Numbering
-from .options import FIELDS, comparing, options, planning, printing
+from .options import FIELDS, _scales, comparing, options, planning, printing
 
 LOADING = (
     "model", "task", "max_length", "trust_remote_code", "local_files_only", "num_threads", "seed",
@@ -30,7 +30,7 @@ PROMPTS = (
 OUTPUT = ("output", "overwrite")
 PROBING = ("device", "max_memory", "eval_batch_size")
 SEARCH = (
-    "criterion", "search", "epsilon", "pick", "max_drop_layers", "protect_first", "protect_last",
+    "criterion", "alphas", "search", "epsilon", "pick", "max_drop_layers", "protect_first", "protect_last",
     "tie_break", "select_on", "drop", "full_scores", "confidence", "width", "shortlist", "budget_seconds",
     "budget_evaluations", "engine", "num_workers", "ray_address",
 )  # fmt: skip
@@ -202,7 +202,8 @@ def _show_selection(selection: Any, as_json: bool, quiet: bool) -> None:
             lines.append(f"baseline: {selection.metric} {selection.baseline_metric:.4g}")
         for step in selection.steps:
             metric = "" if step.metric is None else f": {selection.metric} {step.metric:.4g}"
-            lines.append(f"drop layer {step.layer}{metric}")
+            doing = f"damp layer {step.layer} to {step.scale:g}" if step.scale else f"drop layer {step.layer}"
+            lines.append(f"{doing}{metric}")
         if selection.invalid is not None:
             lines.append(f"invalid answers: {_counts(selection.invalid)} of {selection.num_samples}")
             if selection.invalid.original == selection.num_samples:
@@ -211,6 +212,8 @@ def _show_selection(selection: Any, as_json: bool, quiet: bool) -> None:
                 )
         lines.append(f"stopped: {selection.stop_reason}")
         lines.append(f"Drop: {_join(selection.drop)} (pick {selection.pick})")
+        if selection.damp:
+            lines.append(f"Damp: {_damped(selection)}")
         return "\n".join(lines)
 
     _show(selection, as_json, quiet, text)
@@ -250,6 +253,10 @@ def _show_comparison(comparison: Any, as_json: bool, quiet: bool) -> None:
 @click.argument("file", required=False)
 @click.option("-m", "--model", help="Model folder or hub name; instead of FILE.")
 @options(*(n for n in LOADING if n != "model"), "id", "target", "columns", *PROMPTS, *OUTPUT, "drop", "atol")
+@click.option(
+    "--scale", metavar="SCALES", callback=_scales, default=None, type=click.UNPROCESSED,
+    help="Layers to damp, each with the factor of what its branches add, such as 4:0.5,7:0.25.",
+)  # fmt: skip
 @click.option("--selection", type=click.Path(path_type=Path), help="A selection.json to replay.")
 @click.option(
     "--proof",
@@ -259,9 +266,15 @@ def _show_comparison(comparison: Any, as_json: bool, quiet: bool) -> None:
     help="Compare logits in a fresh process; or names, shapes and bytes, loading no weights.",
 )
 def prune(
-    file: str | None, as_json: bool, quiet: bool, selection: Path | None, proof: Any, **flags: Any
+    file: str | None,
+    as_json: bool,
+    quiet: bool,
+    selection: Path | None,
+    scale: dict[LayerName, float],
+    proof: Any,
+    **flags: Any,
 ) -> None:
-    """Remove layers from a checkpoint or an ONNX FILE, and prove that what is left computes the same."""
+    """Remove or damp layers of a checkpoint, or remove them from an ONNX FILE, and prove what is left."""
     if (file is None) == (flags["model"] is None):
         raise click.UsageError("Give either an ONNX FILE or --model.")
     given = {**flags, "model": file or flags["model"]}
@@ -272,9 +285,11 @@ def prune(
 
     chosen = read(selection, Selection) if selection else None
 
-    result = library.prune(config, chosen, proof)
+    result = library.prune(config, chosen, proof, scale)
     left = result.num_layers - len(result.drop)
     text = f"{config.output}: {left} of {result.num_layers} layers (dropped: {_join(result.drop)})."
+    if result.damp:
+        text += f"\nDamped: {_damped(result)}."
     text += f"\n{result.note}" if result.note else ""
     _show(result, as_json, quiet, lambda: text)
 
@@ -407,6 +422,10 @@ def doctor() -> None:
 
 def _join(layers: tuple[LayerName, ...]) -> str:
     return ", ".join(map(str, layers)) or "nothing"
+
+
+def _damped(selection: Any) -> str:
+    return ", ".join(f"{part.layer} times {part.scale:g}" for part in selection.damp)
 
 
 def _counts(pair: Any) -> str:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 import tapioca_export as library
 
-from ..config import Doses
+from ..config import Doses, Scaling
 from ..numbering import LayerName
 from .commands import LOADING, OUTPUT, PROBING, PROMPTS, SAMPLES, _config, _show, main
-from .options import _layers, options
+from .options import _layers, _numbers, options
 
 
 def _dosing(command: Any) -> Any:
@@ -39,15 +39,11 @@ def _dosing(command: Any) -> Any:
         "--epsilon", type=float, default=default.epsilon, show_default=True,
         help="How far the ID metric may move, in its units, and be called flat.",
     )  # fmt: skip
-    return layers(selection(alphas(draws(epsilon(command)))))
-
-
-def _numbers(ctx: click.Context, parameter: click.Parameter, value: Any) -> tuple[float, ...]:
-    """Parse `0,0.5,1`, or a config file's list."""
-    try:
-        return tuple(float(part) for part in (value if isinstance(value, list) else str(value).split(",")))
-    except ValueError:
-        raise click.BadParameter("give numbers separated by commas, such as 0,0.5,1,1.5.") from None
+    scaling = click.option(
+        "--scaling", type=click.Choice(get_args(Scaling)), default=default.scaling, show_default=True,
+        help="Multiply what a layer adds as a whole, or what each branch adds, as prune --scale can keep.",
+    )  # fmt: skip
+    return layers(selection(alphas(draws(epsilon(scaling(command))))))
 
 
 @main.command()
@@ -59,12 +55,13 @@ def intervene(
     alphas: tuple[float, ...],
     draws: int,
     epsilon: float,
+    scaling: Scaling,
     as_json: bool,
     quiet: bool,
     **flags: Any,
 ) -> None:
     """Scale what layers add, from dropped to amplified, and hold them against random layers."""
-    doses = library.Doses(alphas, draws, epsilon)
+    doses = library.Doses(alphas, draws, epsilon, scaling)
     config = _config(flags)
     from ..artifacts import Selection, read
 

@@ -29,16 +29,30 @@ def _layers(ctx: click.Context, parameter: click.Parameter, value: Any) -> tuple
     if value is None:
         return ()
     parts = value if isinstance(value, list) else str(value).split(",")
-    names: list[LayerName] = []
-    for part in parts:
-        stack, colon, number = str(part).strip().rpartition(":")
-        try:
-            names.append(f"{stack}:{int(number)}" if colon else int(number))
-        except ValueError:
-            raise click.BadParameter(
-                "give layer numbers separated by commas, such as 3,7, or encoder:3,decoder:7."
-            ) from None
-    return tuple(names)
+    try:
+        return tuple(_layer(str(part)) for part in parts)
+    except ValueError:
+        raise click.BadParameter(
+            "give layer numbers separated by commas, such as 3,7, or encoder:3,decoder:7."
+        ) from None
+
+
+def _layer(text: str) -> LayerName:
+    """Parse `3` or `encoder:3`."""
+    stack, colon, number = text.strip().rpartition(":")
+    return f"{stack}:{int(number)}" if colon else int(number)
+
+
+def _scales(ctx: click.Context, parameter: click.Parameter, value: Any) -> dict[LayerName, float]:
+    """Parse `4:0.5` or `encoder:3:0.5,decoder:7:0.25`."""
+    parts = [part.rpartition(":") for part in str(value).split(",")] if value else []
+    try:
+        found = {_layer(layer): float(scale) for layer, _, scale in parts}
+    except ValueError:
+        raise click.BadParameter("give layers and factors such as 4:0.5, or encoder:3:0.5.") from None
+    if len(found) < len(parts):
+        raise click.BadParameter("a layer is named twice.")
+    return found
 
 
 def _names(ctx: click.Context, parameter: click.Parameter, value: Any) -> tuple[str, ...] | None:
@@ -47,6 +61,14 @@ def _names(ctx: click.Context, parameter: click.Parameter, value: Any) -> tuple[
         return None
     parts = value if isinstance(value, list) else str(value).split(",")
     return tuple(name for part in parts if (name := str(part).strip()))
+
+
+def _numbers(ctx: click.Context, parameter: click.Parameter, value: Any) -> tuple[float, ...]:
+    """Parse `0,0.5,1`, or a config file's list."""
+    try:
+        return tuple(float(part) for part in (value if isinstance(value, list) else str(value).split(",")))
+    except ValueError:
+        raise click.BadParameter("give numbers separated by commas, such as 0,0.5,1,1.5.") from None
 
 
 def _columns(ctx: click.Context, parameter: click.Parameter, value: Any) -> dict[str, str]:
@@ -73,6 +95,9 @@ def _option(name: str) -> Callable[[Any], Any]:
         settings |= {"callback": _layers, "default": None, "type": click.UNPROCESSED}
     elif name == "columns":
         settings |= {"callback": _columns, "default": None, "type": click.UNPROCESSED}
+    elif name == "alphas":
+        default = ",".join(f"{alpha:g}" for alpha in RunConfig.alphas)
+        settings |= {"callback": _numbers, "default": default, "type": click.UNPROCESSED}
     elif annotation is bool:
         settings |= {"is_flag": True, "metavar": None}
     elif getattr(annotation, "__origin__", None) is tuple:

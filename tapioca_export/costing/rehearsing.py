@@ -167,7 +167,7 @@ class Rehearsal:
         self.higher_is_better, self.best_value = self.probe.higher_is_better, self.probe.best_value
         self.scores, self.known = self.probe.scores, self.probe.known
         self.metric, self.metrics = self.probe.metric, self.probe.metrics
-        self.num_invalid = self.probe.num_invalid
+        self.num_invalid, self.choices = self.probe.num_invalid, self.probe.choices
         self.watch = lambda num_scores: None
         self.shapes = Shapes(model, samples[select_on], self.probe.processor)
         self._profiled = {

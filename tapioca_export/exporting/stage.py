@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..artifacts import Export, LayerName, sha256, write
+from ..artifacts import Damping, Export, LayerName, sha256, write
 from ..errors import ParityError
 from ..models import LoadedModel, cast
 from ..precision import FULL
@@ -26,6 +26,7 @@ def export_model(
     folder: Path,
     settings: ExportSettings,
     drop: tuple[LayerName, ...] = (),
+    damp: tuple[Damping, ...] = (),
 ) -> Export:
     """Export a model and prove the file equal to it.
 
@@ -35,6 +36,7 @@ def export_model(
         folder: An existing folder; gets the file, config.json, tokenizer files and export.json.
         settings: Format, precision, opset, tolerance.
         drop: Layers already removed, recorded.
+        damp: Layers already damped, recorded.
 
     Raises:
         ExportError: If the exporter refuses the model, or the format's runtime the file.
@@ -74,6 +76,7 @@ def export_model(
         sha256=sha256(folder / written.files[0]),
         num_layers=model.num_layers + len(drop),
         drop=drop,
+        damp=damp,
         max_length=model.processor.max_length,
         metric=model.task.metric,
         prompting=model.processor.prompting,

@@ -30,7 +30,7 @@ from ..artifacts import (
 from ..benchmarking import compare
 from ..benchmarking.statistics import interval, replicates
 from ..config import Doses, RunConfig
-from ..models import DROPPED, LoadedModel, Rescaled, Scaled, droppable_layers
+from ..models import DROPPED, Change, Damped, LoadedModel, Rescaled, Scaled, damping_weights, droppable_layers
 from ..profiling import Probe, Response, respond, surviving_boundaries
 from ..samples import Samples
 from .controls import random_sets
@@ -83,6 +83,7 @@ class _Sweep:
     ) -> None:
         self.model, self.task, self.numbering = model, model.task, model.numbering
         self.probes, self.layers, self.doses, self.config = probes, layers, doses, config
+        self.weights = damping_weights(model, layers) if doses.scaling == "branches" else {}
         self.sign = 1.0 if self.task.higher_is_better else -1.0
         self.groups = list(dict.fromkeys([layers, *((layer,) for layer in layers)]))
         self.found = {name: self._measured(probe) for name, probe in probes.items()}
@@ -90,11 +91,17 @@ class _Sweep:
     def _measured(self, probe: Probe) -> dict[tuple[int, ...], dict[float, Response]]:
         """Measure all alphas of the layers together, and of each alone."""
         pairs = [(group, alpha) for group in self.groups for alpha in self.doses.alphas]
-        responses = respond(probe, [dict.fromkeys(group, Scaled(alpha)) for group, alpha in pairs])
+        responses = respond(probe, [{n: self._scaled(n, alpha) for n in group} for group, alpha in pairs])
         found: dict[tuple[int, ...], dict[float, Response]] = {group: {} for group in self.groups}
         for (group, alpha), response in zip(pairs, responses, strict=True):
             found[group][alpha] = response
         return found
+
+    def _scaled(self, layer: int, alpha: float) -> Change:
+        """Return what becomes of a layer; dropped and intact it is the same in either way of scaling."""
+        if self.doses.scaling == "block" or alpha in (0, 1):
+            return Scaled(alpha)
+        return Damped(alpha, self.weights[layer])
 
     def result(self) -> Intervention:
         """Judge what was measured, and measure the controls."""
@@ -130,6 +137,7 @@ class _Sweep:
             num_id=self.probes["id"].num_rows,
             num_target=self.probes["target"].num_rows,
             seed=self.config.seed,
+            scaling=self.doses.scaling,
             stacks=self.numbering.stacks,
         )
 

@@ -6,6 +6,8 @@ in the model that was loaded, counted through its stacks in the order in which t
 """
 
 from .casting import cast
+from .damping import Damped, Offsets
+from .folding import damping_weights
 from .loaded import SPREAD, LoadedModel, LoadOptions, generated, to_tensors
 from .loading import find_task, load_config, load_model, load_processor, outline_model
 from .proof import reference_logits, refuse_larger_than_memory, save_pruned
@@ -32,9 +34,11 @@ __all__ = [
     "INTACT",
     "SPREAD",
     "Change",
+    "Damped",
     "EndOfForward",
     "LoadOptions",
     "LoadedModel",
+    "Offsets",
     "Rescaled",
     "Scaled",
     "Stack",
@@ -42,6 +46,7 @@ __all__ = [
     "cast",
     "changing",
     "config_at",
+    "damping_weights",
     "drop_layers",
     "droppable_layers",
     "find_stacks",

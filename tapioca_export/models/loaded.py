@@ -65,6 +65,11 @@ class LoadedModel:
         assert isinstance(layers, nn.ModuleList)
         return layers
 
+    def path_of(self, layer: int) -> str:
+        """Return the dotted path of a layer in the network."""
+        stack = self.numbering.stack_of(layer)
+        return f"{self.stacks[stack].path}.{layer - self.numbering.ranges[stack].start}"
+
     @property
     def numbering(self) -> Numbering:
         """How the layers are counted and named."""

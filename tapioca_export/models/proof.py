@@ -6,7 +6,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +17,24 @@ from transformers import AutoConfig
 from ..errors import ConfigError, UnsupportedModelError
 from ..memory import available_bytes
 from ..tasks import Inputs
+from .damping import Damped
+from .folding import folding
 from .loaded import LoadedModel, answer_of
 from .loading import aligned, auto_class, find_task
 from .rewriting import UnmappedNamesError, write_pruned
-from .skipping import skipping
+from .skipping import DROPPED, Change, changing
 from .surgery import drop_layers
+
+# Of two ways to compute a damped layer: absolute and relative, on logits in float32.
+TOLERANCE = 1e-4
 
 
 def save_pruned(
-    model: LoadedModel, layers: Sequence[int], folder: Path, batches: Sequence[Inputs]
+    model: LoadedModel,
+    layers: Sequence[int],
+    folder: Path,
+    batches: Sequence[Inputs],
+    damped: Mapping[int, Damped] | None = None,
 ) -> str | None:
     """Save a checkpoint without layers, and prove that it is the model that was measured.
 
@@ -32,13 +42,15 @@ def save_pruned(
     layer, they are saved from memory, in float32.
 
     The proof: a fresh process loads the folder with the stock auto class and its logits on
-    `batches` must equal, bit for bit, those of the model in memory with the layers skipped.
+    `batches` must equal, bit for bit, those of the model in memory with the layers skipped. Of layers that
+    are damped, these logits are within `TOLERANCE` of those with the branches multiplied as they are added.
 
     Args:
         model: The loaded model; afterwards it is on the CPU.
         layers: Indices to drop; may be empty.
         folder: An existing folder to write to.
         batches: Encoded samples to compare on.
+        damped: Layers to damp, each with the weights that do it.
 
     Returns:
         Why the weights were saved from memory, if they were.
@@ -50,13 +62,18 @@ def save_pruned(
         OutputError: If the folder cannot be written.
     """
     model.network.to("cpu")  # where the fresh process computes, bit for bit
-    with skipping(model, model.numbering.checked(layers)):
+    damped = damped or {}
+    changes: dict[int, Change] = dict.fromkeys(model.numbering.checked(layers), DROPPED)
+    with changing(model, {**changes, **damped}):
         expected = [reference_logits(model, batch) for batch in batches]
+    if damped:
+        _prove_damped(model, changes, damped, batches, expected)
     note = None
     try:
-        write_pruned(model, layers, folder)
+        write_pruned(model, layers, folder, damped)
     except UnmappedNamesError as error:
-        drop_layers(model, layers).network.save_pretrained(folder)
+        with folding(model, damped):
+            drop_layers(model, layers).network.save_pretrained(folder)
         model.processor.save(folder)
         note = f"{error.message} The weights were saved from memory, in float32."
     actual = reload_logits(folder, model, batches)
@@ -70,6 +87,32 @@ def save_pruned(
                 "(--protect-first, --protect-last) or report the family.",
             )
     return note
+
+
+def _prove_damped(
+    model: LoadedModel,
+    changes: Mapping[int, Change],
+    damped: Mapping[int, Damped],
+    batches: Sequence[Inputs],
+    folded: Sequence[np.ndarray],
+) -> None:
+    """Compare logits of folded weights with those of branches that are multiplied as they are added.
+
+    Raises:
+        UnsupportedModelError: If they differ by more than rounding.
+    """
+    by_definition = {layer: replace(change, weights=None) for layer, change in damped.items()}
+    with changing(model, {**changes, **by_definition}):
+        for batch, found in zip(batches, folded, strict=True):
+            expected = reference_logits(model, batch)
+            if not np.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
+                names = ", ".join(map(str, model.numbering.names(damped)))
+                raise UnsupportedModelError(
+                    f"Layers {names} of {model.source} cannot be damped: folded weights move logits by "
+                    f"{np.abs(found - expected).max():.3g} from those of "
+                    f"branches that are scaled (tolerance {TOLERANCE:g}).",
+                    "Drop layers instead, or report the family.",
+                )
 
 
 def refuse_larger_than_memory(model: LoadedModel) -> None:

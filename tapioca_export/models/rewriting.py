@@ -1,7 +1,8 @@
 """Write a checkpoint without layers from the files of the whole one: weights are copied, never loaded.
 
-Only names and shapes are needed of the network. Which tensor of a checkpoint is which weight, and whether
-what is written is all that the class wants, is asked of transformers' own loader.
+Only names and shapes are needed of the network; only weights that damp a layer are read, folded and written.
+Which tensor of a checkpoint is which weight, and whether what is written is all that the class wants, is
+asked of transformers' own loader.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -26,9 +30,10 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils.hub import cached_file
 
 from ..errors import LoadError, OutputError, UnsupportedModelError, first_line
+from .damping import Damped, folded
 from .loaded import LoadedModel, LoadOptions
 from .loading import load_config
-from .shards import read_weights, write_weights
+from .shards import Weights, read_weights, replacing, write_weights
 from .stacks import build_empty, config_at, mended_config, prunable_stacks
 from .surgery import drop_layers, rearranged
 
@@ -43,8 +48,13 @@ class UnmappedNamesError(UnsupportedModelError):
         super().__init__(message, "--proof logits loads the weights and saves them from memory.")
 
 
-def write_pruned(model: LoadedModel, layers: Sequence[int], folder: Path) -> None:
+def write_pruned(
+    model: LoadedModel, layers: Sequence[int], folder: Path, damped: Mapping[int, Damped] | None = None
+) -> None:
     """Write a checkpoint without layers: each tensor that is kept as it is in the source, byte for byte.
+
+    But for those that damp a layer: they are folded in float32, and stored in the source's type where it
+    holds the result exactly, else in float32.
 
     What is proven: transformers' loader, given the names and shapes of what is written, finds that
     nothing is missing, unexpected or of another shape; the files were read back, and every byte is the
@@ -54,6 +64,7 @@ def write_pruned(model: LoadedModel, layers: Sequence[int], folder: Path) -> Non
         model: The whole model; its network may be empty.
         layers: Indices to drop; may be empty.
         folder: An existing folder to write to.
+        damped: Layers to damp, each with the weights that do it.
 
     Raises:
         ConfigError: If the layers do not exist or are all there are.
@@ -72,8 +83,12 @@ def write_pruned(model: LoadedModel, layers: Sequence[int], folder: Path) -> Non
     found = _amiss(pruned.network, {new: shapes[old] for new, old in taken.items()})
     if found:
         raise UnsupportedModelError(f"The checkpoint without these layers would not load: {found[0]}.")
+    factors = _factors(model, damped or {}, weights.tensors)
     try:
-        write_weights({new: weights.tensors[old] for new, old in taken.items()}, weights, folder)
+        with TemporaryDirectory(dir=folder) as scratch:
+            if factors:
+                weights = _folded(weights, factors, Path(scratch) / "folded.safetensors")
+            write_weights({new: weights.tensors[old] for new, old in taken.items()}, weights, folder)
         _write_config(pruned, folder)
         model.processor.save(folder)
         _copy_side_files(model.source, folder)
@@ -136,6 +151,39 @@ def _renamed(
     if {name: again(name) for name in sorted(meant, key=dot_natural_key)} != meant:
         raise UnmappedNamesError(f"What the names in {model.source} mean depends on each other.")
     return {taken[name]: name for name in names if name in taken}
+
+
+def _factors(
+    model: LoadedModel, damped: Mapping[int, Damped], names: Iterable[str]
+) -> dict[str, tuple[float, float]]:
+    """Return alpha and offset of each tensor that is folded, by its name in the source.
+
+    Raises:
+        UnmappedNamesError: If one cannot be found.
+    """
+    wanted = {
+        f"{model.path_of(layer)}.{name}": (change.alpha, offset)
+        for layer, change in damped.items()
+        for name, offset in (change.weights or {}).items()
+    }
+    meaning = _Names(model.network)
+    found = {name: meaning(name)[0] for name in sorted(names, key=dot_natural_key)}
+    if missing := sorted(wanted.keys() - set(found.values())):
+        raise UnmappedNamesError(f"No tensor of {model.source} is known to be {missing[0]}, to be damped.")
+    return {name: wanted[weight] for name, weight in found.items() if weight in wanted}
+
+
+def _folded(weights: Weights, factors: Mapping[str, tuple[float, float]], file: Path) -> Weights:
+    """Write the tensors that are folded into a file, and return the weights with these in their places."""
+    tensors = {}
+    for name, (alpha, offset) in factors.items():
+        with safe_open(weights.tensors[name].file, framework="pt") as opened:
+            stored = opened.get_tensor(name)
+        exact = folded(stored.float(), alpha, offset)
+        narrow = exact.to(stored.dtype)
+        tensors[name] = narrow if torch.equal(narrow.float(), exact) else exact
+    save_file(tensors, file)
+    return replacing(weights, file)
 
 
 def _refuse_named_file(model: LoadedModel) -> None:

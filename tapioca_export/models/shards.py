@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
@@ -44,17 +44,19 @@ class Weights:
     """A checkpoint's tensors by name, in the order in which they lie in its files.
 
     `stamps` tells, file by file, its size (bytes) and when it was last written (ns) as it was looked at.
+    `replaced` are tensors in whose place others have been put.
     """
 
     tensors: Mapping[str, Stored]
     stamps: Mapping[Path, tuple[int, int]]
+    replaced: Mapping[str, Stored] = field(default_factory=dict)
 
     @property
     def largest_file(self) -> int:
-        """Bytes of tensors in the largest file."""
+        """Bytes of tensors in the largest file, each tensor counted in the file that it came from."""
         sizes = dict.fromkeys(self.stamps, 0)
-        for stored in self.tensors.values():
-            sizes[stored.file] += stored.size
+        for name, stored in self.tensors.items():
+            sizes[self.replaced.get(name, stored).file] += stored.size
         return max(sizes.values())
 
 
@@ -93,6 +95,13 @@ def read_weights(source: str | Path, *, local_files_only: bool) -> Weights:
             "Fetch the checkpoint again.",
         )
     return Weights(tensors, stamps)
+
+
+def replacing(source: Weights, file: Path) -> Weights:
+    """Return the tensors with those that a file holds in place of the source's of the same names."""
+    instead = _read_header(file)
+    replaced = {name: source.tensors[name] for name in instead}
+    return Weights({**source.tensors, **instead}, {**source.stamps, file: _stamp(file)}, replaced)
 
 
 def _files_of(source: str | Path, local_files_only: bool) -> tuple[list[Path], set[str]]:

@@ -6,13 +6,14 @@ Shapes: B rows, T tokens, H hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from .damping import Damped
 from .loaded import LoadedModel
 
 
@@ -52,7 +53,7 @@ class Rescaled:
         return behind * self.factor
 
 
-Change = Scaled | Rescaled
+Change = Scaled | Rescaled | Damped
 DROPPED, INTACT = Scaled(0.0), Scaled(1.0)
 
 
@@ -61,10 +62,10 @@ class StandIn(nn.Module):
 
     The network's own forward runs unchanged: it sees a module with the layer's attributes. With
     `answer` set, that is returned and nothing is computed; with `skips`, the input is passed
-    through; otherwise the layer runs, and `change` says what becomes of its stream. `see` is told the
-    residual stream before and the output. With `ends`, the forward is left by `EndOfForward` once the
-    layer has its input: what is above costs nothing. `num_forwards` counts sequences, `num_tokens` their
-    tokens, padding included.
+    through; otherwise the layer runs, damped or not, and `change` says what becomes of its stream.
+    `see` is told the residual stream before and the output. With `ends`, the forward is left by
+    `EndOfForward` once the layer has its input: what is above costs nothing. `num_forwards` counts
+    sequences, `num_tokens` their tokens, padding included.
     """
 
     def __init__(self, layer: nn.Module, kinds: dict[type, bool]) -> None:
@@ -74,7 +75,8 @@ class StandIn(nn.Module):
         self.kinds = kinds  # by class of layer: does it return a tensor, or more than that
         self.answer: Any = None
         self.skips = False
-        self.change: Change | None = None
+        self.change: Scaled | Rescaled | None = None
+        self.damped: Damped | None = None
         self.ends = False
         self.see: Callable[[torch.Tensor, Any], None] | None = None
         self.num_forwards = self.num_tokens = 0
@@ -88,8 +90,10 @@ class StandIn(nn.Module):
 
     def become(self, change: Change) -> None:
         """Change the layer; dropped and intact ones take the paths on which nothing is rounded."""
-        self.skips = change == DROPPED
-        self.change = None if change in (DROPPED, INTACT) else change
+        alpha = None if isinstance(change, Rescaled) else change.alpha
+        self.skips = alpha == 0
+        self.damped = change if isinstance(change, Damped) and alpha not in (0, 1) else None
+        self.change = None if isinstance(change, Damped) or alpha in (0, 1) else change
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run, skip, change or replay the layer."""
@@ -101,7 +105,8 @@ class StandIn(nn.Module):
         elif self.skips and self.kinds.get(type(self.layer)):
             output = stream
         else:
-            output = self.layer(*args, **kwargs)
+            with self.damped.around(self.layer, stream) if self.damped else nullcontext():
+                output = self.layer(*args, **kwargs)
             is_tensor = self.kinds[type(self.layer)] = isinstance(output, torch.Tensor)
             if not (self.skips and is_tensor):  # what was run once to learn its kind is no cost of a search
                 self.num_forwards += stream.shape[0]

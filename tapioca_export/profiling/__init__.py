@@ -7,6 +7,6 @@ chosen.
 from .accumulating import surviving_boundaries
 from .dosing import Response, respond
 from .probe import Probe, division_on
-from .replaying import MakeReplayer
+from .replaying import Changes, MakeReplayer
 
-__all__ = ["MakeReplayer", "Probe", "Response", "division_on", "respond", "surviving_boundaries"]
+__all__ = ["Changes", "MakeReplayer", "Probe", "Response", "division_on", "respond", "surviving_boundaries"]

@@ -21,14 +21,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ..artifacts import Curves, Deviation, Evaluation, LayerProfile, Ledger
+from ..artifacts import Choices, Curves, Deviation, Evaluation, LayerProfile, Ledger
 from ..engines import Engine, open_engine
 from ..models import LoadedModel, StandIn, stand_ins
 from ..samples import Samples
 from ..tasks import Batch, Division, Scores
 from ..tasks.scoring import averaged
 from .accumulating import NUM_REPLICATES, Accumulator, log_ratios, mean_deviation
-from .replaying import Found, Replayer, Trace, Work, passes
+from .replaying import Changes, Found, Replayer, Trace, Work, passes
 from .sharing import shares_context
 from .weighing import angular_distance, magnitudes, sensitivities, summed_cosines
 
@@ -54,7 +54,8 @@ class Probe:
 
     `watch` is told, whenever some were scored, of how many candidates times rows; an exception from it
     ends the measurement, and what was measured is kept. `division` is how batches are divided: for the
-    threads of this process, until whoever brings an engine whose workers have others says so.
+    threads of this process, until whoever brings an engine whose workers have others says so. `changes` are
+    what the layers named below come to: they are dropped, until someone has them be `choices` of scales.
     """
 
     def __init__(
@@ -81,10 +82,18 @@ class Probe:
         rows = samples[select_on]
         self.processor = shares_context(model, rows)
         self.division = division_on(model.device, torch.get_num_threads())
-        self._engine = engine or open_engine("local", lambda: Replayer(model, rows, self.processor))
+        self.changes = Changes(model)
+        self._engine = engine or open_engine(
+            "local", lambda: Replayer(model, rows, self.processor, self.changes)
+        )
         self._measured: dict[tuple[str, frozenset[int]], tuple[LayerProfile, Curves]] = {}
         self._fixed: dict[tuple[object, ...], tuple[float, ...]] = {}
         self.watch: Callable[[int], None] = lambda num_scores: None
+
+    @property
+    def choices(self) -> Choices:
+        """What may be done to layers."""
+        return self.changes.choices
 
     @property
     def is_labelled(self) -> bool:
@@ -209,7 +218,8 @@ class Probe:
         """
         reference, floor = self._measure("id", frozenset())
         norms, distances = log_ratios(self.profile("target", dropped), reference)
-        mean = mean_deviation(norms, distances, dropped if over is None else over, self.numbering)
+        gone = self.choices.dropped(dropped if over is None else over)
+        mean = mean_deviation(norms, distances, gone, self.numbering)
         return Deviation(tuple(norms), tuple(distances), mean, floor)
 
     def deviations(self, dropped: Collection[int], layers: Sequence[int]) -> dict[int, Evaluation]:
@@ -323,7 +333,7 @@ class Probe:
             for batch, _, trace in self._passes(samples, tuple(sorted(dropped)), ()):
                 accumulator.add(batch, *self.read_states(batch, trace.boundaries))
             self.ledger.add_cost(self._layer_forwards, self._layer_tokens)
-            profile = accumulator.profile(dropped)
+            profile = accumulator.profile(self.choices.dropped(dropped))
             self._measured[name, dropped] = profile, accumulator.noise_floor()
         return self._measured[name, dropped]
 
@@ -336,7 +346,7 @@ class Probe:
         with stand_ins(self.model) as places:
             for indices in self.length_sorted(samples):
                 batch = task.profile_batch(samples, indices, self.processor)
-                for key, trace in passes(self.model, places, batch, base, layers, whole=True):
+                for key, trace in passes(self.model, places, batch, base, layers, self.changes, whole=True):
                     yield batch, key, trace
                 self.watch(0)
             self._layer_forwards, self._layer_tokens = forwards_of(places)

@@ -9,21 +9,24 @@ Shapes: B rows of a batch, T tokens, H hidden size, L layers of S stacks, L+S bo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from ..artifacts import Choices
 from ..memory import give_back_free_memory
 from ..models import (
     DROPPED,
     INTACT,
     Change,
+    Damped,
     EndOfForward,
     LoadedModel,
     LoadOptions,
     StandIn,
+    damping_weights,
     load_model,
     stand_ins,
     stream_of,
@@ -36,9 +39,9 @@ from .sharing import shares_context
 
 @dataclass(frozen=True)
 class Work:
-    """One batch of rows to score, with `base` and one more of `layers` skipped.
+    """One batch of rows to score, with `base` and one more of `layers` skipped, or damped: both are choices.
 
-    Without `layers`, the model without `base` itself is scored. This is what an engine hands out.
+    Without `layers`, the model with `base` alone is scored. This is what an engine hands out.
     """
 
     base: tuple[int, ...]
@@ -71,6 +74,31 @@ class Trace:
     boundaries: list[torch.Tensor]
 
 
+class Changes:
+    """What choices come to on a model: layers dropped, or damped by their own weights.
+
+    Args:
+        model: The network under study.
+        scales: What layers may be multiplied by.
+
+    Raises:
+        UnsupportedModelError: If there are scales but 0, and a layer cannot be damped.
+    """
+
+    def __init__(self, model: LoadedModel, scales: tuple[float, ...] = (0.0,)) -> None:
+        self.choices = Choices(model.numbering, scales)
+        layers = range(model.num_layers)
+        self._weights = damping_weights(model, layers) if self.choices.damps else {}
+
+    def __call__(self, chosen: Iterable[int]) -> dict[int, Change]:
+        """Return what becomes of which layers."""
+        scales = {self.choices.layer(choice): self.choices.scale(choice) for choice in chosen}
+        return {
+            layer: Damped(scale, self._weights[layer]) if scale else DROPPED
+            for layer, scale in scales.items()
+        }
+
+
 class Replayer:
     """Scores batches of one role's rows on one network; the worker of every engine.
 
@@ -78,10 +106,18 @@ class Replayer:
         model: The network; its stack is the model's own again whenever no batch is being worked on.
         samples: The rows that `Work` names.
         processor: What encodes them (default: found out on the rows).
+        changes: What choices come to (default: they are layers to be dropped).
     """
 
-    def __init__(self, model: LoadedModel, samples: Samples, processor: Processor | None = None) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        samples: Samples,
+        processor: Processor | None = None,
+        changes: Changes | None = None,
+    ) -> None:
         self.model = model
+        self.changes = changes or Changes(model)
         self.samples = samples
         self.processor = shares_context(model, samples) if processor is None else processor
         self.narrows = samples.is_labelled and can_narrow(model, samples, self.processor)
@@ -94,7 +130,8 @@ class Replayer:
         scores = []
         read = task.read_tokens(batch, self.processor) if self.narrows else None
         with stand_ins(self.model, self._kinds) as places:
-            for _, trace in passes(self.model, places, batch, work.base, work.layers, read=read):
+            found_passes = passes(self.model, places, batch, work.base, work.layers, self.changes, read=read)
+            for _, trace in found_passes:
                 if trace.answers is not None:
                     scores.append(task.score(trace.answers, self.samples, work.rows))
                 del trace  # or this candidate's states are held while those of the next are made
@@ -112,7 +149,7 @@ class Replayer:
 class MakeReplayer:
     """Loads the model and returns a replayer of it: what an engine sends to its workers.
 
-    `num_threads` are PyTorch's, in each worker.
+    `num_threads` are PyTorch's, in each worker; `scales` are what layers may be multiplied by.
     """
 
     source: str
@@ -120,12 +157,13 @@ class MakeReplayer:
     options: LoadOptions
     samples: Samples
     num_threads: int
+    scales: tuple[float, ...] = (0.0,)
 
     def __call__(self) -> Replayer:
         """Load the weights here, once."""
         torch.set_num_threads(self.num_threads)
         model = load_model(self.source, self.task, self.options)
-        return Replayer(model, self.samples)
+        return Replayer(model, self.samples, changes=Changes(model, self.scales))
 
 
 @torch.no_grad()
@@ -135,27 +173,31 @@ def passes(
     batch: Batch,
     base: Sequence[int],
     layers: Sequence[int],
+    changes: Changes | None = None,
     *,
     whole: bool = False,
     read: np.ndarray | None = None,
 ) -> Iterator[tuple[int | None, Trace]]:
-    """Yield the pass without `base` (key None), then one without each layer too, replayed.
+    """Yield the pass without `base` (key None), then one without each layer too, replayed; both are choices.
 
     The first pass ends below the highest of `layers`, and then has no answers, unless `whole`. Where
     the tokens `read` are given, (S, T), the last layer of a pass with answers is narrowed to them.
     States are kept of a pass that is replayed, and of all passes if `whole`.
     """
+    changes = changes or Changes(model)
+    choices = changes.choices
 
-    def run(skipped: Sequence[int], below: Mapping[int, object], ends: int | None = None) -> Trace:
-        last = places[last_layer(model.num_layers, skipped)].layer
+    def run(chosen: Sequence[int], below: Mapping[int, object], ends: int | None = None) -> Trace:
+        last = places[last_layer(model.num_layers, choices.dropped(chosen))].layer
+        wanted = changes(chosen)
         with narrowed(last, read if ends is None else None):  # what is replayed has to be whole
-            changes = dict.fromkeys(skipped, DROPPED)
-            return _forward(model, places, batch, changes, below, ends, keeps=whole or ends is not None)
+            return _forward(model, places, batch, wanted, below, ends, keeps=whole or ends is not None)
 
-    recorded = run(base, {}, max(layers) if layers and not whole else None)
+    recorded = run(base, {}, choices.layer(max(layers)) if layers and not whole else None)
     yield None, recorded
-    for layer in layers:
-        yield layer, run((*base, layer), {index: recorded.outputs[index] for index in range(layer)})
+    for choice in layers:
+        below = {index: recorded.outputs[index] for index in range(choices.layer(choice))}
+        yield choice, run((*base, choice), below)
 
 
 @torch.no_grad()

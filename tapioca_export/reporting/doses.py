@@ -23,7 +23,7 @@ from .drawing import (
     rows_layout,
     vertical_line,
 )
-from .wording import layers_text
+from .wording import layers_text, scaled_text
 
 _DOSE = "alpha (0 dropped, 1 intact)"
 _COLOURS = (BLUE, VERMILION, GREEN, ORANGE, SKY, GREY)
@@ -80,7 +80,7 @@ def _metric_figure(found: Intervention) -> Figure:
     layout["hovermode"] = "closest"
     layout["yaxis"]["range"] = _range_of(traces)
     caption = (
-        f"{layers_text(found.layers).capitalize()}, against the intact model on the same report rows. "
+        f"{scaled_text(found)}, against the intact model on the same report rows. "
         "Bands are 95 % intervals. Circles: as many other layers, dropped, as far as they are in view. "
         "Star: norms made those of ID behind the layers, nothing removed."
     )

@@ -24,7 +24,7 @@ from .drawing import (
     plot_spec,
 )
 from .tables import boundary_table, candidate_table, influence_table, numbering_of, profile_series
-from .wording import number
+from .wording import choice_text, damped_text, number
 
 _STYLE = {
     "ID": (BLUE, "solid", "circle"),
@@ -145,7 +145,8 @@ def influence_figure(profile: Profile) -> Figure:
 
 
 def _drop_note(profile: Profile) -> str:
-    return " Grey columns mark dropped layers." if profile.drop else ""
+    grey = " Grey columns mark dropped layers." if profile.drop else ""
+    return f"{grey} Damped: {damped_text(profile.damp)}." if profile.damp else grey
 
 
 def _marked(profile: Profile, *, between_boundaries: bool) -> Spec:
@@ -201,8 +202,9 @@ def search_figure(selection: Selection) -> Figure | None:
             at_best["marker"]["symbol"] = "arrow-bar-up-open"
         traces.append(at_best)
     traces += _path(selection, field)
+    changed = "dropped or damped" if selection.criterion == "damp" else "dropped"
     layout = curve_layout(
-        axis_title(label, selection.higher_is_better if measured else None), "layers dropped"
+        axis_title(label, selection.higher_is_better if measured else None), f"layers {changed}"
     )
     layout["xaxis"] |= integer_ticks(len(rounds) + 1)
     layout["xaxis"]["range"] = [-0.3, len(rounds) + 0.3]
@@ -210,7 +212,7 @@ def search_figure(selection: Selection) -> Figure | None:
     layout["hovermode"] = "closest"
     layout |= _levels(selection) if measured else {}
     caption = (
-        f"Each mark is the model with one more layer dropped, on the {selection.num_samples} rows "
+        f"Each mark is the model with one more layer {changed}, on the {selection.num_samples} rows "
         f"that drove the search ({selection.select_on}). Search ended: {selection.stop_reason}"
     ).rstrip(".") + "."
     if any(c.outcome == "abandoned" for candidates in rounds for c in candidates):
@@ -252,7 +254,7 @@ def _candidates(
 
 
 def _hover(candidate: Candidate) -> str:
-    layer = escape(str(candidate.layer))
+    layer = escape(choice_text(candidate))
     if candidate.outcome == "abandoned":
         return (
             f"layer {layer}<br>at best {number(candidate.bound)} after {candidate.rows} rows"
@@ -268,14 +270,14 @@ def _hover(candidate: Candidate) -> str:
 def _path(selection: Selection, field: str) -> list[Spec]:
     """The accepted path from the original model on, and the point on it that was picked."""
     points = [
-        (depth, getattr(step, field), f"drop {escape(str(step.layer))}")
+        (depth, getattr(step, field), f"{'damp' if step.scale else 'drop'} {escape(choice_text(step))}")
         for depth, step in enumerate(selection.steps, start=1)
     ]
     if field == "metric" and selection.baseline_metric is not None:
         points.insert(0, (0, selection.baseline_metric, "original"))
     path = line_trace("accepted", [p[0] for p in points], [p[1] for p in points], BLUE)
     # The picked point's label is left to the star, which knows how much room the star takes.
-    picked = [p for p in points if p[0] == len(selection.drop)]
+    picked = [p for p in points if p[0] == selection.num_changed]
     labels = ["" if p in picked else p[2] for p in points]
     star = {
         "type": "scatter",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from ..artifacts import Accuracy, Dose, Interval, Intervention, Rank, Trend
 from .tables import Row, TextTable
-from .wording import effect, layers_text, number, p_text, signed, span
+from .wording import effect, layers_text, number, p_text, scaled_text, signed, span
 
 # --- verdict --------------------------------------------------------------------------------
 
@@ -170,7 +170,7 @@ def _caption(found: Intervention) -> str:
     better = "higher is better" if found.higher_is_better else "lower is better"
     norms, distances = map(number, found.noise_floor)
     return (
-        f"{layers_text(found.layers).capitalize()} scaled by alpha (0 dropped, 1 intact): {found.metric} "
+        f"{scaled_text(found)} scaled by alpha (0 dropped, 1 intact): {found.metric} "
         f"({better}) and deviation from ID (noise floor: norms {norms}, distances {distances}), on "
         f"{found.num_target} target and {found.num_id} ID report rows"
     )

@@ -16,7 +16,7 @@ from ..artifacts import Benchmark, Intervention, Report
 from . import comparisons, doses, figures, interventions, tables
 from .drawing import Figure
 from .tables import TextTable
-from .wording import effect, layers_text, model_text, number, size_text
+from .wording import damped_text, effect, layers_text, model_text, number, size_text
 
 _TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 
@@ -168,7 +168,7 @@ def _checked(spec: dict[str, Any]) -> Any:
 
 def _tone(report: Report) -> tuple[str, str]:
     """Return the verdict's colour class and its two or three words."""
-    if not report.selection.drop:
+    if not report.selection.num_changed:
         return "neutral", "Remove nothing"
     found = {role: effect(a) for role, a in report.benchmark.accuracy.items()}
     target, in_distribution = found.get("target"), found.get("id")
@@ -288,6 +288,7 @@ def _latency_section(report: Report) -> Section:
 def _export_section(report: Report) -> Section:
     if not report.exports:
         return Section("exports", "Exports", "Nothing was exported.")
-    drop = report.selection.drop
-    intro = f"Pruned files lack {layers_text(drop)}." if drop else ""
+    drop, damp = report.selection.drop, report.selection.damp
+    said = [f"Pruned files lack {layers_text(drop)}."] if drop else []
+    intro = " ".join([*said, f"They have {damped_text(damp)} damped."] if damp else said)
     return Section("exports", "Exports", intro, tables=(tables.export_table(report.exports),))

@@ -24,7 +24,7 @@ from ..artifacts import (
     Selection,
     Timing,
 )
-from .wording import number, p_text, role_text, setting_text, signed, size_text, span
+from .wording import choice_text, number, p_text, role_text, setting_text, signed, size_text, span
 
 Row = tuple[str, ...]
 
@@ -107,15 +107,16 @@ def search_table(selection: Selection) -> TextTable:
         rows.append(
             (
                 str(index),
-                str(step.layer),
+                choice_text(step),
                 number(step.score),
                 number(step.metric),
                 number(step.loss),
                 str(len(step.candidates)),
-                "yes" if step.layer in selection.drop else "no",
+                "yes" if step.layer in (*selection.drop, *selection.scales) else "no",
             )
         )
-    columns = ("round", "layer dropped", "score", selection.metric or "metric", "mean loss")
+    changed = "layer dropped" if selection.criterion != "damp" else "layer dropped or damped"
+    columns = ("round", changed, "score", selection.metric or "metric", "mean loss")
     return TextTable(
         f"Accepted rounds, on the {selection.num_samples} rows that drove the search",
         (*columns, "candidates", "picked"),
@@ -129,7 +130,7 @@ def candidate_table(selection: Selection) -> TextTable:
     if selection.rejected:
         rounds.append((f"{len(rounds) + 1} (rejected)", selection.rejected))
     rows = [
-        (name, str(c.layer), number(c.score), number(c.metric), number(c.loss), _how_scored(c))
+        (name, choice_text(c), number(c.score), number(c.metric), number(c.loss), _how_scored(c))
         for name, candidates in rounds
         for c in candidates
     ]
@@ -267,14 +268,15 @@ def export_table(exports: dict[str, Export]) -> TextTable:
 
 
 def _export_cells(export: Export) -> dict[str, str]:
-    dropped = ", ".join(map(str, export.drop))
+    parts = [f"dropped {', '.join(map(str, export.drop))}"] if export.drop else []
+    parts += [f"damped {', '.join(f'{d.layer}:{d.scale:g}' for d in export.damp)}"] if export.damp else []
     return {
         "format": export.format,
         "files": ", ".join(export.files),
         "exporter": export.exporter,
         "precision": export.dtype,
         "opset": "n/a" if export.opset is None else str(export.opset),
-        "layers": f"{export.num_layers}" + (f" (dropped {dropped})" if dropped else ""),
+        "layers": f"{export.num_layers}" + (f" ({'; '.join(parts)})" if parts else ""),
         "inputs": ", ".join(export.inputs),
         "outputs": ", ".join(export.outputs),
         "largest difference": f"{export.max_abs_difference:.2e}",

@@ -14,13 +14,17 @@ from typing import Literal
 from ..artifacts import (
     Accuracy,
     Benchmark,
+    Candidate,
+    Damping,
     Export,
     Interval,
+    Intervention,
     Latency,
     LayerName,
     Pair,
     Profile,
     Selection,
+    Step,
 )
 
 Effect = Literal["gain", "harm", "unclear"]
@@ -81,6 +85,29 @@ def layers_text(layers: Iterable[LayerName]) -> str:
     return f"layers {', '.join(names[:-1])} and {names[-1]}"
 
 
+def damped_text(damp: Iterable[Damping]) -> str:
+    """Return "layer 4 (times 0.5)", or several."""
+    return layers_text(f"{part.layer} (times {part.scale:g})" for part in damp)
+
+
+def changed_text(selection: Selection) -> str:
+    """Return "dropping layers 4 and 7" or "dropping layer 7 and damping layer 4 (times 0.5)"."""
+    parts = [f"dropping {layers_text(selection.drop)}"] if selection.drop else []
+    parts += [f"damping {damped_text(selection.damp)}"] if selection.damp else []
+    return " and ".join(parts)
+
+
+def scaled_text(found: Intervention) -> str:
+    """Say what alpha multiplies."""
+    layers = layers_text(found.layers)
+    return f"The branches of {layers}" if found.scaling == "branches" else layers.capitalize()
+
+
+def choice_text(choice: Step | Candidate) -> str:
+    """Return "4", or where the layer is damped "4:0.5", as options name it."""
+    return f"{choice.layer}:{choice.scale:g}" if choice.scale else str(choice.layer)
+
+
 def role_text(role: str) -> str:
     """Return the role as it stands in a sentence."""
     return "ID" if role == "id" else role
@@ -132,7 +159,7 @@ def is_slower(row: Latency) -> bool:
 def verdict(selection: Selection, benchmark: Benchmark) -> str:
     """Return one sentence that says whether dropping helped, with its numbers."""
     target = benchmark.accuracy.get("target")
-    if not selection.drop:
+    if not selection.num_changed:
         return _nothing_dropped(selection, target)
     clauses = [
         _target_clause(selection, target),
@@ -159,7 +186,7 @@ def _nothing_dropped(selection: Selection, target: Accuracy | None) -> str:
 
 
 def _target_clause(selection: Selection, target: Accuracy | None) -> str:
-    what = f"dropping {layers_text(selection.drop)} of {selection.num_layers}"
+    what = f"{changed_text(selection)} of {selection.num_layers}"
     if target is None:
         return f"Whether {what} helps the target was not measured (no labelled target rows)"
     found = effect(target)

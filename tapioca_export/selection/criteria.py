@@ -66,6 +66,20 @@ def tale(round_: Round) -> Scored:
     return _measured(round_)
 
 
+@CRITERIA.add("damp")
+def damp(round_: Round) -> Scored:
+    """Drop a layer, or damp it to one of --alphas, whichever leaves the best task metric (needs labels).
+
+    As tale, over pairs of a layer and a factor of what its branches add to the residual stream; 0 drops it.
+    Each layer is changed once. Ties go to the lowest layer, then to the lowest factor.
+
+    Source: this project's definition: the residual scaling that Sharma et al. 2026, arXiv:2605.14738,
+        intervene with, in the search of Naim et al. 2025, "TALE", arXiv:2510.22767.
+    """
+    need_labels(round_, "damp")
+    return _measured(round_)
+
+
 @CRITERIA.add("loss")
 def loss(round_: Round) -> Scored:
     """Drop the layer whose removal leaves the lowest mean loss (needs labels).

@@ -34,7 +34,8 @@ class Progress:
         self.num_pending = 0  # rows scored of candidates that are not finished
         self.round = self.num_left = 0
         self.best: float | None = None
-        total = sum(max(0, probe.num_layers - n) for n in range(rounds)) * probe.num_rows
+        layers = sum(max(0, probe.num_layers - n) for n in range(rounds))
+        total = layers * len(settings.scales) * probe.num_rows
         self.bar = progress_bar(
             total=total, leave=False, unit="row", unit_scale=True, desc="Scoring the original"
         )
@@ -120,6 +121,6 @@ class Progress:
 
     def _describe(self, layer: int | None = None) -> None:
         best = "" if self.best is None else f", best {self.metric} {self.best:.4g}"
-        name = self.settings.numbering(self.probe.num_layers).name
+        name = self.settings.choices(self.probe.num_layers).name
         last = "" if layer is None else f", layer {name(layer)}"
         self.bar.set_description_str(f"Round {self.round} of at most {self.rounds}{last}{best}")

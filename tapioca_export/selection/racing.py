@@ -45,13 +45,13 @@ class Field:
         self.best_value = best_value
         self.num_rows = round_.probe.num_rows
         self.difficulty = round_.current()[1]
-        shape = (round_.probe.num_layers, self.num_rows)
+        shape = (max(round_.layers) + 1, self.num_rows)
         self.values, self.losses = np.full(shape, np.nan), np.full(shape, np.nan)
         self.finished: dict[int, Candidate] = {}
 
     @property
     def penalties(self) -> np.ndarray:
-        """Penalties (num_layers, N) of the number that the criterion compares."""
+        """Penalties (layers, N) of the number that the criterion compares."""
         return self.losses if self.by_loss else np.abs(self.best_value - self.values)
 
     @property

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..artifacts import Candidate, Deviation, Evaluation, LayerProfile, Numbering
+from ..artifacts import Candidate, Choices, Deviation, Evaluation, LayerProfile, Numbering
 from ..errors import ConfigError
 
 PICKS = ("best", "bsba", "final")
@@ -89,7 +89,9 @@ class SelectionSettings:
     (statistical, at `confidence`), "beam" (of `width`) or "exhaustive"; `full_scores` has every
     candidate scored on all rows. `shortlist` is how many layers geometry proposes a round. A budget
     cuts the search: seconds, or candidates that were scored. `stacks` are the depths of a model's stacks
-    by name, in the order in which they are counted; nothing where there is one.
+    by name, in the order in which they are counted; nothing where there is one. `scales` are what a layer
+    may be multiplied by; with 0 alone, layers are dropped or stay. What a search counts and combines are
+    `Choices`: layers at scales.
     """
 
     criterion: str = "tale"
@@ -110,10 +112,11 @@ class SelectionSettings:
     budget_seconds: float | None = None
     budget_evaluations: int | None = None
     stacks: Mapping[str, int] = field(default_factory=dict)
+    scales: tuple[float, ...] = (0.0,)
 
-    def numbering(self, num_layers: int) -> Numbering:
-        """Return how the layers are named and may be dropped together."""
-        return Numbering.of(self.stacks, num_layers)
+    def choices(self, num_layers: int) -> Choices:
+        """Return how what may be done to layers is named, and what may be done together."""
+        return Choices(Numbering.of(self.stacks, num_layers), self.scales)
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing, before any work."""

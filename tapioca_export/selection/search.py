@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..artifacts import Candidate, Cost, Evaluation, Numbering, Prediction, Selection, Step
+from ..artifacts import Candidate, Choices, Cost, Damping, Evaluation, LayerName, Prediction, Selection, Step
 from ..errors import ConfigError, SelectionError
 from .criteria import CRITERIA
 from .progress import Progress
 from .rounds import Prober, SelectionSettings
-from .searches import SEARCHES, BudgetSpent, Path, Walk
+from .searches import BY_METRIC, SEARCHES, BudgetSpent, Path, Walk
 
 # Criteria that end by themselves on rows without labels.
 SELF_ENDING = ("tapioca", "fixed")
@@ -47,9 +47,9 @@ def select_layers(
         )
     started = time.perf_counter()
     # What needs no measuring is refused before anything is measured.
-    numbering = settings.numbering(probe.num_layers)
-    allowed, cap = _allowed_layers(numbering, settings), _cap(probe, settings)
-    rounds = min(numbering.most(allowed), cap if cap is not None else probe.num_layers)
+    choices = settings.choices(probe.num_layers)
+    allowed, cap = _allowed(choices, settings), _cap(probe, settings)
+    rounds = min(choices.most(allowed), cap if cap is not None else probe.num_layers)
     with Progress(settings, rounds, probe, getattr(task, "metric", "metric")) as progress:
         baseline = probe.metric() if probe.is_labelled else Evaluation()
         probe.watch = progress.on_rows
@@ -61,21 +61,22 @@ def select_layers(
             reason, is_cut = str(spent), True
         finally:
             probe.watch = lambda num_scores: None
-    steps, drop = _picked(walk.paths, baseline, probe, settings)
-    labelled = probe.is_labelled
+    steps, picked = _picked(walk.paths, baseline, probe, settings)
+    drop, damp = _changed(picked, choices)
     return Selection(
         model=model,
         task=task.name,
         criterion=settings.criterion,
         num_layers=probe.num_layers,
-        drop=numbering.names(sorted(step.layer for step in drop)),
-        steps=tuple(_named_step(step, numbering) for step in steps),
+        drop=drop,
+        damp=damp,
+        steps=tuple(_named_step(step, choices) for step in steps),
         stop_reason=reason,
-        metric=task.metric if labelled else None,
-        higher_is_better=task.higher_is_better if labelled else None,
+        metric=task.metric if probe.is_labelled else None,
+        higher_is_better=task.higher_is_better if probe.is_labelled else None,
         baseline_metric=baseline.metric,
         baseline_loss=baseline.loss,
-        selected_metric=drop[-1].metric if drop else baseline.metric,
+        selected_metric=picked[-1].metric if picked else baseline.metric,
         floor=floor,
         epsilon=settings.epsilon if floor is not None else None,
         pick=_pick(probe, settings),
@@ -83,7 +84,7 @@ def select_layers(
         select_on=probe.select_on,
         num_samples=num_samples,
         seed=settings.seed,
-        rejected=tuple(_named(candidate, numbering) for candidate in walk.rejected),
+        rejected=tuple(_named(candidate, choices) for candidate in walk.rejected),
         search=settings.search,
         confidence=settings.confidence if settings.search == "racing" else None,
         cut=is_cut,
@@ -95,19 +96,36 @@ def select_layers(
             time.perf_counter() - started,
             probe.ledger.layer_tokens,
         ),
-        stacks=numbering.stacks,
+        stacks=choices.layers.stacks,
     )
 
 
-def _named_step(step: Step, numbering: Numbering) -> Step:
-    """Return a step with the names of its layers instead of their numbers."""
-    candidates = tuple(_named(candidate, numbering) for candidate in step.candidates)
-    return replace(step, layer=numbering.name(step.layer), candidates=candidates)
+def _changed(path: Path, choices: Choices) -> tuple[tuple[LayerName, ...], tuple[Damping, ...]]:
+    """Return the layers that a path drops, and those that it damps."""
+    chosen, name = sorted(step.layer for step in path), choices.layers.name
+    scales = ((name(choices.layer(choice)), choices.scale(choice)) for choice in chosen)
+    damp = tuple(Damping(layer, scale) for layer, scale in scales if scale)
+    return choices.layers.names(choices.dropped(chosen)), damp
 
 
-def _named(candidate: Candidate, numbering: Numbering) -> Candidate:
-    against = None if candidate.against is None else numbering.name(candidate.against)
-    return replace(candidate, layer=numbering.name(candidate.layer), against=against)
+def _named_step(step: Step, choices: Choices) -> Step:
+    """Return a step with the names of its layers, and their scales, instead of the numbers of choices."""
+    candidates = tuple(_named(candidate, choices) for candidate in step.candidates)
+    layer, scale = _layer_and_scale(step.layer, choices)
+    return replace(step, layer=layer, scale=scale, candidates=candidates)
+
+
+def _named(candidate: Candidate, choices: Choices) -> Candidate:
+    layer, scale = _layer_and_scale(candidate.layer, choices)
+    if candidate.against is None:
+        return replace(candidate, layer=layer, scale=scale)
+    against, against_scale = _layer_and_scale(candidate.against, choices)
+    return replace(candidate, layer=layer, scale=scale, against=against, against_scale=against_scale)
+
+
+def _layer_and_scale(choice: int, choices: Choices) -> tuple[LayerName, float | None]:
+    """Return the name of a choice's layer, and its scale where layers may be damped."""
+    return choices.layers.name(choices.layer(choice)), choices.scale(choice) if choices.damps else None
 
 
 def _picked(
@@ -158,35 +176,42 @@ def pick_depth(metrics: Sequence[float | None], pick: str, higher_is_better: boo
     return max(depth for depth, value in enumerate(values) if value >= values[0])
 
 
-def _allowed_layers(numbering: Numbering, settings: SelectionSettings) -> tuple[int, ...]:
-    """Return the layers that may be dropped at all.
+def _allowed(choices: Choices, settings: SelectionSettings) -> tuple[int, ...]:
+    """Return the choices that there are at all: layers that may be dropped, and scales to damp layers to.
 
     Raises:
         SelectionError: If there are none.
     """
+    numbering = choices.layers
     num_layers, stays = numbering.num_layers, "one must stay"
     if numbering.stacks:
         stays += " in each stack"
-    if settings.pick.isdecimal() and int(settings.pick) > numbering.most(range(num_layers)):
+    every = range(num_layers * len(settings.scales))
+    if settings.pick.isdecimal() and int(settings.pick) > choices.most(every):
         raise ConfigError(f"--pick {settings.pick}: the model has {num_layers} layers, {stays}.")
     if settings.criterion == "fixed":
         if held := sorted(set(settings.drop) & set(settings.held)):
             name = numbering.name(held[0])
             raise SelectionError(f"Layer {name} cannot go: the architecture builds it differently.")
         return settings.drop
-    if num_layers == len(numbering.depths):
+    if num_layers == len(numbering.depths) and not choices.damps:
         each = " in each stack" if numbering.stacks else ""
         raise SelectionError(f"The model has one layer{each}, and one must stay.")
     allowed = numbering.unprotected(settings.protect_first, settings.protect_last)
-    layers = tuple(layer for layer in allowed if layer not in settings.held)
-    if not layers:
+    found = tuple(
+        choices.of(layer, scale)
+        for layer in allowed
+        for scale in settings.scales
+        if scale or layer not in settings.held  # which stays, but may be damped
+    )
+    if not found:
         raise SelectionError(
             f"No layer may be dropped: of {num_layers}, the first {settings.protect_first} and the last "
             f"{settings.protect_last}{' of each stack' if numbering.stacks else ''} are protected, and "
             f"{len(settings.held)} held by the architecture.",
             "Lower --protect-first or --protect-last.",
         )
-    return layers
+    return found
 
 
 def _cap(probe: Prober, settings: SelectionSettings) -> int | None:
@@ -197,7 +222,8 @@ def _cap(probe: Prober, settings: SelectionSettings) -> int | None:
     """
     if settings.criterion == "fixed":
         return len(settings.drop)
-    if settings.max_drop_layers is None and not probe.is_labelled and settings.criterion not in SELF_ENDING:
+    ends = (*SELF_ENDING, *BY_METRIC)  # criteria that go by the metric refuse such rows themselves
+    if settings.max_drop_layers is None and not probe.is_labelled and settings.criterion not in ends:
         raise ConfigError(
             f"Criterion {settings.criterion} on unlabelled rows has nothing to stop it.",
             "Add --max-drop-layers.",
@@ -219,7 +245,7 @@ def _prediction(
     """Tell how well the label-free score ranked the first round's candidates, where labels exist."""
     first = steps[0].candidates if steps else rejected
     pairs = [(c.score, c.metric) for c in first if c.metric is not None]
-    if criterion in ("tale", "loss", "tapioca+tale") or len(pairs) < 3:
+    if criterion in ("tale", "loss", "damp", "tapioca+tale") or len(pairs) < 3:
         return None
     from scipy.stats import spearmanr
 

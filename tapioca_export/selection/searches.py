@@ -20,7 +20,7 @@ from .rounds import Prober, Round, SelectionSettings
 Path = tuple[Step, ...]
 # Sets that an exhaustive search scores at most: all of 12 layers.
 MOST_SETS = 1 << 12
-BY_METRIC = ("tale", "loss")
+BY_METRIC = ("tale", "loss", "damp")
 
 
 class BudgetSpent(Exception):  # noqa: N818  (no error: the search ends with what it has)
@@ -49,13 +49,13 @@ class Walk:
     plain_layers: int = 0
 
     def __post_init__(self) -> None:
-        """Look up how layers are named and may be dropped together."""
-        self.numbering = self.settings.numbering(self.probe.num_layers)
-        self.most = self.numbering.most(self.allowed)
+        """Look up what may be done to layers, and together."""
+        self.choices = self.settings.choices(self.probe.num_layers)
+        self.most = self.choices.most(self.allowed)
 
     def left(self, dropped: Collection[int]) -> tuple[int, ...]:
         """Return the layers of which any one can follow those that are dropped."""
-        return self.numbering.left(self.allowed, dropped)
+        return self.choices.left(self.allowed, dropped)
 
     def ask(
         self, dropped: tuple[int, ...], layers: tuple[int, ...]
@@ -72,10 +72,12 @@ class Walk:
         for candidate in scored.candidates:
             if candidate.layer not in told:  # ranked by one measurement, not scored one by one
                 finish(candidate)
-        num_scored = sum(c.metric is not None or c.bound is not None for c in scored.candidates)
+        measured = [c.layer for c in scored.candidates if c.metric is not None or c.bound is not None]
         # Where a criterion scores no candidate, the one that is dropped is scored.
-        num_plain = max(num_scored, int(self.probe.is_labelled))
-        self.plain_layers += num_plain * (self.probe.num_layers - len(dropped) - 1)
+        num_plain = max(len(measured), int(self.probe.is_labelled))
+        num_dropping = len(self.choices.dropped(measured)) if measured else num_plain
+        num_left = self.probe.num_layers - len(self.choices.dropped(dropped))
+        self.plain_layers += num_plain * num_left - num_dropping
         return scored.candidates, scored.stop
 
     def take_best(self, found: Iterable[Path]) -> None:
@@ -86,7 +88,7 @@ class Walk:
 
     def step(self, dropped: tuple[int, ...], candidates: tuple[Candidate, ...]) -> Step:
         """Return the step to the best of the candidates, its metric measured where there are labels."""
-        best = best_of(candidates, self.settings.tie_break, self.numbering.name)
+        best = best_of(candidates, self.settings.tie_break, self.choices.name)
         found = Evaluation(best.metric, best.loss)
         if found.metric is None and self.probe.is_labelled:
             found = self.probe.metric((*dropped, best.layer))
@@ -102,16 +104,18 @@ class Walk:
 
     def end(self, depth: int) -> str | None:
         """Return why no layer can follow the `depth` that are dropped, if none can."""
+        changed = "dropped or damped" if self.choices.damps else "dropped"
         if depth == self.cap:
-            return f"{self.cap} layers dropped, the most that was asked for"
+            return f"{self.cap} layers {changed}, the most that was asked for"
         if depth == self.most:
-            return "no layer is left that may be dropped"
+            return f"no layer is left that may be {changed}"
         return None
 
     def beyond_floor(self, step: Step) -> str:
         """Say that a step was not taken."""
-        name = self.numbering.name(step.layer)
-        return f"dropping layer {name} next gives {step.metric:.6g}, beyond the floor of {self.floor:.6g}"
+        doing = "damping" if self.choices.scale(step.layer) else "dropping"
+        name = self.choices.name(step.layer)
+        return f"{doing} layer {name} next gives {step.metric:.6g}, beyond the floor of {self.floor:.6g}"
 
 
 Search = Callable[[Walk], str]
@@ -196,7 +200,7 @@ def exhaustive(walk: Walk) -> str:
     """
     _need_metric(walk)
     most = min(walk.most, walk.cap if walk.cap is not None else 10**6)
-    num_sets = sum(walk.numbering.num_sets(walk.allowed)[1 : most + 1])
+    num_sets = sum(walk.choices.num_sets(walk.allowed)[1 : most + 1])
     if num_sets > MOST_SETS:
         raise ConfigError(
             f"--search exhaustive would score {num_sets:,} sets of layers; {MOST_SETS:,} are the most.",
@@ -204,7 +208,7 @@ def exhaustive(walk: Walk) -> str:
         )
     paths: dict[frozenset[int], Path] = {frozenset(): ()}
     for depth in range(1, most + 1):
-        walk.begin(depth, walk.numbering.num_sets(walk.allowed)[depth])
+        walk.begin(depth, walk.choices.num_sets(walk.allowed)[depth])
         for dropped in combinations(walk.allowed, depth - 1):
             if frozenset(dropped) not in paths:  # a stack would be empty
                 continue
