@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .artifacts import sha256
+from .domains import UNNAMED, Domains
 from .errors import ConfigError, LoadError, first_line
 
 # What marks a folder written by datasets; any other holds a folder of files for each label.
@@ -28,6 +29,7 @@ ROLES = ("id-select", "target-select", "id-report", "target-report")
 # Fewer rows give intervals that say nothing.
 MIN_ROWS = 8
 Side = Literal["select", "report"]
+_SIDES: tuple[Side, ...] = ("select", "report")
 
 
 class Place(str):
@@ -60,12 +62,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Samples:
-    """Rows of one role, in file order."""
+    """Rows of one role, in file order; of a target with `named` domains, one domain after another."""
 
     role: str
     rows: tuple[Row, ...]
     source: str
     sha256: str
+    named: Domains | None = None
 
     def __len__(self) -> int:
         """Count the rows."""
@@ -91,6 +94,21 @@ class Samples:
     def labels(self) -> np.ndarray:
         """Labels stacked along axis 0."""
         return np.asarray([row.label for row in self.rows])
+
+    @cached_property
+    def domains(self) -> Domains:
+        """Where the rows of each domain stand; all rows are one domain where none is named."""
+        return self.named or Domains.of({UNNAMED: len(self)})
+
+    @cached_property
+    def by_domain(self) -> tuple[Samples, ...]:
+        """The rows of each domain apart."""
+        if self.named is None:
+            return (self,)
+        return tuple(
+            replace(self, role=f"{self.role} ({name})", rows=self.rows[part], named=None)
+            for name, part in zip(self.domains.names, self.domains.parts, strict=True)
+        )
 
 
 ReadRow = Callable[[Mapping[str, Any], str], Row]
@@ -135,60 +153,99 @@ def read_samples(path: Path, read_row: ReadRow, *, role: str) -> Samples:
 
 
 def load_roles(
-    files: Mapping[str, Path | None],
+    files: Mapping[str, Path | Mapping[str, Path] | None],
     read_row: ReadRow,
     *,
     sides: Sequence[Side] = ("select", "report"),
     seed: int = 0,
     limit: int | None = None,
     drop_leaks: bool = False,
+    objective: str = "mean",
+    weights: Mapping[str, float] | None = None,
 ) -> dict[str, Samples]:
     """Read the sample files and deal the rows out to the roles.
 
     A distribution with one file is split in half by a seeded hash of each row's content, stratified
-    by label, so that equal rows never part; with a report file, the files are the roles.
+    by label, so that equal rows never part; with a report file, the files are the roles. Of a target
+    with named domains each is dealt out so on its own, and a row that is in two of them is in two roles.
 
     Args:
-        files: Paths by "id", "target", "id-report", "target-report"; None where not given.
+        files: Paths by "id", "target", "id-report", "target-report"; None where not given, a path for
+            each name where domains are named.
         read_row: Turns one record and its place into a row.
         sides: The sides wanted; the split is the same whichever are asked for.
         seed: Seed of the hash.
         limit: At most this many rows a role, chosen by the same hash after the split.
         drop_leaks: Remove rows that stand in two roles instead of refusing them. A row stays in the
             first of its roles in the order of `ROLES`, so that report rows go before select rows.
+        objective: How the numbers of named domains become one, as in `Domains`.
+        weights: What each of them counts for, with objective "weights".
 
     Raises:
         LoadError: If a file cannot be read, files do not fit each other, a role has too few rows,
             or a row is in two roles.
     """
-    roles: dict[str, Samples] = {}
+    roles: dict[tuple[str, str], Samples] = {}
     for name in ("id", "target"):
-        path, report_path = files.get(name), files.get(f"{name}-report")
-        if path is None:
-            continue
-        samples = read_samples(path, read_row, role=f"{name}-select")
-        if report_path is None:
-            select, report = _split(samples, seed)
-        else:
-            select = samples
-            report = read_samples(report_path, read_row, role=f"{name}-report")
-        roles |= {
-            f"{name}-select": _limited(select, seed, limit),
-            f"{name}-report": _limited(replace(report, role=f"{name}-report"), seed, limit),
-        }
+        given, report_files = (_by_domain(files.get(key)) for key in (name, f"{name}-report"))
+        for domain in sorted(given):
+            role, report_role = (f"{name}-{side}{f' ({domain})' if domain else ''}" for side in _SIDES)
+            samples = read_samples(given[domain], read_row, role=role)
+            if domain in report_files:
+                select, report = samples, read_samples(report_files[domain], read_row, role=report_role)
+            else:
+                select, report = _split(samples, seed)
+            roles[f"{name}-select", domain] = _limited(select, seed, limit)
+            roles[f"{name}-report", domain] = _limited(replace(report, role=report_role), seed, limit)
     _check_layout([row for samples in roles.values() for row in samples.rows[:1]])
     if "report" not in sides:
-        roles = {name: samples for name, samples in roles.items() if name.endswith("select")}
+        roles = {key: samples for key, samples in roles.items() if key[0].endswith("select")}
     # Where rows are reported, those that drove the choice count, though they be not asked for.
     roles = _without_leaks(roles, drop_leaks)
-    roles = {name: s for name, s in roles.items() if name.rpartition("-")[2] in sides}
+    roles = {key: samples for key, samples in roles.items() if key[0].rpartition("-")[2] in sides}
     for samples in roles.values():
         if len(samples) < MIN_ROWS:
             raise LoadError(
                 f"{samples.source} gives {len(samples)} {samples.role} rows, at least {MIN_ROWS} are needed.",
                 "Give more rows, or a separate report file.",
             )
-    return roles
+    found: dict[str, dict[str, Samples]] = {}
+    for (name, domain), samples in roles.items():
+        found.setdefault(name, {})[domain] = samples
+    return {name: _joined(name, domains, objective, weights) for name, domains in found.items()}
+
+
+def _by_domain(files: Path | Mapping[str, Path] | None) -> Mapping[str, Path]:
+    """Return the file of each domain; one file is that of a domain without a name."""
+    if files is None:
+        return {}
+    return files if isinstance(files, Mapping) else {UNNAMED: files}
+
+
+def _joined(
+    role: str, domains: Mapping[str, Samples], objective: str, weights: Mapping[str, float] | None
+) -> Samples:
+    """Return the rows of all domains of a role as one set.
+
+    Raises:
+        LoadError: If some domains have labels and others have none.
+    """
+    if UNNAMED in domains:
+        return domains[UNNAMED]
+    labelled = {samples.is_labelled: samples for samples in domains.values()}
+    if len(labelled) > 1:
+        raise LoadError(
+            f"{labelled[False].source} has no labels, {labelled[True].source} has labels.",
+            "Label the rows of all target domains, or of none.",
+        )
+    sizes = {name: len(samples) for name, samples in domains.items()}
+    return Samples(
+        role,
+        tuple(row for samples in domains.values() for row in samples.rows),
+        ", ".join(samples.source for samples in domains.values()),
+        "\n".join(samples.sha256 for samples in domains.values()),
+        Domains.of(sizes, objective, weights),
+    )
 
 
 def _check_layout(rows: Sequence[Row]) -> None:
@@ -201,27 +258,36 @@ def _check_layout(rows: Sequence[Row]) -> None:
             )
 
 
-def _without_leaks(roles: dict[str, Samples], drop_leaks: bool) -> dict[str, Samples]:
+def _without_leaks(
+    roles: dict[tuple[str, str], Samples], drop_leaks: bool
+) -> dict[tuple[str, str], Samples]:
     """Refuse, or remove from the later role, rows that stand in two roles."""
     first_seen: dict[str, tuple[str, str]] = {}
-    clean: dict[str, Samples] = {}
-    contents = {name: {row.key for row in samples.rows} for name, samples in roles.items()}
+    clean: dict[tuple[str, str], Samples] = {}
+    contents = [{row.key for row in samples.rows} for samples in roles.values()]
     # The same file given twice, where nothing is reported, is a control: no shift, nothing to drop.
-    if list(roles) == ["id-select", "target-select"] and contents["id-select"] == contents["target-select"]:
+    if [name for name, _ in roles] == ["id-select", "target-select"] and contents[0] == contents[1]:
         return roles
-    for role in (role for role in ROLES if role in roles):
-        kept = []
-        for row in roles[role].rows:
+    for key in sorted(roles, key=lambda key: (ROLES.index(key[0]), key[1])):
+        role, kept = roles[key].role, []
+        for row in roles[key].rows:
             other, where = first_seen.setdefault(row.key, (role, row.where))
             if other == role:
                 kept.append(row)
             elif not drop_leaks:
                 raise LoadError(
                     f"The same row is in two roles: {where} ({other}) and {row.where} ({role}).",
-                    "A row that helped to choose cannot be reported. Remove it, or add --drop-leaks.",
+                    f"{_why_apart(other, role)} Remove it, or add --drop-leaks.",
                 )
-        clean[role] = replace(roles[role], rows=tuple(kept))
+        clean[key] = replace(roles[key], rows=tuple(kept))
     return clean
+
+
+def _why_apart(one: str, other: str) -> str:
+    """Say why a row may not be in two roles."""
+    if one.split(" ")[0] == other.split(" ")[0]:
+        return "A row belongs to one domain."
+    return "A row that helped to choose cannot be reported."
 
 
 def _split(samples: Samples, seed: int) -> tuple[Samples, Samples]:

@@ -68,8 +68,7 @@ def check(config: RunConfig, *, searches: bool = False, replaces: bool = True) -
         TapiocaError: If a name is in no table, settings do not go together, a sample file is missing,
             or a device or provider is not there.
     """
-    files = (config.id, config.target, config.id_report, config.target_report, config.few_shot)
-    given = [path for path in files if path is not None]
+    given = [path for *_, path in config.files(*provenance.SAMPLE_FILES)]
     for path in given:
         check_exists(path)
     if replaces:
@@ -376,9 +375,16 @@ def benchmark_settings(config: RunConfig) -> BenchmarkSettings:
 
 def fingerprint(config: RunConfig, roles: Mapping[str, Samples]) -> dict[str, Any]:
     """Return what must be equal for a journal's numbers to hold."""
+    domains = roles["target-select"].domains
+    named = {
+        "domains": domains.sizes_by_name,
+        "objective": domains.objective,
+        "weights": list(domains.weights),
+    }
     return {
         "model": provenance.hash_model(config.model),
         "samples": {name: roles[name].fingerprint for name in sorted(roles) if name.endswith("select")},
+        **(named if domains.are_named else {}),
         "select_on": config.select_on,
         "device": config.device,
         "max_length": config.max_length,

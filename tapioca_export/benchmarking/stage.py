@@ -122,7 +122,7 @@ def score_exported(
             if (wanted := batch.continuation) is not None:
                 prompts, most = wanted.inputs(batch.inputs), int(wanted.limits.max())
                 answers = wanted.joined(answers, generate(session, prompts, cache, most, wanted.ends))
-            parts.append((batch.indices, task.score(answers, samples, batch.indices)))
+            parts.append((batch.indices, task.score_by_domain(answers, samples, batch.indices)))
             progress.update(len(batch))
     return Scores.joined(parts)
 

@@ -22,7 +22,7 @@ LOADING = (
     "model", "task", "max_length", "trust_remote_code", "local_files_only", "num_threads", "seed",
 )  # fmt: skip
 SAMPLE_FILES = ("id", "target", "id_report", "target_report")
-SAMPLES = (*SAMPLE_FILES, "columns", "limit", "drop_leaks")
+SAMPLES = (*SAMPLE_FILES, "objective", "weights", "columns", "limit", "drop_leaks")
 PROMPTS = (
     "metric", "prompt_template", "chat_template", "few_shot", "num_fewshot", "max_new_tokens", "extract",
     "extract_last",

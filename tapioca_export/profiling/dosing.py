@@ -18,6 +18,7 @@ from ..bars import progress_bar
 from ..models import INTACT, Change, stand_ins
 from ..tasks import Batch, Scores
 from .accumulating import NUM_REPLICATES, Accumulator, log_ratio
+from .gathering import read_states
 from .probe import Probe, forwards_of
 from .replaying import Trace, changed_passes
 
@@ -86,10 +87,10 @@ def _respond(probe: Probe, variants: Sequence[Variant], num_replicates: int) -> 
 
     def score(batch: Batch, number: int, trace: Trace) -> None:
         assert trace.answers is not None
-        scored[number].append((batch.indices, task.score(trace.answers, samples, batch.indices)))
+        scored[number].append((batch.indices, task.score_by_domain(trace.answers, samples, batch.indices)))
 
     for batch, number, trace in _passes(probe, variants, task.profile_batch):
-        sums[number].add(batch, *probe.read_states(batch, trace.boundaries))
+        sums[number].add(batch, *read_states(probe.model, probe.processor, batch, trace.boundaries))
         if samples.is_labelled and task.profiles_while_scoring:
             score(batch, number, trace)
     if samples.is_labelled and not task.profiles_while_scoring:

@@ -96,7 +96,7 @@ class Replayer:
         with stand_ins(self.model, self._kinds) as places:
             for _, trace in passes(self.model, places, batch, work.base, work.layers, read=read):
                 if trace.answers is not None:
-                    scores.append(task.score(trace.answers, self.samples, work.rows))
+                    scores.append(task.score_by_domain(trace.answers, self.samples, work.rows))
                 del trace  # or this candidate's states are held while those of the next are made
             found = Found(
                 np.stack([score.values for score in scores]),

@@ -41,10 +41,8 @@ def select_layers(
     """
     CRITERIA[settings.criterion]
     search = SEARCHES[settings.search]
-    if settings.search == "racing" and probe.is_labelled and probe.best_value is None:
-        raise ConfigError(
-            f"--search racing estimates means over rows, and {task.metric} is none.", "Use --search greedy."
-        )
+    if settings.search == "racing" and probe.is_labelled:
+        _refuse_no_mean(probe, task)
     started = time.perf_counter()
     # What needs no measuring is refused before anything is measured.
     numbering = settings.numbering(probe.num_layers)
@@ -97,6 +95,19 @@ def select_layers(
         ),
         stacks=numbering.stacks,
     )
+
+
+def _refuse_no_mean(probe: Prober, task: Any) -> None:
+    """Refuse a metric that no race can estimate from some rows.
+
+    Raises:
+        ConfigError: If it is no mean over rows.
+    """
+    if probe.best_value is None or probe.domains.is_worst:
+        what = task.metric if probe.best_value is None else f"the worst domain's {task.metric}"
+        raise ConfigError(
+            f"--search racing estimates means over rows, and {what} is none.", "Use --search greedy."
+        )
 
 
 def _named_step(step: Step, numbering: Numbering) -> Step:
