@@ -72,9 +72,7 @@ def _weights(ctx: click.Context, parameter: click.Parameter, value: Any) -> dict
         raise click.BadParameter("give pairs such as airline=2,banking=1, each name once.") from None
 
 
-def _targets(
-    ctx: click.Context, parameter: click.Parameter, values: Any
-) -> Path | dict[str, Path] | None:
+def _targets(ctx: click.Context, parameter: click.Parameter, values: Any) -> Path | dict[str, Path] | None:
     """Parse one PATH, or NAME=PATH once for each domain; a path that is there may hold a `=`."""
     if not values:
         return None

@@ -21,7 +21,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ..artifacts import Curves, Deviation, Evaluation, LayerProfile, Ledger
+from ..artifacts import Deviation, Evaluation, LayerProfile, Ledger
 from ..domains import Domains
 from ..engines import Engine, open_engine
 from ..models import LoadedModel, StandIn, stand_ins
@@ -253,7 +253,7 @@ class Probe:
         return {n: Evaluation(metrics[n].metric, metrics[n].loss, found[n]) for n in layers}
 
     def influences(self, name: str) -> tuple[float, ...]:
-        """Return each layer's block influence on the few "id" or "target" samples of lowest hash, a domain."""
+        """Return each layer's block influence on the few samples of lowest hash, of each domain."""
         return self._once(("influences", name), lambda: self._mean_influences(self.samples[name]))
 
     def _mean_influences(self, samples: Samples) -> tuple[float, ...]:
@@ -283,7 +283,8 @@ class Probe:
         for layers in within:
             total[list(layers)] = 0.0
         for batch, _, trace in self._passes(samples, (), ()):
-            for layers, states in zip(within, read_states(self.model, self.processor, batch, trace.boundaries)[0], strict=True):
+            found = read_states(self.model, self.processor, batch, trace.boundaries)[0]
+            for layers, states in zip(within, found, strict=True):
                 angles = angular_distance(states[:-num_layers], states[num_layers:])  # (len(layers), B, P)
                 total[list(layers)] += angles.double().mean(dim=-1).sum(dim=-1).cpu().numpy()
         self.ledger.add_cost(self._layer_forwards, self._layer_tokens)

@@ -76,8 +76,8 @@ class Field:
         return self._weighted(*self.round.current())
 
     def _weighted(self, values: np.ndarray, losses: np.ndarray) -> np.ndarray:
-        penalties: np.ndarray = losses if self.by_loss else np.abs(self.best_value - values)
-        return penalties * self.weights
+        penalties = losses if self.by_loss else np.abs(self.best_value - values)
+        return np.asarray(penalties * self.weights)
 
     def score(self, layers: Collection[int], rows: np.ndarray) -> None:
         """Score rows of some candidates."""
@@ -215,7 +215,8 @@ def _expected(field: Field, layer: int) -> float:
     change = np.linalg.lstsq(line[seen], (own - margins)[seen], rcond=None)[0]
     guesses = margins + line @ change
     scatter = math.sqrt((float(np.square(own - guesses)[seen].sum()) + 1) / seen.sum())
-    threshold = np.quantile(margins, (current > 0).mean())  # below it are as many rows as the model gets wrong
+    # Below the threshold are as many rows as the model gets wrong.
+    threshold = np.quantile(margins, (current > 0).mean())
     wrong = norm.cdf((threshold - guesses) / scatter) * field.weights
     split = zip(field.domains.split(wrong), field.domains.split(seen), strict=True)
     unseen = np.asarray([part[~known].sum() for part, known in split])
@@ -293,8 +294,7 @@ def _doubt(field: Field) -> np.ndarray:
     if not field.is_right_or_wrong:
         return penalties
     right = np.exp(-losses)
-    doubt: np.ndarray = np.where(penalties == 0, 1 - right, right)
-    return doubt * field.weights
+    return np.asarray(np.where(penalties == 0, 1 - right, right) * field.weights)
 
 
 class Forecast:
