@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from . import comparing, intervening, reading, reporting, steps
+from . import comparing, intervening, reading, reporting, steps, trading
 from .artifacts import (
     Benchmark,
     Comparison,
@@ -66,7 +66,7 @@ def select(config: RunConfig) -> Selection:
     ):
         model, roles = reading.load_with_roles(config, ("select",))
         with steps.probing(config, model, roles, folder / JOURNAL) as probe:
-            selection = steps.choose(config, model, probe, roles)
+            selection = trading.choose(config, model, probe, roles)
         write(folder / "selection.json", selection)
     return selection
 

@@ -113,9 +113,9 @@ def _accuracies(
 ) -> dict[tuple[LayerName, ...], Accuracy]:
     """Compare the model without each set of layers with the original, on "id" or "target" report rows."""
     with steps.probing(replace(config, select_on=name), model, roles, side="report") as probe:
-        original = _scores(probe, ())
+        original, domains = _scores(probe, ()), probe.domains
         bar = progress_bar(sets, desc=f"Scoring {name} report rows", unit="set", leave=False)
-        return {drop: compare_scores(model.task, original, _scores(probe, drop)) for drop in bar}
+        return {drop: compare_scores(model.task, original, _scores(probe, drop), domains) for drop in bar}
 
 
 def _scores(probe: Probe, drop: tuple[LayerName, ...]) -> Scores:

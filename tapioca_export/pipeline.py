@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from . import provenance, reading, reporting, steps
+from . import provenance, reading, reporting, steps, trading
 from .artifacts import Report, sha256, staged, write
 from .benchmarking import benchmark
 from .config import RunConfig
@@ -56,7 +56,7 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
             model = load_model(config.model, task.name, reading.load_options(config))
         with steps.probing(config, model, roles, folder / JOURNAL) as probe:
             with clock("select"):
-                selection = steps.choose(config, model, probe, roles)
+                selection = trading.choose(config, model, probe, roles)
                 write(folder / "selection.json", selection)
             with clock("profile"):
                 profile = steps.measure(model, probe, selection.drop)

@@ -17,6 +17,8 @@ import torch
 from . import provenance
 from .artifacts import (
     Benchmark,
+    Deviation,
+    DomainProfile,
     Export,
     Journal,
     LayerName,
@@ -46,7 +48,7 @@ from .models import (
 from .profiling import MakeReplayer, Probe, division_on
 from .reading import load_options
 from .samples import Samples, Side, check_exists
-from .selection import CRITERIA, SEARCHES, SelectionSettings, select_layers
+from .selection import CRITERIA, SEARCHES, SelectionSettings, Weigh, select_layers
 from .tasks import TASKS
 
 # Settings that decide what a search measures; a budget and a pick do not.
@@ -188,8 +190,14 @@ def _engine(config: RunConfig, model: LoadedModel, rows: Samples) -> Engine:
     return open_engine(config.engine, make, EngineSettings(config.num_workers, config.ray_address))
 
 
-def choose(config: RunConfig, model: LoadedModel, probe: Probe, roles: Mapping[str, Samples]) -> Selection:
-    """Search for the layers to drop.
+def choose(
+    config: RunConfig,
+    model: LoadedModel,
+    probe: Probe,
+    roles: Mapping[str, Samples],
+    weigh: Weigh | None = None,
+) -> Selection:
+    """Search for the layers to drop; `weigh` says what the best set of every size trades.
 
     Raises:
         ConfigError: If `drop` names layers that the model does not have.
@@ -197,10 +205,14 @@ def choose(config: RunConfig, model: LoadedModel, probe: Probe, roles: Mapping[s
     """
     settings = selection_settings(config, model)
     num_samples = len(roles[f"{config.select_on}-select"])
-    found = select_layers(probe, settings, model=config.model, task=model.task, num_samples=num_samples)
+    found = select_layers(
+        probe, settings, model=config.model, task=model.task, num_samples=num_samples, weigh=weigh
+    )
     invalid = [probe.num_invalid(model.numbering.indices(drop)) for drop in ((), found.drop)]
     known = [count for count in invalid if count is not None]
     pair = Pair(*known) if len(known) == 2 else None
+    if roles["target-select"].domains.are_named:
+        found = replace(found, objective=config.objective, weights=dict(config.weights))
     return replace(found, prompting=model.processor.prompting, invalid=pair)
 
 
@@ -247,18 +259,39 @@ def measure(model: LoadedModel, probe: Probe, drop: Sequence[LayerName]) -> Prof
         deviation=before,
         stacks=numbering.stacks,
     )
+    domains, layers = probe.samples["target"].domains, sorted(numbering.indices(drop))
+    if domains.are_named:
+        found = zip(domains.names, _measure_domains(probe, layers), strict=True)
+        result = replace(result, objective=domains.objective, targets=dict(found))
     if not drop:
         return result
-    layers = sorted(numbering.indices(drop))
-    after, comparable = probe.deviation(layers), probe.deviation(over=layers).mean
+    after, comparable = probe.deviation(layers), probe.deviation(over=layers)
     return replace(
         result,
         drop=numbering.names(layers),
         pruned_id=probe.profile("id", layers),
         pruned_target=probe.profile("target", layers),
         pruned_deviation=after,
-        deviation_removed=1 - after.mean / comparable if comparable else None,
+        deviation_removed=_removed(comparable, after),
     )
+
+
+def _measure_domains(probe: Probe, layers: Sequence[int]) -> list[DomainProfile]:
+    """Profile each target domain, before and after the layers are dropped."""
+    before = zip(probe.domain_profiles(), probe.domain_deviations(), strict=True)
+    if not layers:
+        return [DomainProfile(*parts) for parts in before]
+    after, comparable = probe.domain_deviations(layers), probe.domain_deviations(over=layers)
+    pruned = zip(probe.domain_profiles(layers), after, comparable, strict=True)
+    return [
+        DomainProfile(*parts, profile, deviation, _removed(least, deviation))
+        for parts, (profile, deviation, least) in zip(before, pruned, strict=True)
+    ]
+
+
+def _removed(before: Deviation, after: Deviation) -> float | None:
+    """Return the share of a deviation that is gone, over the same boundaries."""
+    return 1 - after.mean / before.mean if before.mean else None
 
 
 def save_checkpoint(

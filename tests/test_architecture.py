@@ -39,7 +39,7 @@ STAGES = {
     "provenance": set(),
 }
 # The story, from the ground up: each may use those before it.
-STORY = ["reading", "steps", "comparing", "intervening", "pipeline", "commands", "pruning"]
+STORY = ["reading", "steps", "trading", "comparing", "intervening", "pipeline", "commands", "pruning"]
 HEAVY = {
     "torch": {"models", "profiling", "polynomial", "steps", "costing"},
     "transformers": {"models", "polynomial"},

@@ -7,12 +7,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import LoadError, OutputError, ParityError
+from .records import OMIT_EMPTY
 
 T = TypeVar("T")
 # Ends the name of a folder that is being filled; nobody else has such folders.
@@ -30,8 +33,26 @@ def _adapter(cls: Any) -> Any:
 def to_json(artifact: Any) -> str:
     """Return the artifact as indented JSON, `kind` and `schema_version` first."""
     fields = json.loads(_adapter(type(artifact)).dump_json(artifact))
+    _leave_out(artifact, fields)
     head = {key: fields.pop(key) for key in ("kind", "schema_version") if key in fields}
     return json.dumps({**head, **fields}, indent=1, ensure_ascii=False) + "\n"
+
+
+def _leave_out(artifact: Any, fields: Any) -> None:
+    """Remove what holds nothing, and is so marked, from a dataclass that was turned into plain values."""
+    if isinstance(artifact, Mapping):
+        for name, value in artifact.items():
+            _leave_out(value, fields[name])
+    elif isinstance(artifact, tuple):
+        for value, plain in zip(artifact, fields, strict=True):
+            _leave_out(value, plain)
+    elif is_dataclass(artifact):
+        for item in dataclass_fields(artifact):
+            value = getattr(artifact, item.name)
+            if not value and item.metadata == OMIT_EMPTY:
+                del fields[item.name]
+            else:
+                _leave_out(value, fields[item.name])
 
 
 def write(path: Path, artifact: Any) -> None:

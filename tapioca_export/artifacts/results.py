@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ..numbering import LayerName
 from .prompts import Prompting
-from .records import SCHEMA_VERSION, Cost, Interval, Pair
+from .records import OMIT_EMPTY, SCHEMA_VERSION, Cost, Interval, Pair
 
 # --- export.json ----------------------------------------------------------------------------
 
@@ -167,6 +167,7 @@ class Benchmark:
     """`benchmark.json`: original against pruned, both as exported files.
 
     `accuracy` is keyed by role, "id" and "target"; a role without labels is absent.
+    Of several targets, "target" is the objective's row, and `targets` has each domain's by its name.
     `optimism_gap` is the gain on the select rows minus the gain on the report rows.
     `cache_bytes_per_token` is what keys and values of one token take; None where nothing is cached.
     `skipped` says in words what was asked for and could not be measured here.
@@ -182,8 +183,17 @@ class Benchmark:
     optimism_gap: float | None = None
     cache_bytes_per_token: Pair | None = None
     skipped: tuple[str, ...] = ()
+    objective: str | None = field(default=None, metadata=OMIT_EMPTY)
+    targets: dict[str, Accuracy] = field(default_factory=dict, metadata=OMIT_EMPTY)
     kind: Literal["benchmark"] = "benchmark"
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def rows(self) -> dict[str, Accuracy]:
+        """All that was scored, each by what it is in words: roles, then each target domain."""
+        words = {} if self.objective is None else {"target": f"target ({self.objective})"}
+        found = {words.get(role, role): accuracy for role, accuracy in self.accuracy.items()}
+        return found | {f"target {name}": accuracy for name, accuracy in self.targets.items()}
 
 
 # --- comparison.json ------------------------------------------------------------------------

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..artifacts import Candidate, Cost, Evaluation, Numbering, Prediction, Selection, Step
+from ..artifacts import Candidate, Cost, Evaluation, Numbering, Point, Prediction, Selection, Step
 from ..errors import ConfigError, SelectionError
 from .criteria import CRITERIA
 from .progress import Progress
 from .rounds import Prober, SelectionSettings
 from .searches import SEARCHES, BudgetSpent, Path, Walk
 
+# The sets of layers of every size, none first -> what each trades.
+Weigh = Callable[[Sequence[tuple[int, ...]]], tuple[Point, ...]]
 # Criteria that end by themselves on rows without labels.
 SELF_ENDING = ("tapioca", "fixed")
 
 
 def select_layers(
-    probe: Prober, settings: SelectionSettings, *, model: str, task: Any, num_samples: int
+    probe: Prober,
+    settings: SelectionSettings,
+    *,
+    model: str,
+    task: Any,
+    num_samples: int,
+    weigh: Weigh | None = None,
 ) -> Selection:
     """Choose layers: ask the criterion, drop its best candidate, repeat.
 
@@ -29,6 +37,7 @@ def select_layers(
         model: Name of the model, recorded.
         task: The task, for its name and metric.
         num_samples: Rows that drive the search, recorded.
+        weigh: Says what the best set of every size trades; asked when the search has ended.
 
     Returns:
         The whole trajectory, and the part of it that `settings.pick` names.
@@ -61,7 +70,7 @@ def select_layers(
             probe.watch = lambda num_scores: None
     steps, drop = _picked(walk.paths, baseline, probe, settings)
     labelled = probe.is_labelled
-    return Selection(
+    found = Selection(
         model=model,
         task=task.name,
         criterion=settings.criterion,
@@ -95,6 +104,9 @@ def select_layers(
         ),
         stacks=numbering.stacks,
     )
+    if weigh is None:
+        return found
+    return replace(found, points=weigh([tuple(step.layer for step in path) for path in walk.paths]))
 
 
 def _refuse_no_mean(probe: Prober, task: Any) -> None:
