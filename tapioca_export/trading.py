@@ -62,7 +62,7 @@ def _points(probes: Mapping[str, Probe], sets: Sequence[tuple[int, ...]]) -> tup
     sign = 1 if task.higher_is_better else -1
     # Beyond rounding, or a point would dominate another by nothing.
     gains = np.round(sign * (np.asarray(targets) - targets[0]), DIGITS).tolist()
-    losses = np.round(-sign * (np.asarray(ids) - ids[0]), DIGITS).tolist()
+    losses = np.round(sign * (ids[0] - np.asarray(ids)), DIGITS).tolist()
     on_front = are_on_front(gains, losses, [len(drop) for drop in sets])
     names = probes["target"].numbering.names
     return tuple(

@@ -151,7 +151,7 @@ def _how_scored(candidate: Candidate) -> str:
 def accuracy_table(benchmark: Benchmark) -> TextTable:
     """Return both models on the report rows, with intervals."""
     columns = ("report rows", "metric", "rows", "original", "pruned", "change", "p", "better/worse")
-    rows = tuple(_accuracy_row(role, a) for role, a in benchmark.accuracy.items())
+    rows = tuple(_accuracy_row(role, a) for role, a in benchmark.rows.items())
     return TextTable("Original and pruned on the same report rows (95 % intervals)", columns, rows)
 
 

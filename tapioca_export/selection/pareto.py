@@ -24,5 +24,5 @@ def are_on_front(gains: Sequence[float], losses: Sequence[float], depths: Sequen
     # (n, n): whether the point of the column dominates that of the row.
     no_worse = (merits[None] >= merits[:, None]).all(axis=-1)
     better = (merits[None] > merits[:, None]).any(axis=-1)
-    is_dominated: np.ndarray = np.asarray(no_worse & better).any(axis=1)
-    return [not found for found in is_dominated.tolist()]
+    num_dominating = np.count_nonzero(no_worse & better, axis=1)
+    return [count == 0 for count in num_dominating.tolist()]
