@@ -100,7 +100,7 @@ class Domains:
         # Candidates that gain in one domain what they lose in another are equals, and not by chance.
         return mean if len(self) == 1 else mean.round(DIGITS)
 
-    def average(self, numbers: Sequence[object]) -> np.ndarray:
+    def average(self, numbers: Sequence[object] | np.ndarray) -> np.ndarray:
         """Return the mean over domains of (D, ...), weighted where the objective is, also of the worst."""
         found = np.asarray(numbers, dtype=np.float64)
         shares = np.asarray(self.weights) / sum(self.weights)

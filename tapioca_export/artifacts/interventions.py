@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..numbering import LayerName
-from .records import SCHEMA_VERSION, Interval
+from .records import OMIT_EMPTY, SCHEMA_VERSION, Interval
 from .results import Accuracy
 
 
@@ -145,6 +145,9 @@ class Intervention:
     `id` and `target` are of all `layers` scaled together. `dropped` compares the model without the layers
     with the intact one by role, as `benchmark.json` does; a role without labels is absent. `noise_floor`
     is what two random halves of ID differ by, over the same boundaries: of norms, and of distances.
+
+    Of several target domains, all numbers of the target are the objective's over the domains, and
+    `targets` has the doses of each, by its name.
     """
 
     model: str
@@ -171,6 +174,8 @@ class Intervention:
     stacks: dict[str, int] = field(default_factory=dict)
     layer_forwards: int = 0
     seconds: float = 0.0
+    objective: str | None = field(default=None, metadata=OMIT_EMPTY)
+    targets: dict[str, tuple[Dose, ...]] = field(default_factory=dict, metadata=OMIT_EMPTY)
     kind: Literal["intervention"] = "intervention"
     schema_version: int = SCHEMA_VERSION
 
