@@ -79,9 +79,12 @@ def _targets(ctx: click.Context, parameter: click.Parameter, values: Any) -> Pat
     pairs: list[tuple[str, str]] = []
     for value in map(str, values):
         name, equals, path = value.partition("=")
-        pairs.append((name, path) if equals and not os.path.lexists(value) else ("", value))
-    if len(pairs) == 1 and not pairs[0][0]:
-        return Path(pairs[0][1])
+        if equals and not os.path.lexists(value):
+            pairs.append((name, path))
+        elif len(values) == 1:
+            return Path(value)
+        else:
+            pairs.append(("", value))
     option = parameter.opts[0]
     example = f"{option} airline=a.jsonl {option} banking=b.jsonl"
     for name, path in pairs:

@@ -59,12 +59,14 @@ def render_markdown(report: Report) -> str:
         ("Latency", tables.latency_table(benchmark.latency)),
         ("Size, memory and loading", tables.resource_table(benchmark)),
         ("Search", tables.search_table(selection)),
-        *([("Trade-offs", tradeoffs.trade_off_table(selection))] if selection.points else []),
-        *([("Target domains", tradeoffs.domain_table(report.profile))] if report.profile.targets else []),
         ("Exports", tables.export_table(report.exports)),
     )
     for title, table in shown:
         parts += [f"## {title}", _md_table(table) if table.rows else "Not measured."]
+    if selection.points:
+        parts += _md_captioned("Trade-offs", tradeoffs.trade_off_table(selection))
+    if report.profile.targets:
+        parts += _md_captioned("Target domains", tradeoffs.domain_table(report.profile))
     if report.intervention:
         parts += _md_intervention(report.intervention)
     parts += [
@@ -81,6 +83,10 @@ def _md_intervention(found: Intervention) -> list[str]:
     sentences = "\n".join(f"- {_md(sentence)}" for sentence in found.verdict)
     shown = [*interventions.role_tables(found), interventions.random_table(found)]
     return ["## Dose-response", sentences, *(f"{_md(t.caption)}:\n\n{_md_table(t)}" for t in shown)]
+
+
+def _md_captioned(title: str, table: TextTable) -> list[str]:
+    return [f"## {title}", f"{_md(table.caption)}:", _md_table(table)]
 
 
 def _md(text: str) -> str:

@@ -24,6 +24,7 @@ from collections.abc import Collection
 import numpy as np
 
 from ..artifacts import Candidate
+from ..domains import Domains
 from .rounds import Round
 
 # Beyond rounding, a sum that is larger is larger in any order of summation.
@@ -65,11 +66,6 @@ class Field:
         """Tell whether penalties are 0 or all of a row's weight."""
         penalties = self.current_penalties()
         return bool(((penalties == 0) | (penalties == self.weights)).all())
-
-    @property
-    def is_weighted(self) -> bool:
-        """Tell whether some rows count for more than others."""
-        return bool((self.weights != 1).any())
 
     def current_penalties(self) -> np.ndarray:
         """Return the weighted penalties (N,) of the model as it stands."""
@@ -261,7 +257,7 @@ def statistical_race(round_: Round, by_loss: bool = False) -> tuple[Candidate, .
     """
     field, settings = Field(round_, by_loss), round_.settings
     doubted = np.argsort(-_doubt(field), kind="stable")
-    shuffled = np.random.default_rng(settings.seed).permutation(field.num_rows)
+    shuffled = _shuffled(field.domains, settings.seed)
     num_doubted, num_sampled = (max(SMALLEST_WAVE, field.num_rows // part) for part in (16, 32))
     alive = list(round_.layers)
     while True:
@@ -282,6 +278,14 @@ def statistical_race(round_: Round, by_loss: bool = False) -> tuple[Candidate, .
             field.finish(_estimated(field, forecast, leader, bound))
             return tuple(field.finished[layer] for layer in sorted(field.finished))
         num_doubted, num_sampled = (math.ceil(number * GROWTH) for number in (num_doubted, num_sampled))
+
+
+def _shuffled(domains: Domains, seed: int) -> np.ndarray:
+    """Return all rows in random order, of which any first part holds its share of each domain."""
+    generator = np.random.default_rng(seed)
+    rows = [place.start + generator.permutation(place.stop - place.start) for place in domains.parts]
+    ranks = [(np.arange(size) + 0.5) / size for size in domains.sizes]
+    return np.concatenate(rows)[np.argsort(np.concatenate(ranks), kind="stable")]
 
 
 def _doubt(field: Field) -> np.ndarray:
@@ -355,8 +359,9 @@ class Forecast:
         """Return the standard error of a candidate's total, as a sample of its domain."""
         mean = self.totals[layer] / self.field.num_rows
         seen = self.field.penalties[layer][np.isfinite(self.field.values[layer])]
-        if self.field.is_right_or_wrong and not self.field.is_weighted:
-            return math.sqrt(max(0.0, self.field.num_rows * mean * (1 - mean)))
+        if self.field.is_right_or_wrong:  # rows of a domain are a sample of that domain
+            spread = float(np.square(self.field.weights).mean())
+            return math.sqrt(max(0.0, self.field.num_rows * mean * (1 - mean) * spread))
         return math.sqrt(self.field.num_rows) * float(seen.std())
 
 
