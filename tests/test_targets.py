@@ -164,7 +164,7 @@ def test_equal_candidates_go_to_the_lowest_index_in_a_race_of_domains(objective:
 def harder_first(probe: TableProbe) -> TableProbe:
     """Move the rows that the current model finds hard towards the front, into domain "a"."""
     generator = np.random.default_rng(0)
-    order = np.argsort(-probe.current[1] - generator.lognormal(size=probe.num_rows))
+    order = np.argsort(-probe.current[1] - 0.2 * generator.lognormal(size=probe.num_rows))
     return TableProbe(
         probe.values[:, order], probe.losses[:, order], tuple(part[order] for part in probe.current), 1.0
     )
@@ -179,9 +179,8 @@ def test_a_statistical_race_estimates_the_mean_of_domains(objective: str) -> Non
         assert found.layer == full_winner(probe)
         whole = plainly(probe.domains, probe.values[found.layer], True)
         errors.append(found.metric - whole)
-        assert abs(probe.values[found.layer].mean() - whole) > 0.1  # rows alike would be far off
+        assert abs(probe.values[found.layer].mean() - whole) > 0.05  # rows alike would be far off
         assert probe.num_scored < 0.3 * NUM_LAYERS * 2000
-    print(np.mean(errors), np.abs(errors).max())
     assert abs(np.mean(errors)) < 0.015
     assert np.max(np.abs(errors)) < 0.06
 
