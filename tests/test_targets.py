@@ -384,6 +384,7 @@ def plant_two_layers(folder: Path) -> Path:
             if "norm" not in name:
                 parameter.zero_()
         words = network.model.embed_tokens.weight
+        words[:, 31] = 1.0  # a stream without a norm deviates from nothing
         for kind, (evidence, *marks) in enumerate(KINDS):
             for answer in (0, 1):
                 words[4 + 2 * kind + answer, :3] = torch.tensor([evidence * (2.0 * answer - 1), *marks])
