@@ -101,6 +101,7 @@ def on_report_rows(
         num_samples=selections[0].num_samples,
         seed=config.seed,
         stacks=model.numbering.stacks,
+        objective=config.objective if roles["target-report"].domains.are_named else None,
     )
 
 

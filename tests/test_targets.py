@@ -337,6 +337,17 @@ def test_full_scores_of_domains_take_what_was_planned(
         assert plan.layer_forwards.least <= cost.layer_forwards <= plan.layer_forwards.most
 
 
+def test_criteria_are_compared_by_the_objective(config: Callable[..., RunConfig]) -> None:
+    chosen = config(objective="worst", max_drop_layers=1)
+    found = commands.compare(chosen, ("tale", "random"))
+    assert "target (worst)" in reporting.comparison_table(found).columns
+    model = load_model(chosen.model, "polynomial-regression")
+    for row in found.criteria:
+        parts = load_all(chosen)["target-report"].by_domain
+        metrics = [Probe(model, {"target": part}).metric(row.drop).metric for part in parts]
+        assert row.target.pruned == pytest.approx(max(metrics), rel=1e-4)
+
+
 def test_a_journal_of_another_objective_is_refused(config: Callable[..., RunConfig], tmp_path: Path) -> None:
     commands.select(config())
     aside = tmp_path / ".second.tapioca-partial"

@@ -224,6 +224,7 @@ class Comparison:
     `criteria` stand in the order of their gain on the target, the largest first. All chose on the
     same select rows and are scored on the same report rows, in PyTorch. Intervals and p-values are
     of one criterion each, not adjusted for how many there are.
+    Of several targets, `target` is by `objective`.
     """
 
     model: str
@@ -236,6 +237,7 @@ class Comparison:
     num_samples: int = 0
     seed: int = 0
     stacks: dict[str, int] = field(default_factory=dict)
+    objective: str | None = field(default=None, metadata=OMIT_EMPTY)
     kind: Literal["comparison"] = "comparison"
     schema_version: int = SCHEMA_VERSION
 

@@ -178,7 +178,8 @@ def comparison_table(comparison: Comparison) -> TextTable:
         f"{comparison.max_drop_layers} of {comparison.num_layers} layers dropped"
     )
     change = "change [95 % interval]"
-    columns = ("criterion", "target", change, "ID", change, "forwards", "seconds", "dropped")
+    name = f"target ({comparison.objective})" if comparison.objective else "target"
+    columns = ("criterion", name, change, "ID", change, "forwards", "seconds", "dropped")
     original = ("original", number(target.original), "", number(id_.original), "", "", "", "")
     return TextTable(caption, columns, (original, *map(_compared_row, comparison.criteria)))
 
