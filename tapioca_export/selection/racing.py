@@ -231,8 +231,7 @@ def _has_lost(field: Field, layer: int, leader: int) -> bool:
     if partial > total * (1 + ROUNDING):
         return True
     is_tie_lost = layer > leader and field.round.settings.tie_break == "index"
-    # Of several domains, sums of penalties can be equal that rounding makes unequal metrics of.
-    return partial == total and is_tie_lost and len(field.domains) == 1
+    return partial == total and is_tie_lost
 
 
 def _wave(field: Field, shortfall: float) -> int:
