@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .domains import OBJECTIVES, UNNAMED
 from .errors import ConfigError, UnknownNameError
 from .numbering import LayerName
 from .precision import DTYPES, FULL
@@ -28,6 +27,9 @@ def _option(default: Any, help_: str, short: str | None = None, metavar: str | N
     return field(default=default, metadata=metadata)
 
 
+OBJECTIVES = ("mean", "worst", "weights")
+# The domain of a target that was given without a name.
+UNNAMED = ""
 DOMAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LEAST = {
     0: ("max_drop_layers", "protect_first", "protect_last", "warmup"),

@@ -16,11 +16,10 @@ from functools import cached_property
 
 import numpy as np
 
-OBJECTIVES = ("mean", "worst", "weights")
+from .config import UNNAMED
+
 # Decimals of a mean of several domains; what is behind them is rounding.
 DIGITS = 12
-# The name of a target that was given without one.
-UNNAMED = ""
 
 
 @dataclass(frozen=True)

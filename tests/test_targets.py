@@ -26,7 +26,8 @@ from tapioca_export import RunConfig, commands, gating, reporting
 from tapioca_export.artifacts import DomainProfile, Point, Selection, read, to_json
 from tapioca_export.benchmarking.statistics import compare, replicates
 from tapioca_export.cli import main
-from tapioca_export.domains import OBJECTIVES, Domains
+from tapioca_export.config import OBJECTIVES
+from tapioca_export.domains import Domains
 from tapioca_export.errors import ConfigError, LoadError, OutputError
 from tapioca_export.models import load_model
 from tapioca_export.profiling import Probe

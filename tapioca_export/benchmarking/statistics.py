@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..artifacts import Accuracy, Interval, Pair
-from ..domains import UNNAMED, Domains
+from ..config import UNNAMED
+from ..domains import Domains
 from ..tasks import Scores, Task
 from ..tasks.scoring import averaged
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from ..artifacts import Curves
 from ..bars import progress_bar
-from ..domains import UNNAMED, Domains
+from ..config import UNNAMED
+from ..domains import Domains
 from ..models import INTACT, Change, stand_ins
 from ..tasks import Batch, Scores
 from .accumulating import NUM_REPLICATES, log_ratio

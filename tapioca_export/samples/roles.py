@@ -13,7 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from ..domains import UNNAMED, Domains
+from ..config import UNNAMED
+from ..domains import Domains
 from ..errors import LoadError
 from .rows import ReadRow, Samples, check_layout, read_samples, row_hash
 
@@ -60,7 +61,7 @@ def load_roles(
     roles: dict[tuple[str, str], Samples] = {}
     for name in ("id", "target"):
         given, report_files = (_by_domain(files.get(key)) for key in (name, f"{name}-report"))
-        for domain in sorted(given):
+        for domain in given:
             role, report_role = (f"{name}-{side}{f' ({domain})' if domain else ''}" for side in _SIDES)
             samples = read_samples(given[domain], read_row, role=role)
             if domain in report_files:

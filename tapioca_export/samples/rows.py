@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from ..artifacts import sha256
-from ..domains import UNNAMED, Domains
+from ..config import UNNAMED
+from ..domains import Domains
 from ..errors import LoadError
 from .files import read_records
 
