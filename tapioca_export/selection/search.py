@@ -95,18 +95,19 @@ def select_layers(
         confidence=settings.confidence if settings.search == "racing" else None,
         cut=is_cut,
         prediction=_prediction(settings.criterion, steps, walk.rejected, probe),
-        cost=Cost(
-            probe.ledger.num_evaluations,
-            probe.ledger.layer_forwards,
-            (probe.num_layers * probe.is_labelled + walk.plain_layers) * num_samples * probe.num_answers,
-            time.perf_counter() - started,
-            probe.ledger.layer_tokens,
-        ),
+        cost=_cost(probe, walk, num_samples, time.perf_counter() - started),
         stacks=numbering.stacks,
     )
     if weigh is None:
         return found
     return replace(found, points=weigh([tuple(step.layer for step in path) for path in walk.paths]))
+
+
+def _cost(probe: Prober, walk: Walk, num_samples: int, seconds: float) -> Cost:
+    """Return what the search took, and what full forwards of every candidate would have taken."""
+    plain = (probe.num_layers * probe.is_labelled + walk.plain_layers) * num_samples * probe.num_answers
+    ledger = probe.ledger
+    return Cost(ledger.num_evaluations, ledger.layer_forwards, plain, seconds, ledger.layer_tokens)
 
 
 def _refuse_no_mean(probe: Prober, task: Any) -> None:
