@@ -652,6 +652,11 @@ def test_profiles_of_domains_are_those_of_each_alone(
     means = [found.targets[name].deviation.mean for name in ("near", "far")]
     expected = {"mean": np.mean(means), "worst": max(means), "weights": np.average(means, weights=[1, 3])}
     assert found.deviation.mean == pytest.approx(expected[objective])
+    if objective == "worst":
+        assert (
+            found.deviation.norms
+            == max(found.targets.values(), key=lambda t: t.deviation.mean).deviation.norms
+        )
     assert found.targets.keys() == read(tmp_path / "out" / "profile.json", type(found)).targets.keys()
 
 

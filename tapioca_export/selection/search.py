@@ -69,7 +69,6 @@ def select_layers(
         finally:
             probe.watch = lambda num_scores: None
     steps, drop = _picked(walk.paths, baseline, probe, settings)
-    labelled = probe.is_labelled
     found = Selection(
         model=model,
         task=task.name,
@@ -78,8 +77,8 @@ def select_layers(
         drop=numbering.names(sorted(step.layer for step in drop)),
         steps=tuple(_named_step(step, numbering) for step in steps),
         stop_reason=reason,
-        metric=task.metric if labelled else None,
-        higher_is_better=task.higher_is_better if labelled else None,
+        metric=task.metric if probe.is_labelled else None,
+        higher_is_better=task.higher_is_better if probe.is_labelled else None,
         baseline_metric=baseline.metric,
         baseline_loss=baseline.loss,
         selected_metric=drop[-1].metric if drop else baseline.metric,
@@ -98,9 +97,8 @@ def select_layers(
         cost=_cost(probe, walk, num_samples, time.perf_counter() - started),
         stacks=numbering.stacks,
     )
-    if weigh is None:
-        return found
-    return replace(found, points=weigh([tuple(step.layer for step in path) for path in walk.paths]))
+    sets = [tuple(step.layer for step in path) for path in walk.paths]
+    return replace(found, points=weigh(sets) if weigh else ())
 
 
 def _cost(probe: Prober, walk: Walk, num_samples: int, seconds: float) -> Cost:
