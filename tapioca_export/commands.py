@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from . import comparing, intervening, reading, reporting, steps
+from . import comparing, intervening, measuring, reading, reporting, steps, trading
 from .artifacts import (
     Benchmark,
     Comparison,
@@ -53,7 +53,7 @@ def profile(config: RunConfig, drop: Sequence[LayerName] = ()) -> Profile:
         model, roles = reading.load_with_roles(config, ("select",))
         model.numbering.indices(drop)  # what does not exist is refused before anything is measured
         with steps.probing(config, model, roles) as probe:
-            result = steps.measure(model, probe, drop)
+            result = measuring.measure(model, probe, drop)
         write(folder / "profile.json", result)
     return result
 
@@ -67,7 +67,7 @@ def select(config: RunConfig) -> Selection:
     ):
         model, roles = reading.load_with_roles(config, ("select",))
         with steps.probing(config, model, roles, folder / JOURNAL) as probe:
-            selection = steps.choose(config, model, probe, roles)
+            selection = trading.choose(config, model, probe, roles)
         write(folder / "selection.json", selection)
     return selection
 

@@ -106,6 +106,7 @@ def on_report_rows(
         num_samples=selections[0].num_samples,
         seed=config.seed,
         stacks=model.numbering.stacks,
+        objective=config.objective if roles["target-report"].domains.are_named else None,
     )
 
 
@@ -118,9 +119,9 @@ def _accuracies(
 ) -> dict[tuple[LayerName, ...], Accuracy]:
     """Compare the model without each set of layers with the original, on "id" or "target" report rows."""
     with steps.probing(replace(config, select_on=name), model, roles, side="report") as probe:
-        original = _scores(probe, ())
+        original, domains = _scores(probe, ()), probe.domains
         bar = progress_bar(sets, desc=f"Scoring {name} report rows", unit="set", leave=False)
-        return {drop: compare_scores(model.task, original, _scores(probe, drop)) for drop in bar}
+        return {drop: compare_scores(model.task, original, _scores(probe, drop), domains) for drop in bar}
 
 
 def _scores(probe: Probe, drop: tuple[LayerName, ...]) -> Scores:

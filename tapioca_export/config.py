@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -27,6 +27,10 @@ def _option(default: Any, help_: str, short: str | None = None, metavar: str | N
     return field(default=default, metadata=metadata)
 
 
+OBJECTIVES = ("mean", "worst", "weights")
+# The domain of a target that was given without a name.
+UNNAMED = ""
+DOMAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LEAST = {
     0: ("max_drop_layers", "protect_first", "protect_last", "warmup"),
     1: (
@@ -48,10 +52,18 @@ class RunConfig:
     model: str = _option("", "Checkpoint folder, or a name on the Hugging Face hub.", "m", "MODEL")
     task: str = _option("auto", "Task, by Optimum's names; auto reads it off the checkpoint.", "t", "TASK")
     id: Path | None = _option(None, "In-distribution samples.", None, "PATH")
-    target: Path | None = _option(None, "Target-domain samples.", None, "PATH")
+    target: Path | Mapping[str, Path] | None = _option(
+        None, "Target-domain samples; NAME=PATH, repeatable, for several domains.", None, "[NAME=]PATH"
+    )
     id_report: Path | None = _option(None, "ID rows kept for the report (else --id is split).", None, "PATH")
-    target_report: Path | None = _option(
-        None, "Target rows kept for the report (else --target is split).", None, "PATH"
+    target_report: Path | Mapping[str, Path] | None = _option(
+        None, "Target rows kept for the report (else --target is split).", None, "[NAME=]PATH"
+    )
+    objective: str = _option(
+        "mean", "What counts of several targets: mean of domains, worst, or weights.", None, "NAME"
+    )
+    weights: Mapping[str, float] = _option(
+        {}, "What each domain counts for, with --objective weights: airline=2,banking=1.", None, "MAP"
     )
     metric: str | None = _option(
         None, "Metric, where a task has several, such as accuracy_norm.", None, "METRIC"
@@ -164,6 +176,7 @@ class RunConfig:
                 raise ConfigError(f"--alphas {alpha} must be a number from 0 up.", "Such as 0,0.25,0.5,0.75.")
         # 1 would leave the layer as it is.
         object.__setattr__(self, "alphas", tuple(sorted({0.0, *map(float, self.alphas)} - {1.0})))
+        self._check_targets()
         if self.dtype not in DTYPES:
             raise UnknownNameError("dtype", self.dtype, DTYPES)
         if self.atol is not None and not (math.isfinite(self.atol) and self.atol > 0):
@@ -179,6 +192,69 @@ class RunConfig:
                 raise ConfigError(
                     f"--{name.replace('_', '-')} {getattr(self, name)!r} must be {' or '.join(allowed)}."
                 )
+
+    def _check_targets(self) -> None:
+        """Refuse domains that cannot be told apart, and an objective that does not fit them."""
+        names = list(self.target) if isinstance(self.target, Mapping) else []
+        reported = list(self.target_report) if isinstance(self.target_report, Mapping) else []
+        for name in names:
+            if not DOMAIN.fullmatch(name):
+                raise ConfigError(
+                    f"--target {name!r} is no name of a domain.",
+                    "Letters, digits, dots, dashes and underscores: --target airline=a.jsonl.",
+                )
+        if self.target_report is not None and (bool(names) != bool(reported) or set(reported) - set(names)):
+            raise ConfigError(
+                f"--target names {_listed(names)}, --target-report {_listed(reported)}.",
+                "Name the report rows of a domain as the domain: --target-report airline=more.jsonl.",
+            )
+        seen: dict[Path, str] = {}
+        for option, given in (("--target", self.target), ("--target-report", self.target_report)):
+            for name, path in given.items() if isinstance(given, Mapping) else ():
+                first = seen.setdefault(Path(path).resolve(), f"{option} {name}")
+                if first != f"{option} {name}":
+                    raise ConfigError(
+                        f"{first} and {option} {name} are the same file, {path}.", "Give each its own rows."
+                    )
+        if self.objective not in OBJECTIVES:
+            raise UnknownNameError("objective", self.objective, OBJECTIVES)
+        if self.objective != "mean" and not names:
+            raise ConfigError(
+                f"--objective {self.objective} is for several targets, and none is named.",
+                "Name them: --target airline=a.jsonl --target banking=b.jsonl.",
+            )
+        self._check_weights(names)
+
+    def _check_weights(self, names: Sequence[str]) -> None:
+        """Refuse weights that are not those of the domains."""
+        if self.objective != "weights":
+            if self.weights:
+                raise ConfigError(
+                    f"--weights have no say in --objective {self.objective}.", "Add --objective weights."
+                )
+            return
+        example = f"Such as --weights {','.join(f'{name}=1' for name in names)}."
+        for name in names:
+            if name not in self.weights:
+                raise ConfigError(f"--weights has none for domain {name}.", example)
+        for name, weight in self.weights.items():
+            if name not in names:
+                raise UnknownNameError("domain in --weights", name, names)
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ConfigError(f"--weights {name}={weight} must be a number of at least 0.", example)
+        if not any(self.weights.values()):
+            raise ConfigError("--weights are all 0: no domain would count.", example)
+
+    def files(self, *settings: str) -> list[tuple[str, str, Path]]:
+        """Return the files given for these settings: setting, domain (empty where none is named), path."""
+        found: list[tuple[str, str, Path]] = []
+        for setting in settings:
+            given = getattr(self, setting)
+            if isinstance(given, Mapping):
+                found += [(setting, domain, Path(path)) for domain, path in given.items()]
+            elif given is not None:
+                found.append((setting, UNNAMED, given))
+        return found
 
     def _check_extract(self) -> None:
         """Refuse a rule for answers that nothing is written for, or that is none."""
@@ -198,6 +274,10 @@ class RunConfig:
 
 
 Scaling = Literal["block", "branches"]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "no domain"
 
 
 @dataclass(frozen=True)

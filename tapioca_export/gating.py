@@ -156,8 +156,14 @@ def _target_gain(report: Report, limit: float) -> Check:
         "min_target_gain",
         low >= limit,
         f"Target {accuracy.metric} gain {accuracy.gain:.6g}, 95 % interval {low:.6g} to "
-        f"{high:.6g}; the low bound must be at least {limit:.6g}.",
+        f"{high:.6g}; the low bound must be at least {limit:.6g}.{_by_domain(report)}",
     )
+
+
+def _by_domain(report: Report) -> str:
+    """Say what each of several target domains gains: the objective may hide one that falls."""
+    gains = (f"{name} {part.gain:+.6g}" for name, part in report.benchmark.targets.items())
+    return f" By domain: {', '.join(gains)}." if report.benchmark.targets else ""
 
 
 def _id_loss(report: Report, limit: float) -> Check:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from . import provenance, reading, reporting, steps
+from . import measuring, provenance, reading, reporting, steps, trading
 from .artifacts import Report, sha256, staged, write
 from .benchmarking import benchmark
 from .config import RunConfig
@@ -56,10 +56,10 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
             model = load_model(config.model, task.name, reading.load_options(config))
         with steps.probing(config, model, roles, folder / JOURNAL) as probe:
             with clock("select"):
-                selection = steps.choose(config, model, probe, roles)
+                selection = trading.choose(config, model, probe, roles)
                 write(folder / "selection.json", selection)
             with clock("profile"):
-                profile = steps.measure(model, probe, selection.drop, selection.damp)
+                profile = measuring.measure(model, probe, selection.drop, selection.damp)
                 write(folder / "profile.json", profile)
         del probe  # it holds the model, and where that was spread, what of it is not on the CPU
         rows = reading.parity_rows(roles)

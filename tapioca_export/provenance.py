@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -98,14 +99,14 @@ def make_run(config: RunConfig, folder: Path, seconds: dict[str, float], environ
 
     Paths inside the folder are given relative to it, so that the folder can be moved.
     """
-    paths = {name: getattr(config, name) for name in SAMPLE_FILES}
     inputs = {config.model: hash_model(config.model)}
     resolved = {**asdict(config), "columns": dict(config.columns), "output": str(config.output)}
-    for name, path in paths.items():
-        if path is not None:
-            shown = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
-            inputs[shown] = sha256(path)
-            resolved[name] = shown
+    for setting, domain, path in config.files(*SAMPLE_FILES):
+        shown = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+        inputs[shown] = sha256(path)
+        resolved[setting] = {**resolved[setting], domain: shown} if domain else shown
+    if not isinstance(config.target, Mapping):  # these have no say then
+        del resolved["objective"], resolved["weights"]
     outputs = {
         file.relative_to(folder).as_posix(): sha256(file)
         for file in sorted(folder.rglob("*"))

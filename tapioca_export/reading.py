@@ -66,7 +66,7 @@ def load_roles(
         "target-report": config.target_report,
     }
     for name in ("id", "target"):
-        if files[name] is None:
+        if not files[name]:
             raise ConfigError(f"No {name} samples were given.", f"Add --{name} PATH.")
     roles = read_roles(
         files,
@@ -75,17 +75,19 @@ def load_roles(
         seed=config.seed,
         limit=config.limit,
         drop_leaks=config.drop_leaks,
+        objective=config.objective,
+        weights=config.weights,
     )
     for samples in roles.values():
-        task.check_labels(samples)
+        for part in samples.by_domain:
+            task.check_labels(part)
     return roles
 
 
 def given_rows(config: RunConfig, task: Task, processor: Processor) -> Samples | None:
     """Return all rows of the sample files that were given, for a proof that needs no roles."""
     reader = task.rows(config.columns, processor)
-    files = [path for path in (config.id, config.target) if path is not None]
-    parts = [read_samples(path, reader, role="parity") for path in files]
+    parts = [read_samples(path, reader, role="parity") for *_, path in config.files("id", "target")]
     return _joined(parts) if parts else None
 
 

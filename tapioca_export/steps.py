@@ -18,13 +18,10 @@ from . import provenance
 from .artifacts import (
     Benchmark,
     Choices,
-    Damping,
     Export,
     Journal,
-    LayerName,
     Pair,
     Plan,
-    Profile,
     Selection,
     read,
     refuse_inside,
@@ -50,7 +47,7 @@ from .models import (
 from .profiling import Changes, MakeReplayer, Probe, division_on
 from .reading import load_options
 from .samples import Samples, Side, check_exists
-from .selection import CRITERIA, SEARCHES, SelectionSettings, select_layers
+from .selection import CRITERIA, SEARCHES, SelectionSettings, Weigh, select_layers
 from .tasks import TASKS
 
 # Settings that decide what a search measures; a budget and a pick do not.
@@ -72,8 +69,7 @@ def check(config: RunConfig, *, searches: bool = False, replaces: bool = True) -
         TapiocaError: If a name is in no table, settings do not go together, a sample file is missing,
             or a device or provider is not there.
     """
-    files = (config.id, config.target, config.id_report, config.target_report, config.few_shot)
-    given = [path for path in files if path is not None]
+    given = [path for *_, path in config.files(*provenance.SAMPLE_FILES)]
     for path in given:
         check_exists(path)
     if replaces:
@@ -201,8 +197,14 @@ def _engine(config: RunConfig, model: LoadedModel, rows: Samples) -> Engine:
     return open_engine(config.engine, make, EngineSettings(config.num_workers, config.ray_address))
 
 
-def choose(config: RunConfig, model: LoadedModel, probe: Probe, roles: Mapping[str, Samples]) -> Selection:
-    """Search for the layers to drop.
+def choose(
+    config: RunConfig,
+    model: LoadedModel,
+    probe: Probe,
+    roles: Mapping[str, Samples],
+    weigh: Weigh | None = None,
+) -> Selection:
+    """Search for the layers to drop; `weigh` says what the best set of every size trades.
 
     Raises:
         ConfigError: If `drop` names layers that the model does not have.
@@ -210,10 +212,14 @@ def choose(config: RunConfig, model: LoadedModel, probe: Probe, roles: Mapping[s
     """
     settings = selection_settings(config, model)
     num_samples = len(roles[f"{config.select_on}-select"])
-    found = select_layers(probe, settings, model=config.model, task=model.task, num_samples=num_samples)
+    found = select_layers(
+        probe, settings, model=config.model, task=model.task, num_samples=num_samples, weigh=weigh
+    )
     invalid = [probe.num_invalid(chosen) for chosen in ((), probe.choices.chosen(found.drop, found.scales))]
     known = [count for count in invalid if count is not None]
     pair = Pair(*known) if len(known) == 2 else None
+    if roles["target-select"].domains.are_named:
+        found = replace(found, objective=config.objective, weights=dict(config.weights))
     return replace(found, prompting=model.processor.prompting, invalid=pair)
 
 
@@ -250,36 +256,6 @@ def plan(config: RunConfig, model: LoadedModel, roles: Mapping[str, Samples]) ->
 
     with using_threads(replace(config, num_threads=_worker_threads(config))):
         return predict(model, samples, search, settings)
-
-
-def measure(
-    model: LoadedModel, probe: Probe, drop: Sequence[LayerName], damp: Sequence[Damping] = ()
-) -> Profile:
-    """Profile ID and target, before and after layers are dropped, and damped to scales of the probe's."""
-    before, numbering = probe.deviation(), model.numbering
-    result = Profile(
-        model=model.source,
-        task=model.task.name,
-        position=model.processor.position,
-        layers=numbering.names(range(model.num_layers)),
-        id=probe.profile("id"),
-        target=probe.profile("target"),
-        deviation=before,
-        stacks=numbering.stacks,
-    )
-    if not drop and not damp:
-        return result
-    layers = sorted(probe.choices.chosen(drop, {part.layer: part.scale for part in damp}))
-    after, comparable = probe.deviation(layers), probe.deviation(over=layers).mean
-    return replace(
-        result,
-        drop=numbering.names(probe.choices.dropped(layers)),
-        damp=tuple(damp),
-        pruned_id=probe.profile("id", layers),
-        pruned_target=probe.profile("target", layers),
-        pruned_deviation=after,
-        deviation_removed=1 - after.mean / comparable if comparable else None,
-    )
 
 
 def save_checkpoint(
@@ -402,9 +378,16 @@ def benchmark_settings(config: RunConfig) -> BenchmarkSettings:
 def fingerprint(config: RunConfig, roles: Mapping[str, Samples]) -> dict[str, Any]:
     """Return what must be equal for a journal's numbers to hold."""
     scales = {"alphas": list(config.alphas)} if config.criterion == "damp" else {}
+    domains = roles["target-select"].domains
+    named = {
+        "domains": domains.sizes_by_name,
+        "objective": domains.objective,
+        "weights": list(domains.weights),
+    }
     return {
         "model": provenance.hash_model(config.model),
         "samples": {name: roles[name].fingerprint for name in sorted(roles) if name.endswith("select")},
+        **(named if domains.are_named else {}),
         "select_on": config.select_on,
         "device": config.device,
         "max_length": config.max_length,

@@ -10,7 +10,18 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "tapioca_export"
 # A module may import from those below it, and from those listed beside it.
-GROUND = {"artifacts", "bars", "config", "engines", "errors", "memory", "numbering", "precision", "registry"}
+GROUND = {
+    "artifacts",
+    "bars",
+    "config",
+    "domains",
+    "engines",
+    "errors",
+    "memory",
+    "numbering",
+    "precision",
+    "registry",
+}
 STAGES = {
     "samples": set(),
     "tasks": {"samples"},
@@ -28,7 +39,17 @@ STAGES = {
     "provenance": set(),
 }
 # The story, from the ground up: each may use those before it.
-STORY = ["reading", "steps", "comparing", "intervening", "pipeline", "commands", "pruning"]
+STORY = [
+    "reading",
+    "steps",
+    "measuring",
+    "trading",
+    "comparing",
+    "intervening",
+    "pipeline",
+    "commands",
+    "pruning",
+]
 HEAVY = {
     "torch": {"models", "profiling", "polynomial", "steps", "costing"},
     "transformers": {"models", "polynomial"},

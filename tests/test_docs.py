@@ -45,7 +45,7 @@ def test_every_option_named_in_readme_exists() -> None:
 def test_readmes_commands_run_as_written(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my-classifier").symlink_to(tiny("bert"))
-    for seed, name in enumerate(("id", "target")):
+    for seed, name in enumerate(("id", "target", "airline", "banking")):
         write_jsonl(tmp_path / f"{name}.jsonl", text_records(64, seed))
     assert [line.split()[0] for line in COMMANDS][:2] == ["run", "check"]
     for line in COMMANDS:

@@ -17,6 +17,7 @@ from conftest import NUM_LAYERS, THREE_FAMILIES
 from safetensors.numpy import load_file
 
 from tapioca_export.artifacts import Evaluation, Ledger
+from tapioca_export.domains import Domains
 from tapioca_export.errors import SelectionError
 from tapioca_export.models import LoadedModel, load_model, to_tensors
 from tapioca_export.profiling.weighing import angular_distance, magnitudes, sensitivities
@@ -36,6 +37,7 @@ class FakeProbe:
     is_labelled: bool = False
     select_on, higher_is_better = "target", True
     num_rows, num_answers = 10, 1
+    domains = Domains.of({"": 10})
     ledger: Ledger = field(default_factory=Ledger)
 
     @property

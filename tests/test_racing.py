@@ -11,6 +11,7 @@ import pytest
 from conftest import THREE_FAMILIES
 
 from tapioca_export.artifacts import Candidate, Evaluation, Ledger, Selection
+from tapioca_export.domains import Domains
 from tapioca_export.models import load_model
 from tapioca_export.profiling import Probe
 from tapioca_export.samples import read_samples
@@ -29,6 +30,7 @@ class TableProbe:
     ) -> None:
         self.values, self.losses, self.current = values, losses, current
         self.num_layers, self.num_rows = values.shape
+        self.domains = Domains.of({"": self.num_rows})
         self.best_value, self.higher_is_better = best, best > 0
         self.num_scored = 0
 
@@ -245,6 +247,7 @@ class Constant:
     def __init__(self, num_layers: int, metric: Callable[[frozenset[int]], float]) -> None:
         self.num_layers, self.num_rows, self.num_answers = num_layers, 10, 1
         self.select_on, self.is_labelled, self.higher_is_better = "target", True, True
+        self.domains = Domains.of({"": self.num_rows})
         self.ledger, self.asked, self.noted = Ledger(), set(), 0
         self._metric = metric
         self.ledger.note = self.note

@@ -13,12 +13,13 @@ from conftest import NUM_LAYERS, THREE_FAMILIES
 from test_laws import drop_by_hand
 
 from tapioca_export.artifacts import Curves, Deviation, Evaluation, LayerProfile, Ledger
+from tapioca_export.domains import Domains
 from tapioca_export.errors import ConfigError, SelectionError, UnknownNameError
+from tapioca_export.measuring import measure
 from tapioca_export.models import LoadedModel, load_model
 from tapioca_export.profiling import Probe
 from tapioca_export.samples import MIN_ROWS, Samples, read_samples
 from tapioca_export.selection import CRITERIA, SelectionSettings, pick_depth, select_layers
-from tapioca_export.steps import measure
 
 ACCURACY = SimpleNamespace(name="text-classification", metric="accuracy", higher_is_better=True)
 # First round of the published search log on ARC-Easy, layers 0..31: the search dropped layer 19.
@@ -43,6 +44,7 @@ class FakeProbe:
         self.num_layers, self.select_on, self.is_labelled = num_layers, "target", labelled
         self.higher_is_better = True
         self.num_rows, self.num_answers, self.ledger = 10, 1, Ledger()
+        self.domains = Domains.of({"": self.num_rows})
         self._metric, self._loss, self._deviation = metric, loss, deviation
 
     def metric(self, dropped: Collection[int] = ()) -> Evaluation:

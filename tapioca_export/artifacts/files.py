@@ -7,19 +7,20 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import MISSING, is_dataclass
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import LoadError, OutputError, ParityError
+from .records import SPARSE
 
 T = TypeVar("T")
 # Ends the name of a folder that is being filled; nobody else has such folders.
 PARTIAL = ".tapioca-partial"
 JOURNALS = "search*.jsonl"
-# Fields that are written only where they say something, with what says nothing.
-SPARSE: dict[str, Any] = {"against_scale": None, "damp": [], "scale": None, "scaling": "block"}
 
 
 def _adapter(cls: Any) -> Any:
@@ -31,19 +32,28 @@ def _adapter(cls: Any) -> Any:
 
 def to_json(artifact: Any) -> str:
     """Return the artifact as indented JSON, `kind` and `schema_version` first."""
-    fields = _without_silent(json.loads(_adapter(type(artifact)).dump_json(artifact)))
+    fields = json.loads(_adapter(type(artifact)).dump_json(artifact))
+    _leave_out(artifact, fields)
     head = {key: fields.pop(key) for key in ("kind", "schema_version") if key in fields}
     return json.dumps({**head, **fields}, indent=1, ensure_ascii=False) + "\n"
 
 
-def _without_silent(value: Any) -> Any:
-    """Leave out the sparse fields that say nothing."""
-    if isinstance(value, list):
-        return [_without_silent(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    said = {key: item for key, item in value.items() if key not in SPARSE or item != SPARSE[key]}
-    return {key: _without_silent(item) for key, item in said.items()}
+def _leave_out(artifact: Any, fields: Any) -> None:
+    """Remove what is marked as sparse and holds its default, of a dataclass turned into plain values."""
+    if isinstance(artifact, Mapping):
+        for name, value in artifact.items():
+            _leave_out(value, fields[name])
+    elif isinstance(artifact, tuple):
+        for value, plain in zip(artifact, fields, strict=True):
+            _leave_out(value, plain)
+    elif is_dataclass(artifact):
+        for item in dataclass_fields(artifact):
+            value = getattr(artifact, item.name)
+            made = item.default if item.default_factory is MISSING else item.default_factory()
+            if item.metadata == SPARSE and value == made:
+                del fields[item.name]
+            else:
+                _leave_out(value, fields[item.name])
 
 
 def write(path: Path, artifact: Any) -> None:

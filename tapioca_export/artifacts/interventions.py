@@ -12,7 +12,7 @@ from typing import Literal
 
 from ..config import Scaling
 from ..numbering import LayerName
-from .records import SCHEMA_VERSION, Interval
+from .records import SCHEMA_VERSION, SPARSE, Interval
 from .results import Accuracy
 
 
@@ -148,6 +148,9 @@ class Intervention:
     is what two random halves of ID differ by, over the same boundaries: of norms, and of distances.
     `scaling` says what alpha multiplies: "block", what the layer adds as a whole; "branches", what each of
     its branches adds, which `prune --scale` can keep.
+
+    Of several target domains, all numbers of the target are the objective's over the domains, and
+    `targets` has the doses of each, by its name.
     """
 
     model: str
@@ -171,10 +174,12 @@ class Intervention:
     num_id: int = 0
     num_target: int = 0
     seed: int = 0
-    scaling: Scaling = "block"
+    scaling: Scaling = field(default="block", metadata=SPARSE)
     stacks: dict[str, int] = field(default_factory=dict)
     layer_forwards: int = 0
     seconds: float = 0.0
+    objective: str | None = field(default=None, metadata=SPARSE)
+    targets: dict[str, tuple[Dose, ...]] = field(default_factory=dict, metadata=SPARSE)
     kind: Literal["intervention"] = "intervention"
     schema_version: int = SCHEMA_VERSION
 

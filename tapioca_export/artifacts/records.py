@@ -20,6 +20,8 @@ from .prompts import Prompting
 SCHEMA_VERSION = 1
 Interval = tuple[float, float]
 Proof = Literal["logits", "weights"]
+# Of a field that stands in the file only where it holds something else than its default.
+SPARSE = {"sparse": True}
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,25 @@ class Deviation:
 
 
 @dataclass(frozen=True)
+class DomainProfile:
+    """One of several target domains, before and after pruning, as in `Profile`."""
+
+    target: LayerProfile
+    deviation: Deviation
+    pruned_target: LayerProfile | None = None
+    pruned_deviation: Deviation | None = None
+    deviation_removed: float | None = None
+
+
+@dataclass(frozen=True)
 class Profile:
     """`profile.json`: ID and target, before and after pruning, on the same axes.
 
     `position` says where the answer is read. `deviation_removed` is the share of the target's mean
     deviation that pruning removed (1: all of it, 0: none, negative: it grew).
+
+    Of several targets, `targets` has each by its name. `target` is then the mean of their profiles
+    (weighted where the objective is), `deviation` the objective's: mean, weighted mean or worst domain.
     """
 
     model: str
@@ -93,12 +109,14 @@ class Profile:
     target: LayerProfile
     deviation: Deviation
     drop: tuple[LayerName, ...] = ()
-    damp: tuple[Damping, ...] = ()
+    damp: tuple[Damping, ...] = field(default=(), metadata=SPARSE)
     pruned_id: LayerProfile | None = None
     pruned_target: LayerProfile | None = None
     pruned_deviation: Deviation | None = None
     deviation_removed: float | None = None
     stacks: dict[str, int] = field(default_factory=dict)
+    objective: str | None = field(default=None, metadata=SPARSE)
+    targets: dict[str, DomainProfile] = field(default_factory=dict, metadata=SPARSE)
     kind: Literal["profile"] = "profile"
     schema_version: int = SCHEMA_VERSION
 
@@ -139,8 +157,8 @@ class Candidate:
     rows: int | None = None
     bound: float | None = None
     against: LayerName | None = None
-    scale: float | None = None
-    against_scale: float | None = None
+    scale: float | None = field(default=None, metadata=SPARSE)
+    against_scale: float | None = field(default=None, metadata=SPARSE)
 
 
 @dataclass(frozen=True)
@@ -152,7 +170,7 @@ class Step:
     metric: float | None
     loss: float | None
     candidates: tuple[Candidate, ...] = ()
-    scale: float | None = None
+    scale: float | None = field(default=None, metadata=SPARSE)
 
 
 @dataclass(frozen=True)
@@ -193,6 +211,30 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Point:
+    """The best set of one size that a search found, and what it trades, on all select rows.
+
+    `target` is the objective's metric, `domains` each domain's, `id` that of ID. `gain` is what the target
+    gains over the original, `id_loss` what ID loses, better and worse being positive. `is_on_front`: no
+    other point gains as much, loses as little and drops as many layers, and one of them more so.
+    """
+
+    drop: tuple[LayerName, ...]
+    target: float
+    domains: dict[str, float]
+    id: float
+    gain: float
+    id_loss: float
+    is_on_front: bool
+    damp: tuple[Damping, ...] = field(default=(), metadata=SPARSE)
+
+    @property
+    def num_changed(self) -> int:
+        """Count the layers that are dropped or damped."""
+        return len(self.drop) + len(self.damp)
+
+
+@dataclass(frozen=True)
 class Selection:
     """`selection.json`: what to drop and why; replays without data (`prune --selection`).
 
@@ -202,6 +244,8 @@ class Selection:
     budget ended it; `confidence` is that of a statistical race, None where every comparison is exact.
     `invalid` counts the rows that drive the search in whose answers `--extract` found nothing; None where
     there is no such rule, or not all rows were scored.
+    Of several targets, metrics are those of the `objective`, and `points` say what each number of layers
+    trades, from none on; `weights` are there with objective "weights".
     Beside a checkpoint, `proof` says what was compared to prove it, and `note` what else is to be known.
     """
 
@@ -233,9 +277,12 @@ class Selection:
     cost: Cost | None = None
     stacks: dict[str, int] = field(default_factory=dict)
     prompting: Prompting = field(default_factory=Prompting)
-    damp: tuple[Damping, ...] = ()
+    damp: tuple[Damping, ...] = field(default=(), metadata=SPARSE)
     proof: Proof | None = None
     note: str | None = None
+    objective: str | None = field(default=None, metadata=SPARSE)
+    weights: dict[str, float] = field(default_factory=dict, metadata=SPARSE)
+    points: tuple[Point, ...] = field(default=(), metadata=SPARSE)
     kind: Literal["selection"] = "selection"
     schema_version: int = SCHEMA_VERSION
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ..numbering import LayerName
 from .prompts import Prompting
-from .records import SCHEMA_VERSION, Cost, Damping, Interval, Pair
+from .records import SCHEMA_VERSION, SPARSE, Cost, Damping, Interval, Pair
 
 # --- export.json ----------------------------------------------------------------------------
 
@@ -51,7 +51,7 @@ class Export:
     sha256: str
     num_layers: int
     drop: tuple[LayerName, ...] = ()
-    damp: tuple[Damping, ...] = ()
+    damp: tuple[Damping, ...] = field(default=(), metadata=SPARSE)
     max_length: int | None = None
     metric: str | None = None
     prompting: Prompting = field(default_factory=Prompting)
@@ -168,6 +168,7 @@ class Benchmark:
     """`benchmark.json`: original against pruned, both as exported files.
 
     `accuracy` is keyed by role, "id" and "target"; a role without labels is absent.
+    Of several targets, "target" is the objective's row, and `targets` has each domain's by its name.
     `optimism_gap` is the gain on the select rows minus the gain on the report rows.
     `cache_bytes_per_token` is what keys and values of one token take; None where nothing is cached.
     `skipped` says in words what was asked for and could not be measured here.
@@ -180,12 +181,21 @@ class Benchmark:
     peak_memory_bytes: Pair
     load_seconds: Pair
     drop: tuple[LayerName, ...] = ()
-    damp: tuple[Damping, ...] = ()
+    damp: tuple[Damping, ...] = field(default=(), metadata=SPARSE)
     optimism_gap: float | None = None
     cache_bytes_per_token: Pair | None = None
     skipped: tuple[str, ...] = ()
+    objective: str | None = field(default=None, metadata=SPARSE)
+    targets: dict[str, Accuracy] = field(default_factory=dict, metadata=SPARSE)
     kind: Literal["benchmark"] = "benchmark"
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def rows(self) -> dict[str, Accuracy]:
+        """All that was scored, each by what it is in words: roles, then each target domain."""
+        words = {} if self.objective is None else {"target": f"target ({self.objective})"}
+        found = {words.get(role, role): accuracy for role, accuracy in self.accuracy.items()}
+        return found | {f"target {name}": accuracy for name, accuracy in self.targets.items()}
 
 
 # --- comparison.json ------------------------------------------------------------------------
@@ -216,6 +226,7 @@ class Comparison:
     `criteria` stand in the order of their gain on the target, the largest first. All chose on the
     same select rows and are scored on the same report rows, in PyTorch. Intervals and p-values are
     of one criterion each, not adjusted for how many there are.
+    Of several targets, `target` is by `objective`.
     """
 
     model: str
@@ -228,6 +239,7 @@ class Comparison:
     num_samples: int = 0
     seed: int = 0
     stacks: dict[str, int] = field(default_factory=dict)
+    objective: str | None = field(default=None, metadata=SPARSE)
     kind: Literal["comparison"] = "comparison"
     schema_version: int = SCHEMA_VERSION
 

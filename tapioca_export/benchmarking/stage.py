@@ -66,7 +66,8 @@ def benchmark(
     rows = samples.get("target") or samples["id"]
     cache = shared_cache(before.export.cache, after.export.cache)
     workloads = make_workloads(task, rows, processor, settings, cache, before.export.dtype)
-    accuracy = _accuracy(before, after, task, samples, processor, settings)
+    accuracy, targets = _accuracy(before, after, task, samples, processor, settings)
+    domains = rows.domains
     latency, skipped = _latency(before, after, workloads, providers, settings)
     largest = max(workloads, key=lambda work: work.batch_size * work.sequence_length).batches[0]
     memory = [
@@ -84,6 +85,8 @@ def benchmark(
         drop=after.export.drop,
         damp=after.export.damp,
         cache_bytes_per_token=caches if before.export.cache else None,
+        objective=domains.objective if domains.are_named else None,
+        targets=targets,
         skipped=skipped if cache or not after.export.cache else (*skipped, NO_STEPS),
     )
 
@@ -123,7 +126,7 @@ def score_exported(
             if (wanted := batch.continuation) is not None:
                 prompts, most = wanted.inputs(batch.inputs), int(wanted.limits.max())
                 answers = wanted.joined(answers, generate(session, prompts, cache, most, wanted.ends))
-            parts.append((batch.indices, task.score(answers, samples, batch.indices)))
+            parts.append((batch.indices, task.score_by_domain(answers, samples, batch.indices)))
             progress.update(len(batch))
     return Scores.joined(parts)
 
@@ -158,16 +161,21 @@ def _accuracy(
     samples: Mapping[str, Samples],
     processor: Processor,
     settings: BenchmarkSettings,
-) -> dict[str, Accuracy]:
-    """Compare on the rows of every labelled role."""
-    accuracy = {}
+) -> tuple[dict[str, Accuracy], dict[str, Accuracy]]:
+    """Compare on the rows of every labelled role, and of every named domain of the target."""
+    accuracy, targets = {}, {}
     for role, rows in samples.items():
-        if rows.is_labelled:
-            scores = [
-                score_exported(folder.path, task, rows, processor, settings) for folder in (before, after)
-            ]
-            accuracy[role] = compare(task, *scores)
-    return accuracy
+        if not rows.is_labelled:
+            continue
+        one, other = (
+            score_exported(folder.path, task, rows, processor, settings) for folder in (before, after)
+        )
+        accuracy[role] = compare(task, one, other, rows.domains)
+        if rows.domains.are_named:
+            parts = zip(one.split(rows.domains), other.split(rows.domains), strict=True)
+            found = [compare(task, *pair) for pair in parts]
+            targets = dict(zip(rows.domains.names, found, strict=True))
+    return accuracy, targets
 
 
 def _latency(

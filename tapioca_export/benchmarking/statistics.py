@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..artifacts import Accuracy, Interval, Pair
+from ..config import UNNAMED
+from ..domains import Domains
 from ..tasks import Scores, Task
 from ..tasks.scoring import averaged
 
@@ -44,24 +46,28 @@ def bootstrap_interval(values: np.ndarray, statistic: Statistic, seed: int = 0) 
     return float(found.low), float(found.high)
 
 
-def compare(task: Task, original: Scores, pruned: Scores) -> Accuracy:
+def compare(task: Task, original: Scores, pruned: Scores, domains: Domains | None = None) -> Accuracy:
     """Compare two models row by row; the difference is pruned minus original.
 
     Args:
         task: Says what the metric is and whether a row is right or wrong.
         original: Results of the original model.
         pruned: Results of the pruned model on the same rows, in the same order.
+        domains: The target domains that the rows are of, whose objective is compared (default: one).
 
     Returns:
         Difference with a 95 % paired bootstrap interval; p by the exact McNemar test where rows
         are right or wrong, by a paired permutation test otherwise; an interval a model (Wilson,
-        or bootstrap); rows gained and lost, where the metric is a mean over rows.
+        or bootstrap); rows gained and lost, where the metric is a mean over rows. Of several domains,
+        rows are drawn anew within each, and p is that of a permutation test of the objective.
 
     Source: McNemar 1947, doi:10.1007/BF02295996, in its exact binomial form; Wilson 1927,
         doi:10.1080/01621459.1927.10502953.
     """
-    compared = _of_means if task.best_value is not None else _of_aggregates
-    before, after = (float(task.aggregate(scores.values)) for scores in (original, pruned))
+    domains = domains or Domains.of({UNNAMED: len(original.values)})
+    before, after = (
+        domains.metric(scores.values, task.aggregate, task.higher_is_better) for scores in (original, pruned)
+    )
     counts = [task.num_invalid(scores.values) for scores in (original, pruned)]
     invalid = [count for count in counts if count is not None]
     return Accuracy(
@@ -72,17 +78,22 @@ def compare(task: Task, original: Scores, pruned: Scores) -> Accuracy:
         pruned=after,
         difference=after - before,
         invalid=Pair(*invalid) if invalid else None,
-        **compared(task, original.values, pruned.values),
+        **_compared(task, original.values, pruned.values, domains),
     )
+
+
+def _compared(task: Task, original: np.ndarray, pruned: np.ndarray, domains: Domains) -> dict[str, Any]:
+    """Return what intervals, test and counts there are for the kind of metric."""
+    if len(domains) > 1:
+        return _of_domains(task, original, pruned, domains)
+    return (_of_means if task.best_value is not None else _of_aggregates)(task, original, pruned)
 
 
 def _of_means(task: Task, original: np.ndarray, pruned: np.ndarray) -> dict[str, Any]:
     """Compare the means of what a row is worth."""
     original, pruned = averaged(original), averaged(pruned)
     differences = pruned - original
-    better = differences > 0 if task.higher_is_better else differences < 0
-    gained = int(np.count_nonzero(better))
-    lost = int(np.count_nonzero(differences)) - gained
+    gained, lost = _changed(task, differences)
     interval_of = _wilson if task.is_right_or_wrong else _bootstrap_of_mean
     return {
         "interval": _bootstrap_of_mean(differences),
@@ -94,15 +105,43 @@ def _of_means(task: Task, original: np.ndarray, pruned: np.ndarray) -> dict[str,
     }
 
 
+def _changed(task: Task, differences: np.ndarray) -> tuple[int, int]:
+    """Count the rows that became better and worse."""
+    gained = int(np.count_nonzero(differences > 0 if task.higher_is_better else differences < 0))
+    return gained, int(np.count_nonzero(differences)) - gained
+
+
+def _of_domains(task: Task, original: np.ndarray, pruned: np.ndarray, domains: Domains) -> dict[str, Any]:
+    """Compare the objective over several domains, each domain's metric made of its own rows."""
+    higher = task.higher_is_better
+    before, after = replicates((original, pruned), task.aggregate, domains, higher)
+    both = np.concatenate(list(map(task.exchangeable, (pruned, original))))
+
+    def metric(rows: np.ndarray) -> np.ndarray:
+        return domains.combined([task.aggregate(both[rows[..., part]]) for part in domains.parts], higher)
+
+    has_counts = task.best_value is not None
+    counts = _changed(task, averaged(pruned) - averaged(original)) if has_counts else (None, None)
+    return {
+        "interval": interval(after - before),
+        "p_value": _permutation_of_rows(lambda x, y: metric(x) - metric(y), both),
+        "original_interval": interval(before),
+        "pruned_interval": interval(after),
+        "gained": counts[0],
+        "lost": counts[1],
+    }
+
+
 def _of_aggregates(task: Task, original: np.ndarray, pruned: np.ndarray) -> dict[str, Any]:
     """Compare what a task makes of the values of all rows together, (N, k); rows are drawn in pairs."""
 
     def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         return np.asarray(task.aggregate(one) - task.aggregate(other))
 
+    both = np.concatenate(list(map(task.exchangeable, (pruned, original))))
     return {
         "interval": _bootstrap_of_rows(difference, pruned, original),
-        "p_value": _permutation_of_rows(difference, *map(task.exchangeable, (pruned, original))),
+        "p_value": _permutation_of_rows(lambda x, y: difference(both[x], both[y]), both),
         "original_interval": _bootstrap_of_rows(task.aggregate, original),
         "pruned_interval": _bootstrap_of_rows(task.aggregate, pruned),
         "gained": None,
@@ -158,12 +197,20 @@ def _bootstrap_of_rows(statistic: Statistic, *values: np.ndarray) -> Interval:
     return interval(replicates(values, lambda drawn: statistic(*drawn)))
 
 
-def replicates(values: Sequence[np.ndarray], statistic: Statistic) -> np.ndarray:
+def replicates(
+    values: Sequence[np.ndarray],
+    statistic: Statistic,
+    domains: Domains | None = None,
+    higher_is_better: bool = True,
+) -> np.ndarray:
     """Return a statistic of models on resampled rows, (..., R): replicate r draws the same rows for all.
 
     Args:
         values: What each of A models scores on the same N rows, (N,) or (N, k).
         statistic: Makes something (..., B) of values (A, B, N) or (A, B, N, k).
+        domains: The domains that the rows are of: rows are drawn within each, and the statistics of the
+            domains become one (default: all rows are one domain).
+        higher_is_better: Which way the statistic improves.
     """
     rows = np.asarray(values)
     num_rows = rows.shape[1]
@@ -171,9 +218,15 @@ def replicates(values: Sequence[np.ndarray], statistic: Statistic) -> np.ndarray
         return np.repeat(np.asarray(statistic(rows[:, None])), NUM_RESAMPLES, axis=-1)
     from scipy.stats import bootstrap
 
+    domains = domains or Domains.of({UNNAMED: num_rows})
+
+    def of_drawn(*drawn: np.ndarray, axis: int) -> np.ndarray:
+        parts = [statistic(rows[:, np.asarray(part, dtype=np.int64)]) for part in drawn]
+        return parts[0] if len(parts) == 1 else domains.combined(parts, higher_is_better)
+
     found = bootstrap(
-        (np.arange(num_rows),),
-        lambda drawn, axis: statistic(rows[:, np.asarray(drawn, dtype=np.int64)]),
+        tuple(domains.split(np.arange(num_rows))),
+        of_drawn,
         n_resamples=NUM_RESAMPLES,
         batch=max(1, _BATCH_NUMBERS // rows.size),
         vectorized=True,
@@ -189,17 +242,21 @@ def interval(drawn: np.ndarray, level: float = LEVEL) -> Interval:
     return float(low), float(high)
 
 
-def _permutation_of_rows(statistic: Statistic, one: np.ndarray, other: np.ndarray) -> float:
-    """Return the two-sided p-value of swapping the two models' values, (N, k), within rows."""
+def _permutation_of_rows(statistic: Statistic, both: np.ndarray) -> float:
+    """Return the two-sided p-value of swapping two models' values, one after the other, within rows.
+
+    Args:
+        statistic: Makes something (...) of the places, (..., N), of one model's values and the other's.
+        both: The values of one and of the other, (2N,) or (2N, k).
+    """
     from scipy.stats import permutation_test
 
-    if np.array_equal(one, other) or len(one) < 2:
-        return 1.0
-    both = np.concatenate([one, other])
     rows = np.arange(len(both)).reshape(2, -1)  # SciPy swaps numbers of rows instead of rows
+    if np.array_equal(both[rows[0]], both[rows[1]]) or rows.shape[1] < 2:
+        return 1.0
     result = permutation_test(
         tuple(rows),
-        lambda x, y, axis: statistic(both[x], both[y]),
+        lambda x, y, axis: statistic(x, y),
         permutation_type="samples",
         n_resamples=NUM_RESAMPLES,
         batch=max(1, _BATCH_NUMBERS // both.size),

@@ -22,7 +22,7 @@ LOADING = (
     "model", "task", "max_length", "trust_remote_code", "local_files_only", "num_threads", "seed",
 )  # fmt: skip
 SAMPLE_FILES = ("id", "target", "id_report", "target_report")
-SAMPLES = (*SAMPLE_FILES, "columns", "limit", "drop_leaks")
+SAMPLES = (*SAMPLE_FILES, "objective", "weights", "columns", "limit", "drop_leaks")
 PROMPTS = (
     "metric", "prompt_template", "chat_template", "few_shot", "num_fewshot", "max_new_tokens", "extract",
     "extract_last",
@@ -159,6 +159,11 @@ def profile(as_json: bool, quiet: bool, **flags: Any) -> None:
         lines.append(f"Mean deviation {deviation.mean:.3f}; two halves of ID differ by up to {floor:.3f}.")
         if result.deviation_removed is not None:
             lines.append(f"Dropping {_join(result.drop)} removes {result.deviation_removed:.0%} of it.")
+        if result.targets:
+            from ..reporting import domain_table, render_text
+
+            table = domain_table(result)
+            lines += [f"{table.caption}:", render_text(table)]
         return "\n".join(lines)
 
     _show(result, as_json, quiet, text)
@@ -211,6 +216,11 @@ def _show_selection(selection: Any, as_json: bool, quiet: bool) -> None:
                     "No answer of the original matches --extract: look at the rule, and at what it writes."
                 )
         lines.append(f"stopped: {selection.stop_reason}")
+        if selection.points:
+            from ..reporting import render_text, trade_off_table
+
+            table = trade_off_table(selection)
+            lines += ["", f"{table.caption}:", "", render_text(table), ""]
         lines.append(f"Drop: {_join(selection.drop)} (pick {selection.pick})")
         if selection.damp:
             lines.append(f"Damp: {_damped(selection)}")
@@ -324,7 +334,7 @@ def benchmark(original: Path, pruned: Path, as_json: bool, quiet: bool, **flags:
 
     def text() -> str:
         lines = []
-        for role, row in result.accuracy.items():
+        for role, row in result.rows.items():
             low, high = row.interval
             lines.append(
                 f"{role}: {row.metric} {row.original:.4g} -> {row.pruned:.4g} "

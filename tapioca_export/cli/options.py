@@ -20,6 +20,9 @@ FIELDS = {item.name: item for item in fields(RunConfig)}
 TYPES = get_type_hints(RunConfig)
 # On the command line a text with commas, in a config file a list as well.
 LISTS = ("drop", "compare", "layers", "alphas")
+# On the command line pairs, in a config file a table as well.
+TARGETS = ("target", "target_report")
+PAIRS = ("columns", "weights", *TARGETS)
 # What a config file may hold, where the command takes it.
 SETTINGS = {*FIELDS, *LISTS, *(item.name for item in fields(Doses))}
 
@@ -83,6 +86,38 @@ def _columns(ctx: click.Context, parameter: click.Parameter, value: Any) -> dict
     return dict(pairs)
 
 
+def _weights(ctx: click.Context, parameter: click.Parameter, value: Any) -> dict[str, float]:
+    """Parse `airline=2,banking=1`, or a config file's table."""
+    try:
+        return {name: float(weight) for name, weight in _columns(ctx, parameter, value).items()}
+    except (ValueError, click.BadParameter):
+        raise click.BadParameter("give pairs such as airline=2,banking=1, each name once.") from None
+
+
+def _targets(ctx: click.Context, parameter: click.Parameter, values: Any) -> Path | dict[str, Path] | None:
+    """Parse one PATH, or NAME=PATH once for each domain; a path that is there may hold a `=`."""
+    if not values:
+        return None
+    pairs: list[tuple[str, str]] = []
+    for value in map(str, values):
+        name, equals, path = value.partition("=")
+        if equals and not os.path.lexists(value):
+            pairs.append((name, path))
+        elif len(values) == 1:
+            return Path(value)
+        else:
+            pairs.append(("", value))
+    option = parameter.opts[0]
+    example = f"{option} airline=a.jsonl {option} banking=b.jsonl"
+    for name, path in pairs:
+        if not (name and path):
+            raise click.BadParameter(f"each of several domains has a name and a path: {example}.")
+    for name, _ in pairs:
+        if [other for other, _ in pairs].count(name) > 1:
+            raise click.BadParameter(f"{name!r} is given twice; name each domain once: {example}.")
+    return {name: Path(path) for name, path in pairs}
+
+
 def _option(name: str) -> Callable[[Any], Any]:
     """Build the Click option of one field of the configuration."""
     item, annotation = FIELDS[name], TYPES[name]
@@ -98,6 +133,10 @@ def _option(name: str) -> Callable[[Any], Any]:
     elif name == "alphas":
         default = ",".join(f"{alpha:g}" for alpha in RunConfig.alphas)
         settings |= {"callback": _numbers, "default": default, "type": click.UNPROCESSED}
+    elif name == "weights":
+        settings |= {"callback": _weights, "default": None, "type": click.UNPROCESSED}
+    elif name in TARGETS:
+        settings |= {"callback": _targets, "multiple": True, "type": click.UNPROCESSED}
     elif annotation is bool:
         settings |= {"is_flag": True, "metavar": None}
     elif getattr(annotation, "__origin__", None) is tuple:
@@ -185,8 +224,10 @@ def _config_value(value: Any, parameter: click.Parameter, where: str) -> Any:
     Raises:
         ConfigError: If it is a list or a table where the option takes one value.
     """
-    if isinstance(value, Mapping) and parameter.name == "columns":
-        return value
+    if isinstance(value, Mapping) and parameter.name in PAIRS:
+        if not parameter.multiple:
+            return value
+        return [f"{name}={_config_value(path, _ONE_VALUE, where)}" for name, path in value.items()]
     if isinstance(value, list) and (parameter.multiple or parameter.name in LISTS):
         return [_config_value(item, _ONE_VALUE, where) for item in value]
     if isinstance(value, (list, Mapping)):

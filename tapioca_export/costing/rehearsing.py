@@ -165,6 +165,7 @@ class Rehearsal:
         self.num_layers, self.num_rows = self.probe.num_layers, self.probe.num_rows
         self.num_answers, self.is_labelled = self.probe.num_answers, self.probe.is_labelled
         self.higher_is_better, self.best_value = self.probe.higher_is_better, self.probe.best_value
+        self.domains = self.probe.domains
         self.scores, self.known = self.probe.scores, self.probe.known
         self.metric, self.metrics = self.probe.metric, self.probe.metrics
         self.num_invalid, self.choices = self.probe.num_invalid, self.probe.choices
@@ -281,8 +282,9 @@ class Rehearsal:
         self, name: str, base: tuple[int, ...], layers: Sequence[int], num_rows: int | None = None
     ) -> None:
         rows = self.samples[name]
-        chosen = np.argsort(rows.hashes, kind="stable")[:num_rows] if num_rows else np.arange(len(rows))
-        for part in self.probe.length_sorted(rows, np.sort(chosen)):
+        found = zip(rows.domains.parts, rows.by_domain, strict=True)
+        few = [place.start + np.argsort(part.hashes, kind="stable")[:num_rows] for place, part in found]
+        for part in self.probe.profile_batches(rows, np.sort(np.concatenate(few))):
             shapes = self._profiled[name].of(part)
             item = self.work(shapes, Work(base, tuple(layers), part), whole=True)
             self.groups.append([item])

@@ -30,6 +30,7 @@ from ..artifacts import (
 from ..benchmarking import compare
 from ..benchmarking.statistics import interval, replicates
 from ..config import Doses, RunConfig
+from ..domains import Domains
 from ..models import DROPPED, Change, Damped, LoadedModel, Rescaled, Scaled, damping_weights, droppable_layers
 from ..profiling import Probe, Response, respond, surviving_boundaries
 from ..samples import Samples
@@ -106,6 +107,7 @@ class _Sweep:
     def result(self) -> Intervention:
         """Judge what was measured, and measure the controls."""
         layers, names = self.layers, self.numbering.names(self.layers)
+        domains = self._intact("target").domains
         id_, target = (self._curve(name, layers) for name in ("id", "target"))
         floor, kept = self._intact("id").noise_floor, surviving_boundaries(layers, self.numbering)
         assert floor is not None
@@ -139,6 +141,8 @@ class _Sweep:
             seed=self.config.seed,
             scaling=self.doses.scaling,
             stacks=self.numbering.stacks,
+            objective=domains.objective if domains.are_named else None,
+            targets=self._by_domain(),
         )
 
     def _intact(self, name: str) -> Response:
@@ -150,8 +154,23 @@ class _Sweep:
         """Return the doses of a group of layers, with intervals."""
         kept = surviving_boundaries(group, self.numbering)
         found = self.found[name][group]
+        return self._doses(found, kept)
+
+    def _doses(self, found: Mapping[float, Response], kept: Sequence[int]) -> tuple[Dose, ...]:
         doses = [self._geometry(alpha, response, kept) for alpha, response in found.items()]
         return self._scored(doses, list(found.values()), self.doses.alphas.index(1.0))
+
+    def _by_domain(self) -> dict[str, tuple[Dose, ...]]:
+        """Return the doses of the layers together on each named target domain."""
+        found = self.found["target"][self.layers]
+        domains, kept = found[1.0].domains, surviving_boundaries(self.layers, self.numbering)
+        if not domains.are_named:
+            return {}
+        apart = {alpha: response.split() for alpha, response in found.items()}
+        return {
+            name: self._doses({alpha: parts[name] for alpha, parts in apart.items()}, kept)
+            for name in domains.names
+        }
 
     def _geometry(self, alpha: float, response: Response, kept: Sequence[int]) -> Dose:
         reference = self._intact("id")
@@ -164,20 +183,28 @@ class _Sweep:
         values, losses = _values(responses), _losses(responses)
         if not values:
             return tuple(doses)
-        metrics = [float(self.task.aggregate(part)) for part in values]
-        drawn, drawn_losses = replicates(values, self.task.aggregate), replicates(losses, _mean)
+        domains = responses[0].domains
+        metrics = [self._metric(part, domains) for part in values]
+        drawn, drawn_losses = self._drawn(values, domains), replicates(losses, _mean, domains, False)
         return tuple(
             replace(
                 dose,
                 metric=metrics[n],
                 metric_interval=interval(drawn[n]),
-                loss=float(losses[n].mean()),
+                loss=domains.metric(losses[n], np.mean, False),
                 loss_interval=interval(drawn_losses[n]),
                 difference=metrics[n] - metrics[intact],
                 difference_interval=interval(drawn[n] - drawn[intact]),
             )
             for n, dose in enumerate(doses)
         )
+
+    def _metric(self, values: np.ndarray, domains: Domains) -> float:
+        return domains.metric(values, self.task.aggregate, self.task.higher_is_better)
+
+    def _drawn(self, values: Sequence[np.ndarray], domains: Domains) -> np.ndarray:
+        """Return the metric of each of several variants on rows drawn anew, (A, R)."""
+        return replicates(values, self.task.aggregate, domains, self.task.higher_is_better)
 
     # --- what they show -------------------------------------------------------------------
 
@@ -187,15 +214,16 @@ class _Sweep:
         for name in ("id", "target"):
             before, after = self._intact(name).scores, self.found[name][self.layers][0.0].scores
             if before is not None and after is not None:
-                compared[name] = compare(self.task, before, after)
+                compared[name] = compare(self.task, before, after, self._intact(name).domains)
         return compared
 
     def _metric_trend(self) -> Trend | None:
         values = _values(list(self.found["target"][self.layers].values()))
         if not values:
             return None
-        metrics = np.asarray([self.task.aggregate(part) for part in values])
-        return trend(self.doses.alphas, metrics, replicates(values, self.task.aggregate))
+        domains = self._intact("target").domains
+        metrics = np.asarray([self._metric(part, domains) for part in values])
+        return trend(self.doses.alphas, metrics, self._drawn(values, domains))
 
     def _deviation_trend(self) -> Trend:
         reference, kept = self._intact("id"), surviving_boundaries(self.layers, self.numbering)
@@ -238,10 +266,9 @@ class _Sweep:
     def _gains(self, responses: Sequence[Response]) -> list[float]:
         """Return what each gains in the metric over the intact model; nothing without labels."""
         values = _values([self._intact("target"), *responses])
-        return [
-            self.sign * float(self.task.aggregate(part) - self.task.aggregate(values[0]))
-            for part in values[1:]
-        ]
+        domains = self._intact("target").domains
+        metrics = [self._metric(part, domains) for part in values]
+        return [self.sign * (metric - metrics[0]) for metric in metrics[1:]]
 
     def _metric_rank(self, dropped: Response, others: Sequence[Response], *, has_all: bool) -> Rank | None:
         """Rank the selected layers among random ones, and hold them against the best of these by rows."""
@@ -249,7 +276,7 @@ class _Sweep:
         if not gains:
             return None
         rivals = list(others) if has_all else [others[int(np.argmax(gains))]]
-        drawn = self.sign * replicates(_values([dropped, *rivals]), self.task.aggregate)
+        drawn = self.sign * self._drawn(_values([dropped, *rivals]), dropped.domains)
         margins = [interval(drawn[0] - other) for other in drawn[1:]]
         return rank(self._gains([dropped])[0], gains, margins, has_all=has_all)
 
@@ -273,7 +300,9 @@ class _Sweep:
         changes: dict[int, Rescaled] = {}
         for layer in self.layers:
             behind = layer + self.numbering.stack_of(layer) + 1
-            changes[layer] = Rescaled(float(reference.norms[behind] / response.norms[behind]))
+            # Of several domains, the mean of their norms.
+            norms = [found.domains.average(found.norms) for found in (reference, response)]
+            changes[layer] = Rescaled(float(norms[0][behind] / norms[1][behind]))
             (response,) = respond(self.probes["target"], [changes])
         kept = surviving_boundaries(self.layers, self.numbering)
         both = [self._intact("target"), response]
@@ -282,9 +311,10 @@ class _Sweep:
         values = _values([self.found["target"][self.layers][0.0], response])
         if not values:
             return NormControl(factors, dose)
-        drawn = self.sign * replicates(values, self.task.aggregate)
+        domains = response.domains
+        drawn = self.sign * self._drawn(values, domains)
         low, high = found = interval(drawn[0] - drawn[1])
-        excess = self.sign * float(self.task.aggregate(values[0]) - self.task.aggregate(values[1]))
+        excess = self.sign * (self._metric(values[0], domains) - self._metric(values[1], domains))
         return NormControl(
             factors, dose, excess, found, "more" if low > 0 else "less" if high < 0 else "undecided"
         )

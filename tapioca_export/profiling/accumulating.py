@@ -75,7 +75,7 @@ class Accumulator:
         matrices = self._distance_matrices()
         pairs = len(matrices[0]) * (len(matrices[0]) - 1)
         cosines = self.cosine_sum / np.repeat(self.num_tokens, self.depths)
-        bands = map(_band, self.replicates()) if self.num_replicates else ((), ())
+        bands = map(percentile_band, self.replicates()) if self.num_replicates else ((), ())
         norms_band, distances_band = bands
         return LayerProfile(
             norms=tuple((self.norm_sum / self.num_samples).tolist()),
@@ -145,7 +145,7 @@ class Accumulator:
         return norms, np.asarray(means).T
 
 
-def _band(replicates: np.ndarray) -> tuple[Interval, ...]:
+def percentile_band(replicates: np.ndarray) -> tuple[Interval, ...]:
     """Return 95 % percentile intervals of replicates (R, L+S)."""
     low, high = np.percentile(replicates, [2.5, 97.5], axis=0)
     return tuple(zip(low.tolist(), high.tolist(), strict=True))

@@ -3,7 +3,7 @@
 One pass of a batch is recorded; each variant computes only what is above the lowest layer it changes.
 Knows nothing about which layers are changed, or why.
 
-Shapes: N samples, L layers of S stacks, L+S boundaries, R bootstrap replicates.
+Shapes: N samples of D domains, L layers of S stacks, L+S boundaries, R bootstrap replicates.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ import numpy as np
 
 from ..artifacts import Curves
 from ..bars import progress_bar
+from ..config import UNNAMED
+from ..domains import Domains
 from ..models import INTACT, Change, stand_ins
 from ..tasks import Batch, Scores
-from .accumulating import NUM_REPLICATES, Accumulator, log_ratio
+from .accumulating import NUM_REPLICATES, log_ratio
+from .gathering import Gathering, read_states
 from .probe import Probe, forwards_of
 from .replaying import Trace, changed_passes
 
@@ -29,10 +32,10 @@ Variant = Mapping[int, Change]
 
 @dataclass(frozen=True)
 class Response:
-    """One variant on all rows: norms and distances (L+S), their replicates (R, L+S), and scores if labelled.
+    """One variant on all rows: norms, distances (D, L+S), their replicates (D, R, L+S), scores if labelled.
 
-    Replicate r draws the same rows for every variant. `noise_floor` is what random halves of the rows
-    differ by, None where a layer is changed.
+    Replicate r draws the same rows for every variant. `noise_floor` is what random halves of the rows of
+    the first domain differ by, None where a layer is changed.
     """
 
     norms: np.ndarray
@@ -41,12 +44,17 @@ class Response:
     distance_replicates: np.ndarray
     noise_floor: Curves | None
     scores: Scores | None
+    domains: Domains
 
     def deviations(self, reference: Response, boundaries: Sequence[int]) -> np.ndarray:
-        """Return the mean |log ratio| to a reference over boundaries: (2,), of norms and of distances."""
+        """Return the mean |log ratio| to a reference over boundaries: (2,), of norms and of distances.
+
+        Of several domains, it is the objective's of each of the two.
+        """
         pairs = ((self.norms, reference.norms), (self.distances, reference.distances))
         ratios = [log_ratio(one, other, reference.norms) for one, other in pairs]
-        return np.asarray(np.asarray(ratios)[:, boundaries].mean(axis=-1))
+        found = np.asarray(ratios)[:, :, boundaries].mean(axis=-1)  # (2, D)
+        return self.domains.combined(found.swapaxes(0, 1), False)
 
     def deviation_replicates(self, reference: Response, boundaries: Sequence[int]) -> np.ndarray:
         """Return `deviations` of each replicate of both, (2, R)."""
@@ -55,7 +63,23 @@ class Response:
             (self.distance_replicates, reference.distance_replicates),
         )
         ratios = [log_ratio(one, other, reference.norm_replicates) for one, other in pairs]
-        return np.asarray(np.asarray(ratios)[:, :, boundaries].mean(axis=-1))
+        found = np.asarray(ratios)[:, :, :, boundaries].mean(axis=-1)  # (2, D, R)
+        return self.domains.combined(found.swapaxes(0, 1), False)
+
+    def split(self) -> dict[str, Response]:
+        """Return the response of each domain, by its name."""
+        found = {}
+        for n, (name, size) in enumerate(self.domains.sizes_by_name.items()):
+            found[name] = Response(
+                self.norms[n : n + 1],
+                self.distances[n : n + 1],
+                self.norm_replicates[n : n + 1],
+                self.distance_replicates[n : n + 1],
+                None,
+                self.scores and self.scores.split(self.domains)[n],
+                Domains.of({UNNAMED: size}),
+            )
+        return found
 
 
 def respond(
@@ -81,15 +105,15 @@ def respond(
 def _respond(probe: Probe, variants: Sequence[Variant], num_replicates: int) -> list[Response]:
     """Measure a few variants."""
     samples, task = probe.samples[probe.select_on], probe.model.task
-    sums = [Accumulator(samples, probe.numbering, num_replicates, probe.seed) for _ in variants]
+    sums = [Gathering(samples, probe.numbering, num_replicates, probe.seed) for _ in variants]
     scored: list[list[tuple[np.ndarray, Scores]]] = [[] for _ in variants]
 
     def score(batch: Batch, number: int, trace: Trace) -> None:
         assert trace.answers is not None
-        scored[number].append((batch.indices, task.score(trace.answers, samples, batch.indices)))
+        scored[number].append((batch.indices, task.score_by_domain(trace.answers, samples, batch.indices)))
 
     for batch, number, trace in _passes(probe, variants, task.profile_batch):
-        sums[number].add(batch, *probe.read_states(batch, trace.boundaries))
+        sums[number].add(batch, *read_states(probe.model, probe.processor, batch, trace.boundaries))
         if samples.is_labelled and task.profiles_while_scoring:
             score(batch, number, trace)
     if samples.is_labelled and not task.profiles_while_scoring:
@@ -103,7 +127,7 @@ def _passes(
 ) -> Iterator[tuple[Batch, int, Trace]]:
     """Yield batch, number of the variant and its pass; what they cost goes to the probe's ledger."""
     samples = probe.samples[probe.select_on]
-    divided = probe.length_sorted(samples)
+    divided = probe.profile_batches(samples)
     with stand_ins(probe.model) as places:
         for indices in progress_bar(
             divided, desc=f"Measuring {samples.role} rows", unit="batch", leave=False
@@ -114,11 +138,18 @@ def _passes(
         probe.ledger.add_cost(*forwards_of(places))
 
 
-def _response(changes: Variant, sums: Accumulator, scored: Sequence[tuple[np.ndarray, Scores]]) -> Response:
+def _response(changes: Variant, sums: Gathering, scored: Sequence[tuple[np.ndarray, Scores]]) -> Response:
     """Put together what was measured of a variant."""
-    profile = sums.profile(())
-    nothing = np.zeros((0, len(profile.norms)))
-    norms, distances = sums.replicates() if sums.num_replicates else (nothing, nothing)
-    floor = sums.noise_floor() if sums.num_replicates and not changes else None
-    scores = Scores.joined(scored) if scored else None
-    return Response(np.asarray(profile.norms), np.asarray(profile.distances), norms, distances, floor, scores)
+    profiles = [part.profile(()) for part in sums.parts]
+    has_replicates = bool(sums.parts[0].num_replicates)
+    nothing = np.zeros((0, len(profiles[0].norms)))
+    drawn = [part.replicates() if has_replicates else (nothing, nothing) for part in sums.parts]
+    return Response(
+        np.asarray([profile.norms for profile in profiles]),
+        np.asarray([profile.distances for profile in profiles]),
+        np.asarray([norms for norms, _ in drawn]),
+        np.asarray([distances for _, distances in drawn]),
+        sums.parts[0].noise_floor() if has_replicates and not changes else None,
+        Scores.joined(scored) if scored else None,
+        sums.domains,
+    )

@@ -21,16 +21,18 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ..artifacts import Choices, Curves, Deviation, Evaluation, LayerProfile, Ledger
+from ..artifacts import Choices, Deviation, Evaluation, LayerProfile, Ledger
+from ..domains import Domains
 from ..engines import Engine, open_engine
 from ..models import LoadedModel, StandIn, stand_ins
 from ..samples import Samples
 from ..tasks import Batch, Division, Scores
 from ..tasks.scoring import averaged
-from .accumulating import NUM_REPLICATES, Accumulator, log_ratios, mean_deviation
+from .accumulating import NUM_REPLICATES
+from .gathering import Gathered, Gathering, deviations, read_states, together
 from .replaying import Changes, Found, Replayer, Trace, Work, passes
 from .sharing import shares_context
-from .weighing import angular_distance, magnitudes, sensitivities, summed_cosines
+from .weighing import angular_distance, magnitudes, sensitivities
 
 # Block influence hardly differs between samples of one kind; few rows will do to rank layers.
 NUM_INFLUENCE_SAMPLES = 32
@@ -86,7 +88,7 @@ class Probe:
         self._engine = engine or open_engine(
             "local", lambda: Replayer(model, rows, self.processor, self.changes)
         )
-        self._measured: dict[tuple[str, frozenset[int]], tuple[LayerProfile, Curves]] = {}
+        self._measured: dict[tuple[str, frozenset[int]], Gathered] = {}
         self._fixed: dict[tuple[object, ...], tuple[float, ...]] = {}
         self.watch: Callable[[int], None] = lambda num_scores: None
 
@@ -109,6 +111,11 @@ class Probe:
     def best_value(self) -> float | None:
         """What no row's value can be better than; None where the metric is no mean over rows."""
         return self.model.task.best_value
+
+    @property
+    def domains(self) -> Domains:
+        """Where the rows of each domain stand, and how the domains' numbers become one."""
+        return self.samples[self.select_on].domains
 
     # --- metric ---------------------------------------------------------------------------
 
@@ -171,6 +178,13 @@ class Probe:
         task, size = self.model.task, self.batch_size
         return task.length_sorted(samples, self.processor, size, rows, self.division)
 
+    def profile_batches(self, samples: Samples, rows: np.ndarray | None = None) -> list[np.ndarray]:
+        """Return the indices of each batch that is profiled: its rows (default: all) are of one domain."""
+        within = np.arange(len(samples)) if rows is None else rows
+        places = samples.domains.parts
+        parts = [within[(within >= place.start) & (within < place.stop)] for place in places]
+        return [batch for part in parts for batch in self.length_sorted(samples, part)]
+
     def _record(self, work: Work, found: Found) -> None:
         sets = [sorted({*work.base, layer}) for layer in work.layers] or [sorted(work.base)]
         line = _line(sets, work.rows, found.values, found.losses, found.layer_forwards, found.layer_tokens)
@@ -197,7 +211,9 @@ class Probe:
         return {layer: self._evaluation(*found[layer]) for layer in layers}
 
     def _evaluation(self, values: np.ndarray, losses: np.ndarray) -> Evaluation:
-        return Evaluation(float(self.model.task.aggregate(values)), float(losses.mean()))
+        task = self.model.task
+        metric = self.domains.metric(values, task.aggregate, task.higher_is_better)
+        return Evaluation(metric, self.domains.metric(losses, np.mean, False))
 
     def known(self, dropped: Collection[int]) -> tuple[np.ndarray, np.ndarray]:
         """Return values and losses (N,) with the layers skipped, NaN where a row was not scored."""
@@ -208,7 +224,11 @@ class Probe:
 
     def profile(self, name: str, dropped: Collection[int] = ()) -> LayerProfile:
         """Return the profile on "id" or "target" samples with the layers skipped."""
-        return self._measure(name, frozenset(dropped))[0]
+        return self._measure(name, frozenset(dropped)).profile
+
+    def domain_profiles(self, dropped: Collection[int] = ()) -> tuple[LayerProfile, ...]:
+        """Return the profile of each target domain with the layers skipped."""
+        return self._measure("target", frozenset(dropped)).by_domain
 
     def deviation(self, dropped: Collection[int] = (), over: Collection[int] | None = None) -> Deviation:
         """Return how far the target's profile with the layers skipped is from the full model's on ID.
@@ -216,11 +236,16 @@ class Probe:
         The mean is over the boundaries that remain when the layers `over` (default: `dropped`) are
         gone; to compare two models, name the same layers for both.
         """
-        reference, floor = self._measure("id", frozenset())
-        norms, distances = log_ratios(self.profile("target", dropped), reference)
+        return together(self.domain_deviations(dropped, over), self.samples["target"].domains)
+
+    def domain_deviations(
+        self, dropped: Collection[int] = (), over: Collection[int] | None = None
+    ) -> tuple[Deviation, ...]:
+        """Return the same of each target domain."""
+        reference = self._measure("id", frozenset())
         gone = self.choices.dropped(dropped if over is None else over)
-        mean = mean_deviation(norms, distances, gone, self.numbering)
-        return Deviation(tuple(norms), tuple(distances), mean, floor)
+        profiles, floor = self.domain_profiles(dropped), reference.noise_floor
+        return deviations(profiles, reference.profile, floor, gone, self.numbering)
 
     def deviations(self, dropped: Collection[int], layers: Sequence[int]) -> dict[int, Evaluation]:
         """Return the target's mean deviation with `dropped` and one more layer skipped.
@@ -238,15 +263,19 @@ class Probe:
         return {n: Evaluation(metrics[n].metric, metrics[n].loss, found[n]) for n in layers}
 
     def influences(self, name: str) -> tuple[float, ...]:
-        """Return each layer's block influence on the few "id" or "target" samples of lowest hash."""
-        return self._once(("influences", name), lambda: self._few_influences(self.samples[name]))
+        """Return each layer's block influence on the few samples of lowest hash, of each domain."""
+        return self._once(("influences", name), lambda: self._mean_influences(self.samples[name]))
+
+    def _mean_influences(self, samples: Samples) -> tuple[float, ...]:
+        found = [self._few_influences(part) for part in samples.by_domain]
+        return tuple(samples.domains.average(found).tolist())
 
     def _few_influences(self, samples: Samples) -> tuple[float, ...]:
         order = sorted(range(len(samples)), key=lambda i: (samples.hashes[i], i))
         few = replace(samples, rows=tuple(samples.rows[i] for i in sorted(order[:NUM_INFLUENCE_SAMPLES])))
         total, num_tokens = np.zeros(self.num_layers), np.zeros(len(self.numbering.depths), dtype=np.int64)
         for batch, _, trace in self._passes(few, (), ()):
-            _, cosines, tokens = self.read_states(batch, trace.boundaries)
+            _, cosines, tokens = read_states(self.model, self.processor, batch, trace.boundaries)
             total, num_tokens = total + cosines, num_tokens + tokens
         self.ledger.add_cost(self._layer_forwards, self._layer_tokens)
         return tuple((1 - total / np.repeat(num_tokens, list(self.numbering.depths.values()))).tolist())
@@ -264,7 +293,8 @@ class Probe:
         for layers in within:
             total[list(layers)] = 0.0
         for batch, _, trace in self._passes(samples, (), ()):
-            for layers, states in zip(within, self.read_states(batch, trace.boundaries)[0], strict=True):
+            found = read_states(self.model, self.processor, batch, trace.boundaries)[0]
+            for layers, states in zip(within, found, strict=True):
                 angles = angular_distance(states[:-num_layers], states[num_layers:])  # (len(layers), B, P)
                 total[list(layers)] += angles.double().mean(dim=-1).sum(dim=-1).cpu().numpy()
         self.ledger.add_cost(self._layer_forwards, self._layer_tokens)
@@ -300,41 +330,38 @@ class Probe:
     def _sweep(self, base: frozenset[int], layers: Sequence[int]) -> None:
         """Measure the target's deviation without `base` and each layer; metrics come along for nothing."""
         samples, task = self.samples["target"], self.model.task
-        reference = self._measure("id", frozenset())[0]
-        states = {key: Accumulator(samples, self.numbering, 0, self.seed) for key in layers}
+        reference = self.profile("id")
+        states = {key: Gathering(samples, self.numbering, 0, self.seed) for key in layers}
         scored = self.select_on == "target" and samples.is_labelled and task.profiles_while_scoring
         sets = {key: sorted(base | {key}) for key in layers}
         for batch, key, trace in self._passes(samples, tuple(sorted(base)), layers):
             if key is None:
                 continue
-            states[key].add(batch, *self.read_states(batch, trace.boundaries))
+            states[key].add(batch, *read_states(self.model, self.processor, batch, trace.boundaries))
             if scored and trace.answers is not None:
-                found = task.score(trace.answers, samples, batch.indices)
+                found = task.score_by_domain(trace.answers, samples, batch.indices)
                 line = _line([sets[key]], batch.indices, found.values[None], found.losses[None])
                 self.ledger.add_rows(line, self.num_rows)
-        deviations = []
-        for key in layers:
-            norms, distances = log_ratios(states[key].profile(sets[key]), reference)
-            deviations.append(mean_deviation(norms, distances, sets[key], self.numbering))
         self.ledger.add_deviations(
             {
                 "sets": list(sets.values()),
-                "deviations": deviations,
+                "deviations": [
+                    states[key].mean_deviation(reference, self.choices.dropped(sets[key])) for key in layers
+                ],
                 "layer_forwards": self._layer_forwards,
                 "layer_tokens": self._layer_tokens,
             }
         )
 
-    def _measure(self, name: str, dropped: frozenset[int]) -> tuple[LayerProfile, Curves]:
-        """Return a profile with bands, and what random halves of its samples differ by."""
+    def _measure(self, name: str, dropped: frozenset[int]) -> Gathered:
+        """Return profiles with bands, and what random halves of the samples differ by."""
         if (name, dropped) not in self._measured:
             samples = self.samples[name]
-            accumulator = Accumulator(samples, self.numbering, NUM_REPLICATES, self.seed)
+            states = Gathering(samples, self.numbering, NUM_REPLICATES, self.seed)
             for batch, _, trace in self._passes(samples, tuple(sorted(dropped)), ()):
-                accumulator.add(batch, *self.read_states(batch, trace.boundaries))
+                states.add(batch, *read_states(self.model, self.processor, batch, trace.boundaries))
             self.ledger.add_cost(self._layer_forwards, self._layer_tokens)
-            profile = accumulator.profile(self.choices.dropped(dropped))
-            self._measured[name, dropped] = profile, accumulator.noise_floor()
+            self._measured[name, dropped] = states.result(self.choices.dropped(dropped))
         return self._measured[name, dropped]
 
     def _passes(
@@ -344,38 +371,12 @@ class Probe:
         task = self.model.task
         self._layer_forwards = self._layer_tokens = 0
         with stand_ins(self.model) as places:
-            for indices in self.length_sorted(samples):
+            for indices in self.profile_batches(samples):
                 batch = task.profile_batch(samples, indices, self.processor)
                 for key, trace in passes(self.model, places, batch, base, layers, self.changes, whole=True):
                     yield batch, key, trace
                 self.watch(0)
             self._layer_forwards, self._layer_tokens = forwards_of(places)
-
-    def read_states(
-        self, batch: Batch, boundaries: Sequence[torch.Tensor]
-    ) -> tuple[list[torch.Tensor], np.ndarray, np.ndarray]:
-        """Return answer states (D+1, B, P, H) of each stack, summed cosines (L,) and real tokens (S,)."""
-        task = self.model.task
-        names = list(self.numbering.depths)
-        read = task.answer_stack if task.answer_stack in names else names[-1]
-        states, cosines, num_tokens = [], [], []
-        for name, part in zip(names, self.numbering.boundaries, strict=True):
-            streams = [boundaries[number] for number in part]
-            device = streams[0].device
-            if name == read:
-                batch = replace(batch, num_states=streams[0].shape[1])
-                at = torch.from_numpy(task.readout(batch, self.processor)).to(device)
-                mask = torch.from_numpy(task.state_mask(batch, self.processor)).bool()
-                states.append(torch.stack([at @ stream.float() for stream in streams]))
-            else:
-                weights = task.readout_of(name, batch, (streams[0].shape[0], streams[0].shape[1]))
-                mask = torch.from_numpy(weights.any(axis=0))  # weights: (B, S, T)
-                rows = torch.from_numpy(weights).flatten(1).to(device)
-                found = torch.stack([rows @ stream.float().flatten(0, 1) for stream in streams])
-                states.append(found[:, :, None])
-            cosines += summed_cosines(streams, mask)
-            num_tokens.append(int(mask.sum()))
-        return states, np.asarray(cosines), np.asarray(num_tokens)
 
 
 def division_on(device: torch.device, num_threads: int) -> Division | None:

@@ -133,7 +133,7 @@ class Replayer:
             found_passes = passes(self.model, places, batch, work.base, work.layers, self.changes, read=read)
             for _, trace in found_passes:
                 if trace.answers is not None:
-                    scores.append(task.score(trace.answers, self.samples, work.rows))
+                    scores.append(task.score_by_domain(trace.answers, self.samples, work.rows))
                 del trace  # or this candidate's states are held while those of the next are made
             found = Found(
                 np.stack([score.values for score in scores]),

@@ -7,6 +7,7 @@
     interventions.py
                   what `intervene` found, in sentences and tables
     rendering.py  report -> Markdown, report -> one self-contained HTML file, table -> plain text
+    tradeoffs.py  several target domains: what each number of layers trades, and their profiles
     planning.py   what a search would cost -> a few lines
 
 Knows nothing about how any number was computed. A new finding is one function in `wording.py`
@@ -24,6 +25,7 @@ from .interventions import dose_table, intervention_verdict
 from .planning import render_plan
 from .rendering import render_html, render_markdown, render_text
 from .tables import comparison_table
+from .tradeoffs import domain_table, trade_off_table
 from .wording import findings, verdict
 
 # What `write_report` writes.
@@ -32,6 +34,7 @@ FILES = ("report.html", "report.json", "report.md")
 __all__ = [
     "FILES",
     "comparison_table",
+    "domain_table",
     "dose_table",
     "intervention_verdict",
     "make_report",
@@ -39,6 +42,7 @@ __all__ = [
     "render_markdown",
     "render_plan",
     "render_text",
+    "trade_off_table",
     "write_report",
 ]
 

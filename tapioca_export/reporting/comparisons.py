@@ -27,9 +27,9 @@ from .wording import provider_text, role_text
 def accuracy_figures(benchmark: Benchmark) -> list[Figure]:
     """Draw each role's metric before and after, and the paired change, a metric."""
     figures = []
-    metrics = dict.fromkeys(a.metric for a in benchmark.accuracy.values())
+    metrics = dict.fromkeys(a.metric for a in benchmark.rows.values())
     for number, metric in enumerate(metrics, start=1):
-        rows = {r: a for r, a in benchmark.accuracy.items() if a.metric == metric}
+        rows = {r: a for r, a in benchmark.rows.items() if a.metric == metric}
         figures += [
             _level_figure(f"level-{number}", metric, rows),
             _change_figure(f"change-{number}", metric, rows),

@@ -182,6 +182,10 @@ def role_tables(found: Intervention) -> list[TextTable]:
         _role_table(f"{role}, {layers_text(found.layers)}", found.metric, getattr(found, name))
         for name, role in (("target", "Target"), ("id", "ID"))
     ]
+    tables += [
+        _role_table(f"Target {name}, {layers_text(found.layers)}", found.metric, doses)
+        for name, doses in found.targets.items()
+    ]
     if len(found.layers) > 1:
         for alone in found.by_layer:
             tables += [

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import Benchmark, Intervention, Report
-from . import comparisons, doses, figures, interventions, tables
+from . import comparisons, doses, figures, interventions, tables, tradeoffs
 from .drawing import Figure
 from .tables import TextTable
 from .wording import damped_text, effect, layers_text, model_text, number, size_text
@@ -63,6 +63,10 @@ def render_markdown(report: Report) -> str:
     )
     for title, table in shown:
         parts += [f"## {title}", _md_table(table) if table.rows else "Not measured."]
+    if selection.points:
+        parts += _md_captioned("Trade-offs", tradeoffs.trade_off_table(selection))
+    if report.profile.targets:
+        parts += _md_captioned("Target domains", tradeoffs.domain_table(report.profile))
     if report.intervention:
         parts += _md_intervention(report.intervention)
     parts += [
@@ -79,6 +83,10 @@ def _md_intervention(found: Intervention) -> list[str]:
     sentences = "\n".join(f"- {_md(sentence)}" for sentence in found.verdict)
     shown = [*interventions.role_tables(found), interventions.random_table(found)]
     return ["## Dose-response", sentences, *(f"{_md(t.caption)}:\n\n{_md_table(t)}" for t in shown)]
+
+
+def _md_captioned(title: str, table: TextTable) -> list[str]:
+    return [f"## {title}", f"{_md(table.caption)}:", _md_table(table)]
 
 
 def _md(text: str) -> str:
@@ -176,6 +184,9 @@ def _tone(report: Report) -> tuple[str, str]:
         return "neutral", "Target not measured"
     if target == "harm":
         return "bad", "Harms the target"
+    fallen = [name for name, part in report.benchmark.targets.items() if effect(part) == "harm"]
+    if fallen:
+        return "warn", f"{'Gain on target' if target == 'gain' else 'No gain'}, harm on {', '.join(fallen)}"
     if in_distribution == "harm":
         return "warn", "Gain on target, harm on ID" if target == "gain" else "No gain, harm on ID"
     return ("good", "Gain on target") if target == "gain" else ("warn", "No gain shown")
@@ -189,6 +200,8 @@ def _tiles(benchmark: Benchmark) -> list[Tile]:
             tiles.append(Tile(name, "not measured", "no labelled rows"))
             continue
         values = f"{number(accuracy.original)} → {number(accuracy.pruned)}"
+        if role == "target" and benchmark.objective is not None:
+            name = f"Target ({benchmark.objective})"
         tiles.append(Tile(f"{name} {accuracy.metric}", values, f"{accuracy.n} report rows"))
     if benchmark.latency:
         medians = [row.speedup.median for row in benchmark.latency]
@@ -234,7 +247,8 @@ def _profile_section(report: Report) -> Section:
         f"{profile.target.num_samples} samples, {profile.target.num_tokens} positions. "
         f"The answer is read at: {profile.position}."
     )
-    return Section("profile", "Residual stream", intro, figures=plots)
+    shown = (tradeoffs.domain_table(profile),) if profile.targets else ()
+    return Section("profile", "Residual stream", intro, figures=plots, tables=shown)
 
 
 def _search_section(report: Report) -> Section:
@@ -252,8 +266,11 @@ def _search_section(report: Report) -> Section:
         )
     if plot is None:
         intro += f" No round was run: {selection.stop_reason}"
-    table = tables.search_table(selection)
-    return Section("search", "Search", intro.strip(), figures=(plot,) if plot else (), tables=(table,))
+    plots, shown = [plot] if plot else [], [tables.search_table(selection)]
+    if selection.points:
+        plots.append(tradeoffs.trade_off_figure(selection))
+        shown.append(tradeoffs.trade_off_table(selection))
+    return Section("search", "Search", intro.strip(), figures=tuple(plots), tables=tuple(shown))
 
 
 def _dose_section(found: Intervention) -> Section:

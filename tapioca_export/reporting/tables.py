@@ -152,7 +152,7 @@ def _how_scored(candidate: Candidate) -> str:
 def accuracy_table(benchmark: Benchmark) -> TextTable:
     """Return both models on the report rows, with intervals."""
     columns = ("report rows", "metric", "rows", "original", "pruned", "change", "p", "better/worse")
-    rows = tuple(_accuracy_row(role, a) for role, a in benchmark.accuracy.items())
+    rows = tuple(_accuracy_row(role, a) for role, a in benchmark.rows.items())
     return TextTable("Original and pruned on the same report rows (95 % intervals)", columns, rows)
 
 
@@ -179,7 +179,8 @@ def comparison_table(comparison: Comparison) -> TextTable:
         f"{comparison.max_drop_layers} of {comparison.num_layers} layers dropped"
     )
     change = "change [95 % interval]"
-    columns = ("criterion", "target", change, "ID", change, "forwards", "seconds", "dropped")
+    name = f"target ({comparison.objective})" if comparison.objective else "target"
+    columns = ("criterion", name, change, "ID", change, "forwards", "seconds", "dropped")
     original = ("original", number(target.original), "", number(id_.original), "", "", "", "")
     return TextTable(caption, columns, (original, *map(_compared_row, comparison.criteria)))
 

@@ -7,7 +7,7 @@ not show is said not to be shown. Knows nothing about Markdown or HTML: sentence
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,7 @@ from ..artifacts import (
     Latency,
     LayerName,
     Pair,
+    Point,
     Profile,
     Selection,
     Step,
@@ -79,10 +80,13 @@ def model_text(model: str) -> str:
 
 def layers_text(layers: Iterable[LayerName]) -> str:
     """Return "layer 4" or "layers 4 and 7"."""
-    names = [str(layer) for layer in layers]
+    return _joined("layer", [str(layer) for layer in layers])
+
+
+def _joined(noun: str, names: Sequence[str]) -> str:
     if len(names) == 1:
-        return f"layer {names[0]}"
-    return f"layers {', '.join(names[:-1])} and {names[-1]}"
+        return f"{noun} {names[0]}"
+    return f"{noun}s {', '.join(names[:-1])} and {names[-1]}"
 
 
 def damped_text(damp: Iterable[Damping]) -> str:
@@ -90,7 +94,7 @@ def damped_text(damp: Iterable[Damping]) -> str:
     return layers_text(f"{part.layer} (times {part.scale:g})" for part in damp)
 
 
-def changed_text(selection: Selection) -> str:
+def changed_text(selection: Selection | Point) -> str:
     """Return "dropping layers 4 and 7" or "dropping layer 7 and damping layer 4 (times 0.5)"."""
     parts = [f"dropping {layers_text(selection.drop)}"] if selection.drop else []
     parts += [f"damping {damped_text(selection.damp)}"] if selection.damp else []
@@ -111,6 +115,15 @@ def choice_text(choice: Step | Candidate) -> str:
 def role_text(role: str) -> str:
     """Return the role as it stands in a sentence."""
     return "ID" if role == "id" else role
+
+
+def objective_text(found: Selection | Benchmark) -> str:
+    """Return what of the target counts: "target", or "mean of targets airline and banking"."""
+    if found.objective is None:
+        return "target"
+    domains = found.targets if isinstance(found, Benchmark) else found.points[0].domains
+    what = {"mean": "mean", "worst": "worst", "weights": "weighted mean"}[found.objective]
+    return f"{what} of {_joined('target', list(domains))}"
 
 
 def provider_text(provider: str) -> str:
@@ -162,7 +175,8 @@ def verdict(selection: Selection, benchmark: Benchmark) -> str:
     if not selection.num_changed:
         return _nothing_dropped(selection, target)
     clauses = [
-        _target_clause(selection, target),
+        _target_clause(selection, target, objective_text(benchmark)),
+        *_domain_clauses(benchmark),
         _id_clause(benchmark.accuracy.get("id")),
         _speed_clause(benchmark.latency),
         _size_clause(benchmark.size_bytes),
@@ -185,17 +199,26 @@ def _nothing_dropped(selection: Selection, target: Accuracy | None) -> str:
     )
 
 
-def _target_clause(selection: Selection, target: Accuracy | None) -> str:
+def _target_clause(selection: Selection, target: Accuracy | None, name: str) -> str:
     what = f"{changed_text(selection)} of {selection.num_layers}"
     if target is None:
         return f"Whether {what} helps the target was not measured (no labelled target rows)"
     found = effect(target)
     if found == "gain":
         verb = "raises" if target.difference > 0 else "lowers"
-        return f"{what.capitalize()} {verb} the target {target.metric} {_change(target)}"
+        return f"{what.capitalize()} {verb} the {name} {target.metric} {_change(target)}"
     if found == "harm":
-        return f"{what.capitalize()} harms the target: {target.metric} goes {_change(target)}"
-    return f"No improvement on the target was shown for {what}: {target.metric} {_change(target)}"
+        return f"{what.capitalize()} harms the {name}: {target.metric} goes {_change(target)}"
+    return f"No improvement on the {name} was shown for {what}: {target.metric} {_change(target)}"
+
+
+def _domain_clauses(benchmark: Benchmark) -> list[str]:
+    """Name the domains that fall, whatever becomes of the objective."""
+    return [
+        f"it harms target {name}, {accuracy.metric} {_change(accuracy)}"
+        for name, accuracy in benchmark.targets.items()
+        if effect(accuracy) == "harm"
+    ]
 
 
 def _id_clause(accuracy: Accuracy | None) -> str:
@@ -275,8 +298,11 @@ def findings(
 
 
 def _about_accuracy(benchmark: Benchmark) -> list[str]:
-    roles = ["target", "id", *sorted(set(benchmark.accuracy) - {"target", "id"})]
-    lines = [_accuracy_sentence(role, benchmark.accuracy.get(role)) for role in roles]
+    rows = {role: benchmark.accuracy.get(role) for role in ("target", "id")}
+    if benchmark.objective is not None:
+        rows |= benchmark.rows
+        del rows["target"]
+    lines = [_accuracy_sentence(role, rows[role]) for role in rows]
     if any(accuracy.metric == "nmse" for accuracy in benchmark.accuracy.values()):
         lines.append("nmse is the mean squared error divided by the variance of the answers; 0 is perfect.")
     if any(accuracy.metric == "wer" for accuracy in benchmark.accuracy.values()):
@@ -286,13 +312,13 @@ def _about_accuracy(benchmark: Benchmark) -> list[str]:
     lines += [
         f"Invalid answers, {role_text(role)}: {accuracy.invalid.original:.0f} of {accuracy.n} before, "
         f"{accuracy.invalid.pruned:.0f} after; in these the rule found no answer, and they count as wrong."
-        for role, accuracy in benchmark.accuracy.items()
+        for role, accuracy in benchmark.rows.items()
         if accuracy.invalid is not None
     ]
     return lines + [
         f"Perplexity, {role_text(role)}: {number(math.exp(accuracy.original))} to "
         f"{number(math.exp(accuracy.pruned))}; log_perplexity is its logarithm."
-        for role, accuracy in benchmark.accuracy.items()
+        for role, accuracy in benchmark.rows.items()
         if accuracy.metric == "log_perplexity"
     ]
 

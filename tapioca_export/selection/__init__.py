@@ -5,8 +5,9 @@ Knows nothing about how the numbers were measured, and imports no PyTorch.
 
 from . import published  # registers criteria
 from .criteria import CRITERIA
+from .pareto import are_on_front
 from .rounds import Round, Scored, SelectionSettings
-from .search import pick_depth, select_layers
+from .search import Weigh, changed, pick_depth, select_layers
 from .searches import SEARCHES
 
 __all__ = [
@@ -15,6 +16,9 @@ __all__ = [
     "Round",
     "Scored",
     "SelectionSettings",
+    "Weigh",
+    "are_on_front",
+    "changed",
     "pick_depth",
     "published",
     "select_layers",

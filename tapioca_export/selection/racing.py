@@ -9,6 +9,10 @@ hardest); the order of rows and the choice of the leader change what a race cost
 Source of the idea: Maron and Moore 1994, "Hoeffding Races", NIPS 6. Theirs stops on statistical
 bounds only; `exact_race` stops on certainties.
 
+Of several target domains, a row's penalty is weighted (`Domains.row_weights`) so that what has been
+collected bounds the objective: the sum over rows for a mean of domains, the largest of the domains' sums
+for the worst of them. Either only grows.
+
 Knows nothing about how a row is scored. Shapes: N rows, C candidates.
 """
 
@@ -20,6 +24,7 @@ from collections.abc import Collection
 import numpy as np
 
 from ..artifacts import Candidate
+from ..domains import Domains
 from .rounds import Round
 
 # Beyond rounding, a sum that is larger is larger in any order of summation.
@@ -44,6 +49,8 @@ class Field:
         assert best_value is not None, "what is no mean over rows is scored in full"
         self.best_value = best_value
         self.num_rows = round_.probe.num_rows
+        self.domains = round_.probe.domains
+        self.weights = self.domains.row_weights
         self.difficulty = round_.current()[1]
         shape = (max(round_.layers) + 1, self.num_rows)
         self.values, self.losses = np.full(shape, np.nan), np.full(shape, np.nan)
@@ -51,18 +58,22 @@ class Field:
 
     @property
     def penalties(self) -> np.ndarray:
-        """Penalties (layers, N) of the number that the criterion compares."""
-        return self.losses if self.by_loss else np.abs(self.best_value - self.values)
+        """Weighted penalties (choices, N) of the number that the criterion compares."""
+        return self._weighted(self.values, self.losses)
 
     @property
     def is_right_or_wrong(self) -> bool:
-        """Tell whether penalties are 0 or 1."""
-        return bool(np.isin(self.current_penalties(), (0.0, 1.0)).all())
+        """Tell whether penalties are 0 or all of a row's weight."""
+        penalties = self.current_penalties()
+        return bool(((penalties == 0) | (penalties == self.weights)).all())
 
     def current_penalties(self) -> np.ndarray:
-        """Return the penalties (N,) of the model as it stands."""
-        values, losses = self.round.current()
-        return losses if self.by_loss else np.abs(self.best_value - values)
+        """Return the weighted penalties (N,) of the model as it stands."""
+        return self._weighted(*self.round.current())
+
+    def _weighted(self, values: np.ndarray, losses: np.ndarray) -> np.ndarray:
+        penalties = losses if self.by_loss else np.abs(self.best_value - values)
+        return np.asarray(penalties * self.weights)
 
     def score(self, layers: Collection[int], rows: np.ndarray) -> None:
         """Score rows of some candidates."""
@@ -77,7 +88,11 @@ class Field:
 
     def partial(self, layer: int) -> float:
         """Return the penalties that a candidate has collected so far."""
-        return float(np.nansum(self.penalties[layer]))
+        return self.domains.total(self.sums(layer))
+
+    def sums(self, layer: int) -> np.ndarray:
+        """Return what a candidate has collected so far in each domain, (D,)."""
+        return np.asarray([np.nansum(part) for part in self.domains.split(self.penalties[layer])])
 
     def finish(self, candidate: Candidate) -> None:
         """Record a candidate that is done, in the journal as well."""
@@ -86,7 +101,8 @@ class Field:
 
     def whole(self, layer: int) -> Candidate:
         """Return a candidate that was scored on all rows."""
-        metric, loss = float(self.values[layer].mean()), float(self.losses[layer].mean())
+        metric = self.domains.metric(self.values[layer], np.mean, self.round.probe.higher_is_better)
+        loss = self.domains.metric(self.losses[layer], np.mean, False)
         return Candidate(layer, self.merit(loss if self.by_loss else metric), metric, loss)
 
     def beaten(self, layer: int, leader: int) -> Candidate:
@@ -195,9 +211,12 @@ def _expected(field: Field, layer: int) -> float:
     change = np.linalg.lstsq(line[seen], (own - margins)[seen], rcond=None)[0]
     guesses = margins + line @ change
     scatter = math.sqrt((float(np.square(own - guesses)[seen].sum()) + 1) / seen.sum())
-    threshold = np.quantile(margins, current.mean())  # below it are as many rows as the model gets wrong
-    wrong = norm.cdf((threshold - guesses) / scatter)
-    return field.partial(layer) + float(wrong[~seen].sum())
+    # Below the threshold are as many rows as the model gets wrong.
+    threshold = np.quantile(margins, (current > 0).mean())
+    wrong = norm.cdf((threshold - guesses) / scatter) * field.weights
+    split = zip(field.domains.split(wrong), field.domains.split(seen), strict=True)
+    unseen = np.asarray([part[~known].sum() for part, known in split])
+    return field.domains.total(field.sums(layer) + unseen)
 
 
 def _margins(losses: np.ndarray) -> np.ndarray:
@@ -237,7 +256,7 @@ def statistical_race(round_: Round, by_loss: bool = False) -> tuple[Candidate, .
     """
     field, settings = Field(round_, by_loss), round_.settings
     doubted = np.argsort(-_doubt(field), kind="stable")
-    shuffled = np.random.default_rng(settings.seed).permutation(field.num_rows)
+    shuffled = _shuffled(field.domains, settings.seed)
     num_doubted, num_sampled = (max(SMALLEST_WAVE, field.num_rows // part) for part in (16, 32))
     alive = list(round_.layers)
     while True:
@@ -260,6 +279,14 @@ def statistical_race(round_: Round, by_loss: bool = False) -> tuple[Candidate, .
         num_doubted, num_sampled = (math.ceil(number * GROWTH) for number in (num_doubted, num_sampled))
 
 
+def _shuffled(domains: Domains, seed: int) -> np.ndarray:
+    """Return all rows in random order, of which any first part holds its share of each domain."""
+    generator = np.random.default_rng(seed)
+    rows = [place.start + generator.permutation(place.stop - place.start) for place in domains.parts]
+    ranks = [(np.arange(size) + 0.5) / size for size in domains.sizes]
+    return np.concatenate(rows)[np.argsort(np.concatenate(ranks), kind="stable")]
+
+
 def _doubt(field: Field) -> np.ndarray:
     """Return how likely each row is to change with the model, (N,): probability on the other side.
 
@@ -267,11 +294,10 @@ def _doubt(field: Field) -> np.ndarray:
     of the right answer; where values are no rights and wrongs, large penalties move most.
     """
     penalties, losses = field.current_penalties(), field.round.current()[1]
-    if not np.isin(penalties, (0.0, 1.0)).all():
+    if not field.is_right_or_wrong:
         return penalties
     right = np.exp(-losses)
-    doubt: np.ndarray = np.where(penalties == 0, 1 - right, right)
-    return doubt
+    return np.asarray(np.where(penalties == 0, 1 - right, right) * field.weights)
 
 
 class Forecast:
@@ -298,7 +324,8 @@ class Forecast:
         means = np.asarray([changes[layer][sample].mean() if len(sample) else 0.0 for layer in alive])
         squares = sum(float(np.square(changes[layer][sample]).sum()) for layer in alive)
         # One more change than was seen: a few rows without any do not prove that there are none.
-        largest = float(np.square(current).max(initial=1.0 if field.is_right_or_wrong else 0.0))
+        whole = field.weights if field.is_right_or_wrong else current
+        largest = float(np.square(whole).max(initial=0.0))
         num_sample = max(1, len(sample))
         self.variance = (squares + largest) / (len(means) * num_sample + 1)  # of one row's change
         noise = self.variance / num_sample
@@ -331,8 +358,9 @@ class Forecast:
         """Return the standard error of a candidate's total, as a sample of its domain."""
         mean = self.totals[layer] / self.field.num_rows
         seen = self.field.penalties[layer][np.isfinite(self.field.values[layer])]
-        if self.field.is_right_or_wrong:
-            return math.sqrt(max(0.0, self.field.num_rows * mean * (1 - mean)))
+        if self.field.is_right_or_wrong:  # rows of a domain are a sample of that domain
+            spread = float(np.square(self.field.weights).mean())
+            return math.sqrt(max(0.0, self.field.num_rows * mean * (1 - mean) * spread))
         return math.sqrt(self.field.num_rows) * float(seen.std())
 
 
@@ -343,9 +371,8 @@ def _estimated(
     if forecast.is_exact:
         return field.whole(layer)
     seen = np.isfinite(field.values[layer])
-    loss = (
-        float(field.losses[layer][seen].sum() + np.nansum(field.round.current()[1][~seen])) / field.num_rows
-    )
+    losses, current = (part * field.weights for part in (field.losses[layer], field.round.current()[1]))
+    loss = float(losses[seen].sum() + np.nansum(current[~seen])) / field.num_rows
     total = forecast.totals[layer]
     metric = None if field.by_loss else field.at(total)
     return Candidate(

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..artifacts import Candidate, Choices, Deviation, Evaluation, LayerProfile, Numbering
+from ..domains import Domains
 from ..errors import ConfigError
 
 PICKS = ("best", "bsba", "final")
@@ -40,12 +41,16 @@ class Prober(Protocol):
     def best_value(self) -> float | None:
         """What no row's value can be better than; None where the metric is no mean over rows."""
 
+    @property
+    def domains(self) -> Domains:
+        """Where the rows of each domain stand, and how the domains' numbers become one."""
+
     def scores(
         self, dropped: Sequence[int], layers: Sequence[int], rows: np.ndarray
     ) -> Mapping[Any, tuple[np.ndarray, np.ndarray]]:
         """Return values and losses of rows with `dropped` and one more layer skipped, layer by layer.
 
-        The metric is the mean of the values, if it is a mean over rows.
+        A domain's metric is the mean of its values, if it is a mean over rows.
         """
 
     def known(self, dropped: Collection[int]) -> tuple[np.ndarray, np.ndarray]:

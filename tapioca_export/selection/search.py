@@ -3,23 +3,42 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..artifacts import Candidate, Choices, Cost, Damping, Evaluation, LayerName, Prediction, Selection, Step
+from ..artifacts import (
+    Candidate,
+    Choices,
+    Cost,
+    Damping,
+    Evaluation,
+    LayerName,
+    Point,
+    Prediction,
+    Selection,
+    Step,
+)
 from ..errors import ConfigError, SelectionError
 from .criteria import CRITERIA
 from .progress import Progress
 from .rounds import Prober, SelectionSettings
 from .searches import BY_METRIC, SEARCHES, BudgetSpent, Path, Walk
 
+# The sets of layers of every size, none first -> what each trades.
+Weigh = Callable[[Sequence[tuple[int, ...]]], tuple[Point, ...]]
 # Criteria that end by themselves on rows without labels.
 SELF_ENDING = ("tapioca", "fixed")
 
 
 def select_layers(
-    probe: Prober, settings: SelectionSettings, *, model: str, task: Any, num_samples: int
+    probe: Prober,
+    settings: SelectionSettings,
+    *,
+    model: str,
+    task: Any,
+    num_samples: int,
+    weigh: Weigh | None = None,
 ) -> Selection:
     """Choose layers: ask the criterion, drop its best candidate, repeat.
 
@@ -29,6 +48,7 @@ def select_layers(
         model: Name of the model, recorded.
         task: The task, for its name and metric.
         num_samples: Rows that drive the search, recorded.
+        weigh: Says what the best set of every size trades; asked when the search has ended.
 
     Returns:
         The whole trajectory, and the part of it that `settings.pick` names.
@@ -40,30 +60,15 @@ def select_layers(
             be estimated from some rows.
     """
     CRITERIA[settings.criterion]
-    search = SEARCHES[settings.search]
-    if settings.search == "racing" and probe.is_labelled and probe.best_value is None:
-        raise ConfigError(
-            f"--search racing estimates means over rows, and {task.metric} is none.", "Use --search greedy."
-        )
+    if settings.search == "racing" and probe.is_labelled:
+        _refuse_no_mean(probe, task)
     started = time.perf_counter()
-    # What needs no measuring is refused before anything is measured.
     choices = settings.choices(probe.num_layers)
-    allowed, cap = _allowed(choices, settings), _cap(probe, settings)
-    rounds = min(choices.most(allowed), cap if cap is not None else probe.num_layers)
-    with Progress(settings, rounds, probe, getattr(task, "metric", "metric")) as progress:
-        baseline = probe.metric() if probe.is_labelled else Evaluation()
-        probe.watch = progress.on_rows
-        floor = _floor(probe, baseline, settings)
-        walk = Walk(probe, settings, floor, allowed, cap, progress.on_finished, progress.on_round)
-        try:
-            reason, is_cut = search(walk), False
-        except BudgetSpent as spent:
-            reason, is_cut = str(spent), True
-        finally:
-            probe.watch = lambda num_scores: None
+    baseline, walk, reason, is_cut = _walked(probe, settings, choices, getattr(task, "metric", "metric"))
+    floor = walk.floor
     steps, picked = _picked(walk.paths, baseline, probe, settings)
-    drop, damp = _changed(picked, choices)
-    return Selection(
+    drop, damp = changed([step.layer for step in picked], choices)
+    found = Selection(
         model=model,
         task=task.name,
         criterion=settings.criterion,
@@ -89,21 +94,58 @@ def select_layers(
         confidence=settings.confidence if settings.search == "racing" else None,
         cut=is_cut,
         prediction=_prediction(settings.criterion, steps, walk.rejected, probe),
-        cost=Cost(
-            probe.ledger.num_evaluations,
-            probe.ledger.layer_forwards,
-            (probe.num_layers * probe.is_labelled + walk.plain_layers) * num_samples * probe.num_answers,
-            time.perf_counter() - started,
-            probe.ledger.layer_tokens,
-        ),
+        cost=_cost(probe, walk, num_samples, time.perf_counter() - started),
         stacks=choices.layers.stacks,
     )
+    sets = [tuple(step.layer for step in path) for path in walk.paths]
+    return replace(found, points=weigh(sets) if weigh else ())
 
 
-def _changed(path: Path, choices: Choices) -> tuple[tuple[LayerName, ...], tuple[Damping, ...]]:
-    """Return the layers that a path drops, and those that it damps."""
-    chosen, name = sorted(step.layer for step in path), choices.layers.name
-    scales = ((name(choices.layer(choice)), choices.scale(choice)) for choice in chosen)
+def _walked(
+    probe: Prober, settings: SelectionSettings, choices: Choices, metric: str
+) -> tuple[Evaluation, Walk, str, bool]:
+    """Return the original's scores, what was tried, why that ended, and whether a budget ended it."""
+    search = SEARCHES[settings.search]
+    # What needs no measuring is refused before anything is measured.
+    allowed, cap = _allowed(choices, settings), _cap(probe, settings)
+    rounds = min(choices.most(allowed), cap if cap is not None else probe.num_layers)
+    with Progress(settings, rounds, probe, metric) as progress:
+        baseline = probe.metric() if probe.is_labelled else Evaluation()
+        probe.watch = progress.on_rows
+        floor = _floor(probe, baseline, settings)
+        walk = Walk(probe, settings, floor, allowed, cap, progress.on_finished, progress.on_round)
+        try:
+            return baseline, walk, search(walk), False
+        except BudgetSpent as spent:
+            return baseline, walk, str(spent), True
+        finally:
+            probe.watch = lambda num_scores: None
+
+
+def _cost(probe: Prober, walk: Walk, num_samples: int, seconds: float) -> Cost:
+    """Return what the search took, and what full forwards of every candidate would have taken."""
+    plain = (probe.num_layers * probe.is_labelled + walk.plain_layers) * num_samples * probe.num_answers
+    ledger = probe.ledger
+    return Cost(ledger.num_evaluations, ledger.layer_forwards, plain, seconds, ledger.layer_tokens)
+
+
+def _refuse_no_mean(probe: Prober, task: Any) -> None:
+    """Refuse a metric that no race can estimate from some rows.
+
+    Raises:
+        ConfigError: If it is no mean over rows.
+    """
+    if probe.best_value is None or probe.domains.is_worst:
+        what = task.metric if probe.best_value is None else f"the worst domain's {task.metric}"
+        raise ConfigError(
+            f"--search racing estimates means over rows, and {what} is none.", "Use --search greedy."
+        )
+
+
+def changed(chosen: Sequence[int], choices: Choices) -> tuple[tuple[LayerName, ...], tuple[Damping, ...]]:
+    """Return the layers that choices drop, and those that they damp."""
+    name = choices.layers.name
+    scales = ((name(choices.layer(choice)), choices.scale(choice)) for choice in sorted(chosen))
     damp = tuple(Damping(layer, scale) for layer, scale in scales if scale)
     return choices.layers.names(choices.dropped(chosen)), damp
 

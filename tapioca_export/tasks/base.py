@@ -217,6 +217,17 @@ class Task(ABC):
             rows: Indices of the samples that the outputs are of, in order (default: all).
         """
 
+    def score_by_domain(self, outputs: np.ndarray, samples: Samples, rows: np.ndarray) -> Scores:
+        """Score outputs as `score` does, those of each target domain among the rows of that domain alone."""
+        if samples.named is None:
+            return self.score(outputs, samples, rows)
+        parts = []
+        for place, domain in zip(samples.domains.parts, samples.by_domain, strict=True):
+            inside = np.flatnonzero((rows >= place.start) & (rows < place.stop))
+            if len(inside):
+                parts.append((inside, self.score(outputs[inside], domain, rows[inside] - place.start)))
+        return Scores.joined(parts)
+
     def aggregate(self, values: np.ndarray) -> np.ndarray:
         """Return the metric (...) of the values of N rows, (..., N) or (..., N, k), as `score` has them.
 

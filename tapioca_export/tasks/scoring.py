@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..domains import Domains
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -26,6 +28,11 @@ class Scores:
     def loss(self) -> float:
         """The mean loss."""
         return float(self.losses.mean())
+
+    def split(self, domains: Domains) -> list[Scores]:
+        """Return the scores of each domain's rows."""
+        parts = zip(domains.split(self.values), domains.split(self.losses), strict=True)
+        return [Scores(values, losses) for values, losses in parts]
 
     @classmethod
     def joined(cls, parts: Sequence[tuple[np.ndarray, Scores]]) -> Scores:

@@ -1,0 +1,26 @@
+"""Sample files -> rows in four roles, with no row in two of them.
+
+    files.py   a file -> records
+    rows.py    records -> rows, by a function of the task's
+    roles.py   rows -> roles
+
+Knows nothing about tokenizers, models or metrics.
+"""
+
+from .files import read_records
+from .roles import MIN_ROWS, ROLES, Side, load_roles
+from .rows import Place, ReadRow, Row, Samples, check_exists, read_samples
+
+__all__ = [
+    "MIN_ROWS",
+    "ROLES",
+    "Place",
+    "ReadRow",
+    "Row",
+    "Samples",
+    "Side",
+    "check_exists",
+    "load_roles",
+    "read_records",
+    "read_samples",
+]
