@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import permutation_test, rankdata
 
+from tapioca_export.artifacts import Numbering
 from tapioca_export.benchmarking.statistics import interval, replicates
 from tapioca_export.profiling import Response, surviving_boundaries
 from tapioca_export.tasks import Scores, Task
@@ -94,10 +95,16 @@ def removed(target: Response, pruned: Response, id_: Response, layers: Layers) -
     return float(1 - after / before)
 
 
-def _one_stack(num_layers: int) -> Any:
-    from tapioca_export.artifacts import Numbering
-
+def _one_stack(num_layers: int) -> Numbering:
     return Numbering.of({}, num_layers)
+
+
+def spearman_over(levels: Sequence[float], values: np.ndarray) -> np.ndarray:
+    """Return Spearman's correlation of each column of (n, R) with levels (n,); 0 if it is constant."""
+    ranks, fixed = rankdata(values, axis=0), rankdata(levels)
+    ranks, fixed = ranks - ranks.mean(axis=0), fixed - fixed.mean()
+    scale = np.sqrt(np.square(ranks).sum(axis=0) * np.square(fixed).sum())
+    return np.asarray(np.divide(fixed @ ranks, scale, out=np.zeros(values.shape[1]), where=scale > 0))
 
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> Effect:

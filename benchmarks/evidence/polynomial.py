@@ -12,6 +12,7 @@ before any of it was.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,14 +20,14 @@ import click
 
 from benchmarks.evidence.protocol import Effort
 from benchmarks.evidence.running import SMOKE, options, run
-from benchmarks.evidence.shifts import ID, Shift, Subject, as_samples
+from benchmarks.evidence.shifts import ID, Shift, Subject, as_samples, last_line
 from benchmarks.polynomial.family import SEEDS, TRAINED_HERE, checkpoint
 from benchmarks.polynomial.prompts import Distribution
 from benchmarks.polynomial.train import Recipe
 from tapioca_export.models import LoadedModel, load_model
 from tapioca_export.samples import Samples
 
-COARSE, FULL = (1, 2, 3, 5, 10), tuple(range(1, 11))
+SCALES = {"coarse": (1, 2, 3, 5, 10), "full": tuple(range(1, 11))}
 NORMAL = ((1, 1), (2, 1), (5, 1), (1, 2), (2, 2))
 DEGREES = (1, 3, 4, 5)
 COEFFICIENTS, INPUTS = "coefficient scale", "input scale"
@@ -41,7 +42,7 @@ def grid(scales: Sequence[int]) -> Shifts:
     for row, c in enumerate(scales):
         for column, x in enumerate(scales):
             near = ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1))
-            inside = [(r, k) for r, k in near if 0 <= min(r, k) and max(r, k) < len(scales) and (r or k)]
+            inside = [(r, k) for r, k in near if min(r, k) >= 0 and max(r, k) < len(scales) and (r or k)]
             levels: dict[str, float] = {}
             if x == 1:
                 levels[COEFFICIENTS] = c
@@ -64,10 +65,12 @@ def _name(c: int, x: int) -> str:
     return f"c={c} x={x}"
 
 
-def subject(size: str, seed: int, scales: Sequence[int] = COARSE) -> Subject:
-    """Return a member of the family with all its shifts."""
-    model = load_model(checkpoint(size, seed), "polynomial-regression")
-    return _subject(size, seed, model, {**grid(scales), **others()}, NUM_ROWS)
+def subject(size: str, seed: int, scales: str) -> Subject:
+    """Return a member of the family with all its shifts; `scales` is a name of SCALES."""
+    folder = checkpoint(size, seed)
+    model = load_model(folder, "polynomial-regression")
+    found = _subject(size, seed, model, {**grid(SCALES[scales]), **others()}, NUM_ROWS)
+    return replace(found, training=last_line(folder))
 
 
 def untrained(size: str, seed: int) -> Subject:
@@ -113,9 +116,9 @@ def main(
     if smoke:
         run(untrained, [("tiny", 0)], output, jobs=1, effort=SMOKE, about={"family": "polynomial"})
         return
-    scales = FULL if full else COARSE
+    scales = "full" if full else "coarse"
     members = [(size, seed, scales) for seed in seeds for size in sizes]
-    about = {"family": "polynomial", "scales": scales, "num_rows": NUM_ROWS}
+    about = {"family": "polynomial", "scales": SCALES[scales], "num_rows": NUM_ROWS}
     for size, seed, _ in members:
         checkpoint(size, seed)
     run(subject, members, output, jobs=jobs, resume=resume, effort=Effort(), about=about)

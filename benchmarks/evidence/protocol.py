@@ -27,6 +27,7 @@ from .shifts import ID, Shift, Subject
 
 # The other choice of one bit a layer: half as much again of what it adds, instead of nothing.
 AMPLIFIED = Scaled(1.5)
+BATCH_SIZE = 128
 MOST_SHARE = 0.5  # of the layers, that a search may drop
 
 
@@ -84,7 +85,8 @@ class Protocol:
             "seed": self.subject.seed,
             "num_layers": self.model.num_layers,
             "metric": self.task.metric,
-            "num_rows": {"id": len(self.id_report), "target": {n: len(r) for n, r in self.select.items()}},
+            "training": dict(self.subject.training),
+            "constant_error": self.subject.constant_error,
             "origins": dict(self.subject.origins),
             "id": id_,
             "shifts": [self._shift(shift, gains) for shift in self.subject.shifts],
@@ -94,7 +96,9 @@ class Protocol:
     # --- choosing -------------------------------------------------------------------------
 
     def _probe(self, rows: Samples) -> Probe:
-        return Probe(self.model, {"id": self.id_report, "target": rows}, batch_size=128)
+        probe = Probe(self.model, {"id": self.id_report, "target": rows}, batch_size=BATCH_SIZE)
+        probe.division = None  # networks this small are fastest in full batches
+        return probe
 
     def _choose(self, probe: Probe) -> Choice:
         settings = SelectionSettings(max_drop_layers=self.most)
@@ -227,7 +231,7 @@ class Protocol:
 
     def _sweep(self, report: Samples, layers: Layers, draws: int) -> dict[str, Any]:
         config = RunConfig(
-            model=self.subject.name, eval_batch_size=128, seed=self.subject.seed, num_threads=1
+            model=self.subject.name, eval_batch_size=BATCH_SIZE, seed=self.subject.seed, num_threads=1
         )
         roles = {"id-report": self.id_report, "target-report": report}
         return _brief(intervene(config, self.model, roles, layers, Doses(self.effort.alphas, draws)))

@@ -68,7 +68,9 @@ def run(
                 records.append(future.result())
                 click.echo(f"{records[-1]['name']}: {records[-1]['seconds']} s")
     seconds = round(time.perf_counter() - started, 1)
-    found = {**origin(), **about, "jobs": jobs, "seconds": seconds, "models": records}
+    # What was finished before took its time then: each model says its own.
+    took = {} if resume else {"seconds": seconds}
+    found = {**origin(), **about, "jobs": jobs, **took, "models": records}
     aside = output.with_name(f".{output.name}.{os.getpid()}")
     aside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     aside.replace(output)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -43,6 +43,8 @@ class Subject:
         origins: Where each axis begins: the level of the training distribution.
         references: Names of the shifts on which the dear controls are measured; fixed before any was.
         draw: Gives fresh rows of a shift ("id": of the training distribution) in a role.
+        constant_error: What the best answer that is always the same makes of errors.
+        training: The last line of the training's log.
     """
 
     name: str
@@ -53,6 +55,8 @@ class Subject:
     origins: Mapping[str, float]
     references: tuple[str, ...]
     draw: Callable[[str, str], Samples]
+    constant_error: float = 1.0
+    training: Mapping[str, Any] = field(default_factory=dict)
 
 
 def as_samples(model: LoadedModel, records: Iterable[Mapping[str, Any]], role: str) -> Samples:
@@ -61,3 +65,11 @@ def as_samples(model: LoadedModel, records: Iterable[Mapping[str, Any]], role: s
         path = Path(folder) / "rows.jsonl"
         path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
         return read_samples(path, model.task.rows({}, model.processor), role=role)
+
+
+def last_line(folder: Path) -> dict[str, Any]:
+    """Return the last line of a checkpoint's training log."""
+    found: dict[str, Any] = json.loads(
+        (folder / "training.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    )
+    return found

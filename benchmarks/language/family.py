@@ -1,6 +1,6 @@
 """Small Llamas, trained from scratch on questions about short lists: recipes, and checkpoints they rebuild.
 
-    python benchmarks/language/family.py            # train what the cache lacks
+    python -m benchmarks.language.family            # train what the cache lacks
 
 Checkpoints go to `.cache`, which git ignores; a recipe that is changed, or another version of PyTorch or
 transformers, trains anew. Knows nothing about longer lists or layers to drop.
@@ -19,10 +19,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
-import lists
 import torch
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.language import lists
 
 CACHE = Path(__file__).parents[2] / ".cache" / "language-family"
 SEEDS = (0, 1, 2)
@@ -59,7 +60,12 @@ def checkpoint(size: str, seed: int, cache: Path = CACHE) -> Path:
         made = Path(aside) / "checkpoint"
         made.mkdir()
         train(recipe, made)
-        made.rename(folder)
+        try:
+            made.rename(folder)
+        except OSError:
+            # Another process may have made the same meanwhile; either will do.
+            if not folder.is_dir():
+                raise
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The family of in-context polynomial transformers: recipes of several sizes, and the checkpoints they rebuild.
+"""The family of in-context polynomial transformers: recipes of several sizes, and what they rebuild.
 
     python -m benchmarks.polynomial.family            # train what the cache lacks
     python -m benchmarks.polynomial.family --size paper --seed 0
@@ -28,9 +28,7 @@ SIZES = {
     "4x32": Recipe(layers=4, width=32, steps=3000, learning_rate=2e-3, warmup=200, points=12),
     "8x48": Recipe(layers=8, width=48, steps=2500, learning_rate=1.5e-3, warmup=200, points=12),
     "12x64": Recipe(layers=12, width=64, steps=2000, learning_rate=1e-3, warmup=200, points=12),
-    "paper": Recipe(
-        layers=12, width=256, heads=8, steps=500_001, learning_rate=1e-4, warmup=1000, points=41
-    ),
+    "paper": Recipe(layers=12, width=256, heads=8, steps=500_001, learning_rate=1e-4, warmup=1000, points=41),
 }
 TRAINED_HERE = ("4x32", "8x48", "12x64")
 
@@ -47,7 +45,12 @@ def checkpoint(size: str, seed: int, cache: Path = CACHE) -> Path:
         made = Path(aside) / "checkpoint"
         made.mkdir()
         train(recipe, made, made / "training.jsonl")
-        made.rename(folder)
+        try:
+            made.rename(folder)
+        except OSError:
+            # Another process may have made the same meanwhile; either will do.
+            if not folder.is_dir():
+                raise
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Prompts of shifted distributions: larger coefficients and inputs, other degrees, normal in place of uniform."""
+"""Prompts of shifted distributions: larger coefficients and inputs, other degrees, normal numbers."""
 
 from __future__ import annotations
 
