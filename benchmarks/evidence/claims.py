@@ -280,7 +280,8 @@ CLAIMS = (
     Claim("Deviation", "13", "Profiles deviate above the noise floor.", "log ratio", _deviation),
     Claim("Deviation: dose", "13", "The deviation grows with the shift.", _RHO, _deviation_dose),
     Claim(
-        "Realignment", "14", "Dropping lowers the deviation of norms and of distances.", _DEVIATION, _realignment
+        "Realignment", "14", "Dropping lowers the deviation of norms and of distances.", _DEVIATION,
+        _realignment,
     ),
     Claim(
         "Realignment at the head", "14", "... at the last boundary, which the head reads.", _DEVIATION,
@@ -309,8 +310,8 @@ CLAIMS = (
     Claim("Residual scaling: deviation", "16", "... and so does the deviation.", _RHO, _deviation_trend),
     Claim("Residual scaling: amplified", "16", "A dose above 1 makes the error larger.", _ERROR, _amplified),
     Claim("Residual scaling: ID", "16", "On ID no other dose gains.", _ERROR, _id_doses),
-    Claim("Residual scaling: other layers", "16", "Dropping other layers gains nothing.", _ERROR, _other_layers),
-    Claim("Norms alone", "17", "Dropping gains more than giving states the norms of ID.", _ERROR, _over_norms),
+    Claim("Residual scaling: other layers", "16", "Other layers gain nothing.", _ERROR, _other_layers),
+    Claim("Norms alone", "17", "Dropping gains more than the norms of ID alone.", _ERROR, _over_norms),
     Claim("Transfer", "18", "Chosen on a shift, layers gain on neighbouring shifts.", _ERROR, _transfer),
     Claim("Transfer: ID", "18", "... and not on ID.", _ERROR, _on_id),
     Claim(

@@ -202,7 +202,7 @@ class Protocol:
         """Drop each layer alone: does what removes more deviation remove more error?"""
         layers = range(self.model.num_layers)
         found = respond(probe, [{layer: DROPPED} for layer in layers], 0)
-        before = self._error_of(intact)
+        before = self._error_of(intact) or np.finfo(np.float64).tiny
         gains = [1 - self._error_of(response) / before for response in found]
         shares = [
             removed(intact, response, self.id_response, (n,))

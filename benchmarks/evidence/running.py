@@ -34,7 +34,7 @@ def measure(make: Make, member: tuple[Any, ...], effort: Effort, folder: Path | 
         folder: Where to keep the record, and look for it first; None keeps nothing.
     """
     torch.set_num_threads(1)
-    kept = None if folder is None else folder / f"{'-'.join(map(str, member))}.json"
+    kept = None if folder is None else folder / f"{'-'.join(Path(str(part)).name for part in member)}.json"
     if kept is not None and kept.is_file():
         found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
         return found
