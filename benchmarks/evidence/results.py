@@ -77,9 +77,9 @@ against it, of all. Layers are always chosen on other rows than those reported h
 the intact model's error that is gone; of the error, less than {LEAST:.0%} counts as about zero."""
 
 _RULES = f"""A case is a model, or a model under one shift. It is *for* a claim that something gains, if its
-95 % interval is above zero and the gain at least {LEAST:.0%} of the error; *against*, if the interval is below
-{LEAST:.0%}: about zero, or worse; else open. For a claim that something does not gain, the reverse. For a claim
-that something goes one way, the interval has to exclude zero; trends and ranks are judged as
+95 % interval is above zero and the gain at least {LEAST:.0%} of the error; *against*, if the interval is
+below {LEAST:.0%}: about zero, or worse; else open. For a claim that something does not gain, the reverse. For
+a claim that something goes one way, the interval has to exclude zero; trends and ranks are judged as
 `tapioca-export intervene` does.
 **Supported**: at least two thirds of the cases are for it. **Not supported**: more than one third are
 against it. **Undecided**: neither. The interval of the mean draws models anew, and each case by its own
