@@ -115,7 +115,7 @@ def test_of_the_published_first_round_13_layers_may_go_for_nothing() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_laws_of_any_search_on_the_rows_it_saw(seed: int) -> None:
-    """BEST and BSBA are no worse than the baseline, BSBA no smaller; only what is accepted is above the floor."""
+    """BEST and BSBA are no worse than the baseline, BSBA no smaller; the floor is kept."""
     noise = np.random.default_rng(seed).integers(-8, 5, (7, 7)) / 100
 
     def metric(dropped: frozenset[int]) -> float:
