@@ -194,6 +194,7 @@ class Doses:
         alphas: What the layers' updates are multiplied by; 0 (dropped) and 1 (intact) are added.
         draws: Random sets of other layers to drop.
         epsilon: How far the ID metric may move and be called flat, in its units.
+        by_layer: Whether each of several layers is scaled alone, too.
 
     Raises:
         ConfigError: If a number is out of its range.
@@ -202,6 +203,7 @@ class Doses:
     alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
     draws: int = 50
     epsilon: float = 0.01
+    by_layer: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what cannot be done, and put the alphas in order."""

@@ -113,6 +113,12 @@ def test_of_the_published_first_round_13_layers_may_go_for_nothing() -> None:
     assert sum(candidate.metric >= 0.8745 for candidate in found.steps[0].candidates) == 13
 
 
+def test_among_equals_best_drops_the_fewest_and_bsba_the_most() -> None:
+    probe = FakeProbe(5, lambda dropped: 0.9 + 0.05 * (len(dropped) in (1, 3)))
+    assert search(probe).drop == (0,)
+    assert search(probe, pick="bsba").drop == (0, 1, 2, 3)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_laws_of_any_search_on_the_rows_it_saw(seed: int) -> None:
     """BEST and BSBA are no worse than the baseline, BSBA no smaller; the floor is kept."""

@@ -234,7 +234,9 @@ class Protocol:
             model=self.subject.name, eval_batch_size=BATCH_SIZE, seed=self.subject.seed, num_threads=1
         )
         roles = {"id-report": self.id_report, "target-report": report}
-        return _brief(intervene(config, self.model, roles, layers, Doses(self.effort.alphas, draws)))
+        return _brief(
+            intervene(config, self.model, roles, layers, Doses(self.effort.alphas, draws, by_layer=False))
+        )
 
 
 def _best(candidates: Any) -> Any:
