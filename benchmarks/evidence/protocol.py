@@ -7,7 +7,6 @@ Knows nothing about kinds of models, or about what the numbers say.
 from __future__ import annotations
 
 import random
-import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -68,7 +67,6 @@ class Protocol:
 
     def record(self) -> dict[str, Any]:
         """Measure everything, and return it as what a JSON file holds."""
-        started = time.perf_counter()
         own = self.choices[ID].layers
         single = (self.choices[ID].first,)
         gains = self._gains(self.id_probe, {own, single, *(c.layers for c in self.choices.values())})
@@ -90,7 +88,6 @@ class Protocol:
             "origins": dict(self.subject.origins),
             "id": id_,
             "shifts": [self._shift(shift, gains) for shift in self.subject.shifts],
-            "seconds": round(time.perf_counter() - started, 1),
         }
 
     # --- choosing -------------------------------------------------------------------------

@@ -162,7 +162,7 @@ def _size_table(by_column: Mapping[str, list[Record]]) -> str:
 def _origin_table(files: Files) -> str:
     rows = []
     for family, file in files.items():
-        seconds = sum(record["seconds"] for record in file["models"])
+        seconds = [record.get("processor_seconds") for record in file["models"]]
         sizes = list(dict.fromkeys(record["size"] for record in file["models"]))
         seeds = {record["seed"] for record in file["models"]}
         rows.append(
@@ -170,13 +170,11 @@ def _origin_table(files: Files) -> str:
                 family,
                 f"`{COMMANDS[family]}`",
                 f"{', '.join(sizes)} x {len(seeds)} seeds",
-                f"{seconds / 60:.0f} min",
+                "not recorded" if None in seconds else f"{sum(seconds) / 60:.0f} min",
                 f"[{family}.json](evidence/{family}.json), `{file['commit'][:10]}`",
             ]
         )
-    return _table(
-        ["models", "command", "sizes and seeds", "time of all models, one after another", "from"], rows
-    )
+    return _table(["models", "command", "sizes and seeds", "processor time, without training", "from"], rows)
 
 
 # --- polynomial/README.md -------------------------------------------------------------------

@@ -38,7 +38,10 @@ def measure(make: Make, member: tuple[Any, ...], effort: Effort, folder: Path | 
     if kept is not None and kept.is_file():
         found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
         return found
+    clock, worked = time.perf_counter(), time.process_time()
     record: dict[str, Any] = rounded(Protocol(make(*member), effort).record())
+    record["seconds"] = round(time.perf_counter() - clock, 1)
+    record["processor_seconds"] = round(time.process_time() - worked, 1)
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(record), encoding="utf-8")
