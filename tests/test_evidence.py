@@ -157,6 +157,9 @@ def test_the_interval_of_a_gain_is_paired() -> None:
     hard = generator.uniform(1, 9, 400)
     found = measuring.Gains(ERROR, {(): scores(*hard), (1,): scores(*(hard * 0.9))}).of((1,))
     assert found["interval"] == pytest.approx((0.1, 0.1))
+    both = {(): scores(*hard), (1,): scores(*(hard * 0.9)), (2,): scores(*(hard * 0.7))}
+    more = measuring.Gains(ERROR, both).of((2,), instead_of=(1,))
+    assert more["interval"] == pytest.approx((0.2, 0.2))
 
 
 def test_ranks_correlate_as_scipy_says() -> None:
