@@ -8,6 +8,7 @@ Knows nothing about how anything was measured.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -163,18 +164,17 @@ def _origin_table(files: Files) -> str:
     rows = []
     for family, file in files.items():
         seconds = [record.get("processor_seconds") for record in file["models"]]
-        sizes = list(dict.fromkeys(record["size"] for record in file["models"]))
-        seeds = {record["seed"] for record in file["models"]}
+        sizes = Counter(size for size, _ in {(r["size"], r["seed"]): None for r in file["models"]})
         rows.append(
             [
                 family,
                 f"`{COMMANDS[family]}`",
-                f"{', '.join(sizes)} x {len(seeds)} seeds",
+                ", ".join(f"{size} x {count}" for size, count in sizes.items()),
                 "not recorded" if None in seconds else f"{sum(seconds) / 60:.0f} min",
                 f"[{family}.json](evidence/{family}.json), `{file['commit'][:10]}`",
             ]
         )
-    return _table(["models", "command", "sizes and seeds", "processor time, without training", "from"], rows)
+    return _table(["models", "command", "sizes x seeds", "processor time, without training", "from"], rows)
 
 
 # --- polynomial/README.md -------------------------------------------------------------------
