@@ -73,9 +73,10 @@ def run(
     seconds = round(time.perf_counter() - started, 1)
     # What was finished before took its time then: each model says its own.
     took = {} if resume else {"seconds": seconds}
-    found = {**origin(), **about, "jobs": jobs, **took, "models": records}
+    head = json.dumps({**origin(), **about, "jobs": jobs, **took}, indent=1).removesuffix("\n}")
+    models = ",\n".join(map(json.dumps, records))  # a line a model
     aside = output.with_name(f".{output.name}.{os.getpid()}")
-    aside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    aside.write_text(f'{head},\n "models": [\n{models}\n]}}\n', encoding="utf-8")
     aside.replace(output)
 
 
