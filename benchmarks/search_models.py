@@ -171,19 +171,21 @@ def encoder(cache: Path) -> tuple[Path, dict[str, Path]]:
     return _cached(folder, lambda aside: _make_encoder(aside, recipe))
 
 
-def pair_encoder(cache: Path, pair: Path) -> tuple[Path, dict[str, Path]]:
-    """Return a 12-layer text classifier that is trained on a pair of real data, and the pair's rows.
+def pair_encoder(
+    cache: Path, pair: Path, recipe: EncoderRecipe = EncoderRecipe()
+) -> tuple[Path, dict[str, Path]]:
+    """Return a text classifier that is trained on a pair of real data, and the pair's rows.
 
     Args:
         cache: Folder for models, created when missing.
         pair: Folder with `train.jsonl`, `id_test.jsonl`, `ood_select.jsonl` and `ood_test.jsonl`, rows
             with `text` and `label`.
+        recipe: How it is trained; by default with 12 layers.
 
     Returns:
         As `encoder`: `id` and `id-report` are the halves of `id_test`, `target` is `ood_select` and
         `target-report` is `ood_test`.
     """
-    recipe = EncoderRecipe()
     texts = [(pair / f"{name}.jsonl").read_text(encoding="utf-8") for name in PAIR_FILES]
     folder = cache / f"pair-{_hash(recipe, (_make_pair_encoder, *_ENCODER_CODE), *texts)}"
     return _cached(folder, lambda aside: _make_pair_encoder(aside, pair, recipe))

@@ -290,6 +290,7 @@ class Doses:
         epsilon: How far the ID metric may move and be called flat, in its units.
         scaling: "block" multiplies what a layer adds as a whole, "branches" what each of its branches adds,
             which is what `prune --scale` keeps.
+        by_layer: Whether each of several layers is scaled alone, too.
 
     Raises:
         ConfigError: If a number is out of its range.
@@ -299,6 +300,7 @@ class Doses:
     draws: int = 50
     epsilon: float = 0.01
     scaling: Scaling = "block"
+    by_layer: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what cannot be done, and put the alphas in order."""

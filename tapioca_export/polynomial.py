@@ -99,5 +99,15 @@ def sample_prompts(
     generator = np.random.default_rng(seed)
     coefficients = generator.uniform(-1, 1, (num_prompts, DEGREE + 1)) * coefficient_scale
     x = generator.uniform(-1, 1, (num_prompts, num_points)) * input_scale
-    y = sum(coefficients[:, k, None] * x**k for k in range(DEGREE + 1))
-    return np.stack([x, y], axis=-1).reshape(num_prompts, -1).astype(np.float32)
+    return interleaved(coefficients, x)
+
+
+def interleaved(coefficients: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return prompts x1, y1, x2, y2, ... (N, 2 * points), float32, with y = sum over k of c_k x^k.
+
+    Args:
+        coefficients: c_0, c_1, ... of each prompt, (N, degree + 1).
+        x: Inputs, (N, points).
+    """
+    y = sum(coefficients[:, k, None] * x**k for k in range(coefficients.shape[1]))
+    return np.stack([x, y], axis=-1).reshape(len(x), -1).astype(np.float32)

@@ -21,10 +21,12 @@ from tapioca_export import Doses, RunConfig, intervene, reading
 from tapioca_export.artifacts import Intervention, Numbering, read
 from tapioca_export.benchmarking.statistics import NUM_RESAMPLES, interval, replicates
 from tapioca_export.cli import main
+from tapioca_export.intervening import stage
 from tapioca_export.intervening.controls import random_sets
 from tapioca_export.intervening.judging import flatness, rank, trend
 from tapioca_export.models import LoadedModel, Rescaled, Scaled, changing, load_model
 from tapioca_export.profiling import Probe, respond
+from tapioca_export.reporting.doses import dose_figures
 from tapioca_export.samples import Samples
 
 Tiny = Callable[[str], Path]
@@ -356,6 +358,19 @@ def errors(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Interv
     config = RunConfig(model=str(tiny("polynomial")), output=folder / "out", **files)
     found = intervene(config, [0, 2], doses=Doses(alphas=(0, 1), draws=5))
     return found, *reading.load_with_roles(config, ("report",))
+
+
+def test_layers_are_scaled_alone_unless_that_is_not_asked_for(
+    errors: tuple[Intervention, LoadedModel, Any], tmp_path: Path
+) -> None:
+    found, model, roles = errors
+    doses = Doses(alphas=(0, 1), draws=5, by_layer=False)
+    jointly = stage.intervene(RunConfig(model=model.source), model, roles, [0, 2], doses)
+    assert [alone.layer for alone in found.by_layer] == [0, 2]
+    assert jointly.by_layer == ()
+    assert (jointly.id, jointly.target, jointly.random) == (found.id, found.target, found.random)
+    assert jointly.layer_forwards < found.layer_forwards
+    assert len(dose_figures(jointly)) == len(dose_figures(found)) - 1
 
 
 def values_of(model: LoadedModel, rows: Samples, changes: dict[int, Any]) -> np.ndarray:

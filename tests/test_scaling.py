@@ -132,8 +132,8 @@ def test_rescaling_multiplies_the_stream_behind_a_layer(tiny: Tiny, sample_files
     rows = load_rows(model, sample_files("text")["id"])
     probe = Probe(model, {"id": rows, "target": rows})
     intact, rescaled = respond(probe, [{}, {1: Rescaled(1.5)}])
-    np.testing.assert_allclose(rescaled.norms[2], 1.5 * intact.norms[2], rtol=1e-5)
-    np.testing.assert_allclose(rescaled.norms[:2], intact.norms[:2], rtol=1e-6)
+    np.testing.assert_allclose(rescaled.norms[0, 2], 1.5 * intact.norms[0, 2], rtol=1e-5)
+    np.testing.assert_allclose(rescaled.norms[0, :2], intact.norms[0, :2], rtol=1e-6)
 
 
 # --- passes and responses -------------------------------------------------------------------

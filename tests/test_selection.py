@@ -19,15 +19,9 @@ from tapioca_export.measuring import measure
 from tapioca_export.models import LoadedModel, load_model
 from tapioca_export.profiling import Probe
 from tapioca_export.samples import MIN_ROWS, Samples, read_samples
-from tapioca_export.selection import CRITERIA, SelectionSettings, pick_depth, select_layers
+from tapioca_export.selection import CRITERIA, SelectionSettings, select_layers
 
 ACCURACY = SimpleNamespace(name="text-classification", metric="accuracy", higher_is_better=True)
-# First round of the published search log on ARC-Easy, layers 0..31: the search dropped layer 19.
-ARC_EASY = (
-    0.000, 0.025, 0.715, 0.729, 0.782, 0.731, 0.787, 0.760, 0.822, 0.782, 0.822, 0.764, 0.802, 0.851, 0.853,
-    0.864, 0.685, 0.771, 0.878, 0.882, 0.876, 0.880, 0.875, 0.880, 0.882, 0.864, 0.875, 0.875, 0.875, 0.876,
-    0.876, 0.882,
-)  # fmt: skip
 
 
 class FakeProbe:
@@ -129,29 +123,6 @@ def test_tale_equals_a_plain_greedy_search_in_every_score(
     order = [max(scores, key=lambda n: (sign * scores[n], -n)) for scores in expected]
     assert [step.layer for step in selection.steps] == order[: len(selection.steps)]
     assert selection.drop == tuple(sorted(order[: len(selection.steps)]))
-
-
-def test_the_published_first_round_drops_layer_19() -> None:
-    probe = FakeProbe(32, lambda dropped: 0.8745 if not dropped else ARC_EASY[min(dropped)])
-    assert [step.layer for step in search(probe, max_drop_layers=1).steps] == [19]
-
-
-@pytest.mark.parametrize(
-    ("metrics", "best", "bsba"),
-    [
-        ((87.45, 88.18, 88.00, 88.18, 90.00, 90.55, 89.64, 89.64, 87.82), 5, 8),
-        ((75.86, 78.97, 78.28, 77.59), 1, 3),
-        ((84.14, 85.17, 85.17, 85.52, 85.17, 84.83, 84.83, 84.83, 86.21, 80.69, 81.03), 8, 8),
-        ((80.00, 81.03, 81.38, 80.34, 81.03, 80.00), 2, 5),
-    ],
-)
-def test_best_and_bsba_of_the_published_trajectories(
-    metrics: tuple[float, ...], best: int, bsba: int
-) -> None:
-    assert pick_depth(metrics, "best", True) == best
-    assert pick_depth(metrics, "bsba", True) == bsba
-    assert pick_depth(metrics, "final", True) == len(metrics) - 1
-    assert pick_depth([-m for m in metrics], "best", False) == best
 
 
 def test_the_floor_is_fixed_and_a_candidate_on_it_is_accepted() -> None:

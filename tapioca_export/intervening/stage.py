@@ -86,7 +86,8 @@ class _Sweep:
         self.probes, self.layers, self.doses, self.config = probes, layers, doses, config
         self.weights = damping_weights(model, layers) if doses.scaling == "branches" else {}
         self.sign = 1.0 if self.task.higher_is_better else -1.0
-        self.groups = list(dict.fromkeys([layers, *((layer,) for layer in layers)]))
+        self.alone = layers if doses.by_layer else ()
+        self.groups = list(dict.fromkeys([layers, *((layer,) for layer in self.alone)]))
         self.found = {name: self._measured(probe) for name, probe in probes.items()}
 
     def _measured(self, probe: Probe) -> dict[tuple[int, ...], dict[float, Response]]:
@@ -112,8 +113,10 @@ class _Sweep:
         floor, kept = self._intact("id").noise_floor, surviving_boundaries(layers, self.numbering)
         assert floor is not None
         alone = [
-            LayerDoses(name, self._curve("id", (layer,)), self._curve("target", (layer,)))
-            for name, layer in zip(names, layers, strict=True)
+            LayerDoses(
+                self.numbering.name(layer), self._curve("id", (layer,)), self._curve("target", (layer,))
+            )
+            for layer in self.alone
         ]
         return Intervention(
             model=self.config.model,

@@ -35,7 +35,7 @@ def dose_figures(found: Intervention) -> list[Figure]:
     """Draw what can be drawn: the metric where there are labels, the deviation always."""
     figures = [_metric_figure(found)] if found.metric_trend else []
     figures.append(_deviation_figure(found))
-    if len(found.layers) > 1:
+    if len(found.by_layer) > 1:
         figures.append(_layer_figure(found))
     if found.random.metric:
         figures.append(_random_figure(found, "gain"))

@@ -1,0 +1,126 @@
+"""The claims on small language models: three depths, three seeds, lists longer than any that was trained on.
+
+    python -m benchmarks.evidence.language            # writes language.json beside this script
+    python -m benchmarks.evidence.language --smoke    # one untrained model, one shift: does it run?
+
+Models are those of benchmarks/language/family.py, trained on first use on lists of 2 to 8 letters. Every one
+is judged twice, and layers are chosen for each: by answers that it writes (exact match, answers of no valid
+form counted apart) and by the likelihood of four choices. What is measured was fixed before any of it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+
+from benchmarks.evidence.protocol import Effort
+from benchmarks.evidence.running import SMOKE, options, run
+from benchmarks.evidence.shifts import ID, Shift, Subject, as_samples, last_line
+from benchmarks.language import lists
+from benchmarks.language.family import SEEDS, SIZES, Recipe, checkpoint, network
+from tapioca_export.artifacts import Prompting
+from tapioca_export.models import LoadedModel, LoadOptions, load_model
+from tapioca_export.samples import Samples
+
+AXIS = "letters in the list"
+LENGTHS = {
+    ID: lists.TRAINED_LENGTHS,
+    "9-10": (9, 10),
+    "11-13": (11, 13),
+    "14-17": (14, 17),
+    "18-22": (18, 22),
+}
+REFERENCES = ("14-17", "18-22")
+NUM_ROWS = {"id-select": 256, "id-report": 512, "target-select": 256, "target-report": 512}
+# An answer is one letter or two, and then the end.
+WRITTEN = Prompting(max_new_tokens=3, extract=r"^[a-z](?: [a-z])?$")
+COLUMNS = {"generated": ("prompt", "answer"), "likelihood": ("context", "choices", "label")}
+TASKS = {"generated": "text-generation", "likelihood": "multiple-choice"}
+# Of the best constant answer: hardly one list in 26 has it; one of four choices is right.
+CONSTANT_ERRORS = {"generated": 1.0, "likelihood": 1 - 1 / lists.NUM_CHOICES}
+
+
+def subject(size: str, seed: int, judged: str) -> Subject:
+    """Return a member of the family with all its shifts, judged by a name of TASKS."""
+    folder = checkpoint(size, seed)
+    return replace(_subject(size, seed, judged, folder, LENGTHS, NUM_ROWS), training=last_line(folder))
+
+
+def untrained(size: str, seed: int, judged: str) -> Subject:
+    """Return a small network as it was drawn, with one shift and few rows."""
+    with TemporaryDirectory() as folder:
+        network(Recipe(layers=4, width=16, heads=2, seed=seed)).save_pretrained(folder)
+        lists.tokenizer().save_pretrained(folder)
+        lengths = {ID: LENGTHS[ID], "14-17": LENGTHS["14-17"]}
+        return _subject(size, seed, judged, Path(folder), lengths, dict.fromkeys(NUM_ROWS, 32))
+
+
+def _load(folder: Path, judged: str) -> LoadedModel:
+    return load_model(
+        folder, TASKS[judged], LoadOptions(prompting=WRITTEN if judged == "generated" else Prompting())
+    )
+
+
+def _subject(
+    size: str,
+    seed: int,
+    judged: str,
+    folder: Path,
+    lengths: dict[str, tuple[int, int]],
+    num_rows: dict[str, int],
+) -> Subject:
+    model, names = _load(folder, judged), list(lengths)
+
+    def draw(name: str, role: str) -> Samples:
+        # Select and report rows come from one draw, in which all questions differ.
+        side = role.partition("-")[0]
+        drawn = lists.questions(
+            num_rows[f"{side}-select"] + num_rows[f"{side}-report"], lengths[name], f"{seed} {name}"
+        )
+        first = num_rows[f"{side}-select"]
+        rows: Sequence[dict[str, Any]] = drawn[:first] if role.endswith("select") else drawn[first:]
+        return as_samples(model, ({key: row[key] for key in COLUMNS[judged]} for row in rows), role)
+
+    shifts = []
+    for place, name in enumerate(names[1:], start=1):
+        neighbours = tuple(names[n] for n in (place - 1, place + 1) if 0 < n < len(names))
+        shifts.append(Shift(name, {AXIS: sum(lengths[name]) / 2}, neighbours))
+    return Subject(
+        name=f"{size}-seed{seed}-{judged}",
+        size=size,
+        seed=seed,
+        model=model,
+        shifts=tuple(shifts),
+        origins={AXIS: sum(lengths[ID]) / 2},
+        references=REFERENCES,
+        draw=draw,
+        constant_error=CONSTANT_ERRORS[judged],
+    )
+
+
+@click.command(help=__doc__)
+@options(Path(__file__).with_suffix(".json"))
+@click.option("--size", "sizes", multiple=True, default=tuple(SIZES), show_default=True)
+@click.option("--seed", "seeds", type=int, multiple=True, default=SEEDS, show_default=True)
+def main(
+    smoke: bool, jobs: int, resume: Path | None, output: Path, sizes: Sequence[str], seeds: Sequence[int]
+) -> None:
+    """Measure and write the JSON."""
+    if smoke:
+        tiny = [("tiny", 0, judged) for judged in TASKS]
+        run(untrained, tiny, output, jobs=1, effort=SMOKE, about={"family": "language"})
+        return
+    members = [(size, seed, judged) for seed in seeds for size in sizes for judged in TASKS]
+    about = {"family": "language", "lengths": LENGTHS, "num_rows": NUM_ROWS}
+    for size, seed, _ in members:
+        checkpoint(size, seed)
+    run(subject, members, output, jobs=jobs, resume=resume, effort=Effort(), about=about)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,303 @@
+"""Print what the JSON files say: benchmarks/RESULTS.md, and the family's part of polynomial/README.md.
+
+    python -m benchmarks.evidence.results            # writes both, and the figure beside the README
+
+Knows nothing about how anything was measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from .claims import CLAIMS, LEAST, NO_CASE, REPEATED, Record, cases_of, scale, verdict, words_by_size
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "RESULTS.md"
+README = HERE.parent / "polynomial" / "README.md"
+FIGURE = README.parent / "gain.svg"
+BEGIN, END = "<!-- begin: python -m benchmarks.evidence.results -->", "<!-- end -->"
+COMMANDS = {
+    "polynomial": "python -m benchmarks.evidence.polynomial",
+    "language": "python -m benchmarks.evidence.language",
+    "encoder": "python -m benchmarks.evidence.encoder --data FOLDER",
+}
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#808080")
+Files = Mapping[str, Mapping[str, Any]]
+
+
+def read() -> dict[str, dict[str, Any]]:
+    """Return the JSON files that there are, by family."""
+    paths = {name: HERE / f"{name}.json" for name in COMMANDS}
+    return {n: json.loads(p.read_text(encoding="utf-8")) for n, p in paths.items() if p.is_file()}
+
+
+def columns(files: Files) -> dict[str, list[Record]]:
+    """Return the records by column; a language model is judged in two ways, each a column."""
+    found: dict[str, list[Record]] = {}
+    for family, file in files.items():
+        for record in file["models"]:
+            judged = f", {record['name'].rpartition('-')[2]}" if family == "language" else ""
+            found.setdefault(family + judged, []).append(record)
+    return found
+
+
+# --- RESULTS.md -----------------------------------------------------------------------------
+
+
+def page(files: Files) -> str:
+    """Return RESULTS.md."""
+    by_column = columns(files)
+    parts = [
+        _HEAD,
+        _claims_table(by_column),
+        "## What the search saw, and what was left of it\n\n" + _curse_table(by_column),
+        "## Answers without a valid form\n\n" + _invalid_table(by_column),
+        "## Size by size\n\n" + _size_table(by_column),
+        "## How this was measured\n\n" + _RULES + "\n\n" + _origin_table(files),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+_HEAD = f"""# The evidence, claim by claim
+
+Does dropping layers help out of distribution (OOD) and not in distribution (ID), because it brings the
+target's states back to those of ID? These are the predictions that follow from TALE (arXiv:2510.22767) and
+TAPIOCA (arXiv:2605.14738), tested on models that are small enough to rebuild. A claim that fails here is
+printed as failing. This page is written by `python -m benchmarks.evidence.results` from the JSON files in
+`benchmarks/evidence/`; nothing in it is typed by hand but the explanations.
+
+Each cell has the word, the mean effect with its 95 % interval, and how many cases are for the claim and
+against it, of all. Layers are always chosen on other rows than those reported here. A gain is the share of
+the intact model's error that is gone; of the error, less than {LEAST:.0%} counts as about zero."""
+
+_RULES = f"""A case is a model, or a model under one shift. It is *for* a claim that something gains, if its
+95 % interval is above zero and the gain at least {LEAST:.0%} of the error; *against*, if the interval is
+below {LEAST:.0%}: about zero, or worse; else open. For a claim that something does not gain, the reverse. For
+a claim that something goes one way, the interval has to exclude zero; trends and ranks are judged as
+`tapioca-export intervene` does.
+**Supported**: at least two thirds of the cases are for it. **Not supported**: more than one third are
+against it. **Undecided**: neither. The interval of the mean draws models anew, and each case by its own
+interval. These rules are one module, `benchmarks/evidence/claims.py`; they were written after one model (the
+smallest polynomial one, seed 0) had been measured on trial, and before all others."""
+
+
+def _claims_table(by_column: Mapping[str, list[Record]]) -> str:
+    rows = []
+    for claim in CLAIMS:
+        cells = [_cell(verdict(cases_of(claim, records))) for records in by_column.values()]
+        rows.append([f"**{claim.name}** ({claim.test})<br>{claim.says}", claim.unit, *cells])
+    told = []
+    for records in by_column.values():
+        word, same, num = scale(records)
+        told.append(word if word == NO_CASE else f"**{word}**<br>{same} of {num} claims")
+    says = "**Scale** (19)<br>Claims 10 to 16 have the same word at every size."
+    rows.append([says, "claims", *told])
+    return _table(["claim (test)", "effect", *by_column], rows)
+
+
+def _cell(found: Any) -> str:
+    if found.word == NO_CASE:
+        return NO_CASE
+    low, high = found.interval
+    return (
+        f"**{found.word}**<br>{found.effect:+.3f} ({low:+.3f} to {high:+.3f})"
+        f"<br>{found.num_for} for, {found.num_against} against of {found.num_cases}"
+    )
+
+
+def _curse_table(by_column: Mapping[str, list[Record]]) -> str:
+    """Compare the gain on the rows that chose the layers with that on fresh rows."""
+    rows = []
+    for name, records in by_column.items():
+        shifts = [shift for record in records for shift in record["shifts"] if shift["drop"]]
+        num_all = sum(len(record["shifts"]) for record in records)
+        seen = _mean(shift["select_gain"] for shift in shifts)
+        left = _mean(shift["gain"]["effect"] for shift in shifts)
+        rows.append(
+            [name, f"{len(shifts)} of {num_all}", f"{seen:+.3f}", f"{left:+.3f}", f"{seen - left:+.3f}"]
+        )
+    text = (
+        "The best of many candidates looks better on the rows it was chosen by (the winner's curse). Of the "
+        "shifts under which the search dropped anything:"
+    )
+    return f"{text}\n\n" + _table(
+        ["", "shifts", "gain on the rows that chose", "gain on fresh rows", "difference"], rows
+    )
+
+
+def _invalid_table(by_column: Mapping[str, list[Record]]) -> str:
+    rows = []
+    for name, records in by_column.items():
+        counted = [shift for record in records for shift in record["shifts"] if shift["invalid"]]
+        if counted:
+            before, after = (sum(shift["invalid"][place] for shift in counted) for place in (0, 1))
+            rows.append([name, str(len(counted)), str(before), str(after)])
+    if not rows:
+        return "No model here writes its answers."
+    text = (
+        "Dropping layers may mend the form of answers and nothing else. Where answers are written, those of "
+        "no valid form are wrong, and counted apart; over all models and shifts:"
+    )
+    return f"{text}\n\n" + _table(["", "models x shifts", "intact", "pruned"], rows)
+
+
+def _size_table(by_column: Mapping[str, list[Record]]) -> str:
+    words: dict[str, list[dict[str, str]]] = {
+        claim.name: [words_by_size(claim, records) for records in by_column.values()] for claim in REPEATED
+    }
+    several = [
+        place for place, records in enumerate(by_column.values()) if len({r["size"] for r in records}) > 1
+    ]
+    heads = [f"{list(by_column)[p]}: {', '.join(next(iter(words.values()))[p])}" for p in several]
+    rows = [[name, *(", ".join(found[p].values()) for p in several)] for name, found in words.items()]
+    return _table(["claim", *heads], rows)
+
+
+def _origin_table(files: Files) -> str:
+    rows = []
+    for family, file in files.items():
+        seconds = [record.get("processor_seconds") for record in file["models"]]
+        sizes = Counter(size for size, _ in {(r["size"], r["seed"]): None for r in file["models"]})
+        rows.append(
+            [
+                family,
+                f"`{COMMANDS[family]}`",
+                ", ".join(f"{size} x {count}" for size, count in sizes.items()),
+                "not recorded" if None in seconds else f"{sum(seconds) / 60:.0f} min",
+                f"[{family}.json](evidence/{family}.json), `{file['commit'][:10]}`",
+            ]
+        )
+    return _table(["models", "command", "sizes x seeds", "processor time, without training", "from"], rows)
+
+
+# --- polynomial/README.md -------------------------------------------------------------------
+
+
+def readme(text: str, files: Files) -> str:
+    """Return the README with the family's tables in their place."""
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    return f"{before}{BEGIN}\n\n{_family(files['polynomial'])}\n\n{END}{after}"
+
+
+def _family(file: Mapping[str, Any]) -> str:
+    by_size: dict[str, list[Record]] = {}
+    for record in file["models"]:
+        by_size.setdefault(record["size"], []).append(record)
+    scales = file["scales"]
+    trained = [
+        [
+            size,
+            str(len(records)),
+            " ".join(f"{record['training']['evaluation_mse']:.4f}" for record in records),
+            " ".join(f"{record['id']['error']:.3f}" for record in records),
+            " ".join(f"{record['training']['seconds'] / 60:.1f}" for record in records),
+            " ".join(f"{record['id']['single']['gain']['effect']:+.2f}" for record in records),
+        ]
+        for size, records in by_size.items()
+    ]
+    parts = [
+        _table(
+            ["size", "seeds", "ID error after training", "ID nmse", "minutes of training",
+             "gain of the best single drop on ID"],
+            trained,
+        )
+    ]  # fmt: skip
+    for size, records in by_size.items():
+        found = {shift["name"]: [] for shift in records[0]["shifts"]}
+        for record in records:
+            for shift in record["shifts"]:
+                found[shift["name"]].append(shift)
+        rows = [[f"**c={c}**", *(_grid_cell(found.get(f"c={c} x={x}")) for x in scales)] for c in scales]
+        parts.append(f"### {size}\n\n" + _table([size, *(f"x={x}" for x in scales)], rows))
+        rest = [name for name in found if name.startswith(("degree", "normal"))]
+        parts.append(_table(["other shifts", "nmse, gain"], [[n, _grid_cell(found[n])] for n in rest]))
+    return "\n\n".join(parts)  # fmt: skip
+
+
+def _grid_cell(shifts: Sequence[Record] | None) -> str:
+    """Return nmse of the intact models and the gain, means over seeds, and of how many seeds it is shown."""
+    if not shifts:
+        return "ID"
+    error, gain = _mean(s["error"] for s in shifts), _mean(s["gain"]["effect"] for s in shifts)
+    shown = sum(shift["gain"]["interval"][0] > 0 for shift in shifts)
+    return f"{error:.2f}, {gain:+.3f} ({shown}/{len(shifts)})"
+
+
+def figure(file: Mapping[str, Any]) -> str:
+    """Return a picture: gain over each axis, a line a size (mean over seeds)."""
+    width, height, left, top = 300, 180, 48, 24
+    axes = list(file["models"][0]["origins"])
+    sizes = list(dict.fromkeys(record["size"] for record in file["models"]))
+    lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for axis in axes:
+        for size in sizes:
+            records = [record for record in file["models"] if record["size"] == size]
+            names = [shift["name"] for shift in records[0]["shifts"] if axis in shift["levels"]]
+            points = [(1.0, _mean(record["id"]["gain"]["effect"] for record in records))]
+            for name in names:
+                shifts = [s for record in records for s in record["shifts"] if s["name"] == name]
+                points.append((shifts[0]["levels"][axis], _mean(s["gain"]["effect"] for s in shifts)))
+            lines[axis, size] = sorted(points)
+    most = max(y for points in lines.values() for _, y in points) or 1.0
+    least = min(0.0, *(y for points in lines.values() for _, y in points))
+    furthest = max(x for points in lines.values() for x, _ in points)
+    drawn = []
+    for place, axis in enumerate(axes):
+        origin = left + place * (width + left)
+        at = _scaler(origin, width, furthest), lambda y: top + height * (most - y) / (most - least)
+        drawn.append(
+            f'<rect x="{origin}" y="{top}" width="{width}" height="{height}" fill="none" stroke="#808080"/>'
+            f'<text x="{origin + width / 2:.0f}" y="{top + height + 32}" text-anchor="middle">{axis}</text>'
+            f'<text x="{origin - 4}" y="{top + 10}" text-anchor="end">{most:.2f}</text>'
+            f'<text x="{origin - 4}" y="{at[1](0):.0f}" text-anchor="end">0</text>'
+        )
+        for x, _ in lines[axis, sizes[0]]:
+            drawn.append(
+                f'<text x="{at[0](x):.1f}" y="{top + height + 15}" text-anchor="middle">{x:g}</text>'
+            )
+        for size, colour in zip(sizes, COLOURS, strict=False):
+            path = " ".join(f"{at[0](x):.1f},{at[1](y):.1f}" for x, y in lines[axis, size])
+            drawn.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+    for place, (size, colour) in enumerate(zip(sizes, COLOURS, strict=False)):
+        drawn.append(f'<text x="{left + 80 * place}" y="16" fill="{colour}">{size}</text>')
+    total, tall = len(axes) * (width + left) + left, top + height + 44
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total} {tall}" width="{total}" '
+        f'font-family="sans-serif" font-size="12" fill="#808080">\n' + "\n".join(drawn) + "\n</svg>\n"
+    )
+
+
+def _scaler(origin: float, width: float, furthest: float) -> Callable[[float], float]:
+    return lambda x: origin + 12 + (width - 24) * np.log(x) / np.log(furthest)
+
+
+def _mean(values: Any) -> float:
+    found = list(values)
+    return float(np.mean(found)) if found else float("nan")
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+@click.command(help=__doc__)
+def main() -> None:
+    """Write what the JSON files say."""
+    files = read()
+    PAGE.write_text(page(files), encoding="utf-8")
+    if "polynomial" in files:
+        README.write_text(readme(README.read_text(encoding="utf-8"), files), encoding="utf-8")
+        FIGURE.write_text(figure(files["polynomial"]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

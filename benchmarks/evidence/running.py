@@ -1,0 +1,105 @@
+"""What the commands have in common: models measured in processes of their own, and the JSON they make."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from benchmarks.recording import origin
+
+from .protocol import Effort, Protocol
+from .shifts import Subject
+
+SMOKE = Effort(draws=5, alphas=(0.0, 0.5, 1.0, 1.5))
+DIGITS = 6
+Make = Callable[..., Subject]
+
+
+def measure(make: Make, member: tuple[Any, ...], effort: Effort, folder: Path | None) -> dict[str, Any]:
+    """Measure one model on one thread.
+
+    Args:
+        make: Makes the subject of `member`; a function of a module, so that another process finds it.
+        member: What tells the models of a family apart.
+        effort: How much is measured.
+        folder: Where to keep the record, and look for it first; None keeps nothing.
+    """
+    torch.set_num_threads(1)
+    kept = None if folder is None else folder / f"{'-'.join(Path(str(part)).name for part in member)}.json"
+    if kept is not None and kept.is_file():
+        found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        return found
+    clock, worked = time.perf_counter(), time.process_time()
+    record: dict[str, Any] = rounded(Protocol(make(*member), effort).record())
+    record["seconds"] = round(time.perf_counter() - clock, 1)
+    record["processor_seconds"] = round(time.process_time() - worked, 1)
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(record), encoding="utf-8")
+    return record
+
+
+def run(
+    make: Make,
+    members: Sequence[tuple[Any, ...]],
+    output: Path,
+    *,
+    jobs: int,
+    effort: Effort,
+    resume: Path | None = None,
+    about: dict[str, Any],
+) -> None:
+    """Measure all models of a family and write the JSON."""
+    started, records = time.perf_counter(), []
+    if jobs == 1:
+        records = [measure(make, member, effort, resume) for member in members]
+    else:
+        # A process that has run PyTorch cannot be forked.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+            waiting = [pool.submit(measure, make, member, effort, resume) for member in members]
+            for future in waiting:
+                records.append(future.result())
+                click.echo(f"{records[-1]['name']}: {records[-1]['seconds']} s")
+    seconds = round(time.perf_counter() - started, 1)
+    # What was finished before took its time then: each model says its own.
+    took = {} if resume else {"seconds": seconds}
+    head = json.dumps({**origin(), **about, "jobs": jobs, **took}, indent=1).removesuffix("\n}")
+    models = ",\n".join(map(json.dumps, records))  # a line a model
+    aside = output.with_name(f".{output.name}.{os.getpid()}")
+    aside.write_text(f'{head},\n "models": [\n{models}\n]}}\n', encoding="utf-8")
+    aside.replace(output)
+
+
+def rounded(value: Any) -> Any:
+    """Return a value as JSON has it, its numbers with six significant digits."""
+    if isinstance(value, dict):
+        return {name: rounded(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(part) for part in value]
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+
+
+def options(output: Path) -> Callable[[Any], Any]:
+    """Return a decorator with the options that all commands take."""
+
+    def add(function: Any) -> Any:
+        for option in (
+            click.option("--smoke", is_flag=True, help="A minute's worth on untrained models: does it run?"),
+            click.option("--jobs", default=2, show_default=True, help="Models measured at a time."),
+            click.option("--resume", type=click.Path(path_type=Path), help="Folder of finished models."),
+            click.option("--output", type=click.Path(path_type=Path), default=output),
+        ):
+            function = option(function)
+        return function
+
+    return add
