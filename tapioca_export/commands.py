@@ -50,7 +50,7 @@ def profile(config: RunConfig, drop: Sequence[LayerName] = ()) -> Profile:
     steps.check(config)
     with staged(config.output, overwrite=config.overwrite) as folder, steps.using_threads(config):
         model, roles = reading.load_with_roles(config, ("select",))
-        model.numbering.indices(drop)  # what does not exist is refused before anything is measured
+        model.units.indices(drop)  # what does not exist is refused before anything is measured
         with steps.probing(config, model, roles) as probe:
             result = steps.measure(model, probe, drop)
         write(folder / "profile.json", result)
@@ -120,6 +120,12 @@ def prune_checkpoint(config: RunConfig, selection: Selection | None, proof: Proo
     """
     if proof == "weights" and (config.id or config.target):
         raise ConfigError("--proof weights computes nothing on samples.", "Leave out --id and --target.")
+    if proof == "weights" and (config.has_sublayers or (selection and selection.has_sublayers)):
+        raise ConfigError(
+            "--proof weights compares tensors with the original's, and a layer that stays without its "
+            "attention or MLP has zeros instead.",
+            "Use --proof logits.",
+        )
     steps.check(config)
     steps.refuse_pruned(config)
     with staged(config.output, overwrite=config.overwrite) as folder, steps.using_threads(config):
@@ -141,7 +147,7 @@ def prune_checkpoint(config: RunConfig, selection: Selection | None, proof: Proo
 
 def _as_named(config: RunConfig, model: LoadedModel) -> Selection:
     """Return the selection of the layers that the user named."""
-    numbering = model.numbering
+    units = model.units
     return Selection(
         model=config.model,
         task=model.task.name,
@@ -149,10 +155,10 @@ def _as_named(config: RunConfig, model: LoadedModel) -> Selection:
         num_layers=model.num_layers,
         metric=config.metric and model.task.metric,
         prompting=model.processor.prompting,
-        drop=numbering.names(sorted(numbering.indices(config.drop))),
+        drop=units.names(sorted(units.indices(config.drop))),
         steps=(),
         stop_reason="the layers were named by the user",
-        stacks=numbering.stacks,
+        stacks=units.stacks,
     )
 
 
@@ -176,7 +182,7 @@ def export(config: RunConfig) -> dict[str, Export]:
         assert rows is not None
         several = len(config.format) > 1
         places = {name: folder / name if several else folder for name in config.format}
-        exports = steps.export_all(config, model, rows, places, chosen.drop if chosen else ())
+        exports = steps.export_all(config, model, rows, places, chosen)
         if chosen:  # says on which rows the layers were chosen, so that they are never reported
             for place in places.values():
                 write(place / "selection.json", chosen)
@@ -335,6 +341,8 @@ def _as_before(config: RunConfig, earlier: Selection | Export | None, where: Pat
     options = replace(reading.load_options(config), device="cpu")  # where files are written and proven
     if earlier is None:
         return options
+    if isinstance(earlier, Selection) and earlier.has_sublayers:
+        options = replace(options, granularity="sublayer")
     plain = replace(options, prompting=Prompting())
     asked = find_task(load_config(config.model, options), config.task, plain)
     if asked.name != earlier.task:

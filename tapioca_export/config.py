@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, UnknownNameError
-from .numbering import LayerName
+from .numbering import GRANULARITIES, LayerName, part_of
 from .precision import DTYPES, FULL
 
 
@@ -78,7 +78,13 @@ class RunConfig:
         0.08, "Search goes on down to baseline - epsilon, in units of the metric."
     )
     pick: str = _option("best", "Which point of the search: best, bsba, final, or a number.", None, "PICK")
-    max_drop_layers: int | None = _option(None, "Drop at most this many layers.")
+    granularity: str = _option(
+        "block",
+        "What is dropped one by one: block (a layer), or sublayer (its attention, its MLP).",
+        None,
+        "NAME",
+    )
+    max_drop_layers: int | None = _option(None, "Drop at most this many layers, or sublayers.")
     protect_first: int = _option(0, "Never drop this many first layers (of each stack).")
     protect_last: int = _option(0, "Never drop this many last layers (of each stack).")
     search: str = _option(
@@ -98,8 +104,9 @@ class RunConfig:
     )
     select_on: str = _option("target", "Rows that drive the search: target or id.", None, "ROWS")
     drop: tuple[LayerName, ...] = _option(
-        (), "Layers to drop, 0-based, such as 3,7; of several stacks, encoder:3,decoder:7.", None, "LAYERS"
-    )
+        (), "Layers to drop, 0-based, such as 3,7; of several stacks, encoder:3,decoder:7; a part of one is "
+        "4.attention or 4.mlp.", None, "LAYERS",
+    )  # fmt: skip
     format: tuple[str, ...] = _option(("onnx",), "Export format; repeatable.", None, "FORMAT")
     opset: int | None = _option(None, "ONNX opset (default: the exporter's).")
     dtype: str = _option(FULL, f"Precision of exported files: {', '.join(DTYPES)}.", None, "DTYPE")
@@ -138,6 +145,11 @@ class RunConfig:
     local_files_only: bool = _option(False, "Never ask the hub.")
     overwrite: bool = _option(False, "Replace the output folder if it holds something.")
 
+    @property
+    def has_sublayers(self) -> bool:
+        """Tell whether attention and MLP of a layer may go one without the other."""
+        return self.granularity == "sublayer" or any(map(part_of, self.drop))
+
     def __post_init__(self) -> None:
         """Refuse values out of range before any work."""
         for least, names in LEAST.items():
@@ -153,6 +165,8 @@ class RunConfig:
                 "Such as --few-shot solved.jsonl --num-fewshot 5.",
             )
         self._check_extract()
+        if self.granularity not in GRANULARITIES:
+            raise UnknownNameError("granularity", self.granularity, GRANULARITIES)
         if self.dtype not in DTYPES:
             raise UnknownNameError("dtype", self.dtype, DTYPES)
         if self.atol is not None and not (math.isfinite(self.atol) and self.atol > 0):

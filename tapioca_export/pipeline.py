@@ -66,7 +66,7 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
         model = steps.on_cpu(config, model)
         with clock("export original"):
             places = {name: folder / "original" / name for name in formats}
-            originals = steps.export_all(config, model, rows, places, ())
+            originals = steps.export_all(config, model, rows, places)
         with clock("prune"):
             checkpoint = folder / "pruned" / "checkpoint"
             batches = [batch for _, batch in parity_batches(model, rows)]
@@ -77,7 +77,7 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
             # Files name the checkpoint where it will be, not where it is being built.
             pruned = replace(pruned, source=str(config.output / "pruned" / "checkpoint"))
             places = {name: folder / "pruned" / name for name in formats}
-            smaller = steps.export_all(config, pruned, rows, places, selection.drop)
+            smaller = steps.export_all(config, pruned, rows, places, selection)
             for place in places.values():  # `benchmark` asks it which rows may be reported
                 write(place / "selection.json", selection)
         with clock("benchmark"):

@@ -15,6 +15,7 @@ from typing import Any
 
 from .artifacts import Run, Selection, sha256, write_text
 from .config import RunConfig
+from .numbering import lone_parts, whole_layers
 
 PACKAGES = (
     "tapioca-export",
@@ -133,15 +134,16 @@ def write_model_card(folder: Path, selection: Selection) -> None:
         pipeline_tag=_pipeline_tag(folder, selection.task),
         tags=["pruned", "layer-pruning", "tapioca-export"],
     )
-    layers = ", ".join(map(str, selection.drop)) or "none"
-    kept = selection.num_layers - len(selection.drop)
+    whole = whole_layers(selection.drop)
+    layers, kept = ", ".join(map(str, whole)) or "none", selection.num_layers - len(whole)
+    zeros = f"{selection.note}\n" if lone_parts(selection.drop) else ""
     text = f"""---
 {data.to_yaml()}
 ---
 # {Path(selection.model).name}, layers removed
 
 Layers removed, no retraining: {layers} of {selection.num_layers} (counted from 0); {kept} are left.
-Chosen by the criterion `{selection.criterion}` of tapioca-export; `selection.json` says why.
+{zeros}Chosen by the criterion `{selection.criterion}` of tapioca-export; `selection.json` says why.
 {PROOFS[selection.proof or "logits"]}
 
 """

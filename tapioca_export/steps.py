@@ -43,6 +43,7 @@ from .models import (
     save_pruned,
     write_pruned,
 )
+from .numbering import PARTS, layers_text, lone_parts
 from .profiling import MakeReplayer, Probe, division_on
 from .reading import load_options
 from .samples import Samples, Side, check_exists
@@ -111,8 +112,9 @@ def selection_settings(config: RunConfig, model: LoadedModel | None = None) -> S
     drop, stacks = config.drop, {}
     held: tuple[int, ...] = ()
     if model is not None:
-        drop, stacks = model.numbering.indices(config.drop), model.numbering.stacks
-        held = tuple(sorted(set(range(model.num_layers)) - set(droppable_layers(model))))
+        units, droppable = model.units, droppable_layers(model)
+        drop, stacks = units.indices(config.drop), units.stacks
+        held = tuple(unit for unit in range(units.num_units) if units.layer_of(unit) not in droppable)
     return SelectionSettings(
         criterion=config.criterion,
         epsilon=config.epsilon,
@@ -124,6 +126,7 @@ def selection_settings(config: RunConfig, model: LoadedModel | None = None) -> S
         drop=drop,
         held=held,
         stacks=stacks,
+        parts=PARTS if config.has_sublayers else (),
         seed=config.seed,
         search=config.search,
         full_scores=config.full_scores,
@@ -161,7 +164,7 @@ def probing(
     ledger = None
     if journal is not None:
         mark, discard = fingerprint(config, roles), config.overwrite
-        ledger = Journal(journal, mark, len(rows), discard=discard, numbering=model.numbering)
+        ledger = Journal(journal, mark, len(rows), discard=discard, numbering=model.units)
     with nullcontext() if config.engine == "local" else _engine(config, model, rows) as engine:
         probe = Probe(
             model,
@@ -199,7 +202,7 @@ def choose(config: RunConfig, model: LoadedModel, probe: Probe, roles: Mapping[s
     settings = selection_settings(config, model)
     num_samples = len(roles[f"{config.select_on}-select"])
     found = select_layers(probe, settings, model=config.model, task=model.task, num_samples=num_samples)
-    invalid = [probe.num_invalid(model.numbering.indices(drop)) for drop in ((), found.drop)]
+    invalid = [probe.num_invalid(model.units.indices(drop)) for drop in ((), found.drop)]
     known = [count for count in invalid if count is not None]
     pair = Pair(*known) if len(known) == 2 else None
     return replace(found, prompting=model.processor.prompting, invalid=pair)
@@ -211,6 +214,11 @@ def plan(config: RunConfig, model: LoadedModel, roles: Mapping[str, Samples]) ->
     Raises:
         TapiocaError: What `choose` would raise before it has measured anything.
     """
+    if config.has_sublayers:
+        raise ConfigError(
+            "--dry-run predicts searches among whole layers, not among their attentions and MLPs.",
+            "Use --granularity block.",
+        )
     samples = {name: roles[f"{name}-select"] for name in ("id", "target")}
     unhurried = replace(config, budget_seconds=None)
     can_race = model.task.best_value is not None
@@ -250,11 +258,11 @@ def measure(model: LoadedModel, probe: Probe, drop: Sequence[LayerName]) -> Prof
     )
     if not drop:
         return result
-    layers = sorted(numbering.indices(drop))
+    layers = sorted(model.units.indices(drop))
     after, comparable = probe.deviation(layers), probe.deviation(over=layers).mean
     return replace(
         result,
-        drop=numbering.names(layers),
+        drop=model.units.names(layers),
         pruned_id=probe.profile("id", layers),
         pruned_target=probe.profile("target", layers),
         pruned_deviation=after,
@@ -280,16 +288,27 @@ def save_checkpoint(
         UnsupportedModelError: If the checkpoint is not the model without these layers.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    drop = model.numbering.indices(selection.drop)
+    drop = model.units.indices(selection.drop)
     if batches is None:
         write_pruned(model, drop, folder)
         selection = replace(selection, proof="weights", note=None)
     else:
-        note = save_pruned(model, drop, folder, batches)
-        selection = replace(selection, proof="logits", note=note)
+        notes = (save_pruned(model, drop, folder, batches), _half_layers(selection.drop))
+        selection = replace(selection, proof="logits", note=" ".join(filter(None, notes)) or None)
     write(folder / "selection.json", selection)
     provenance.write_model_card(folder, selection)
     return selection
+
+
+def _half_layers(drop: Sequence[LayerName]) -> str | None:
+    """Say what a checkpoint holds in the place of parts of layers that are gone, if any are."""
+    gone = [f"{layer}.{part}" for part, layers in lone_parts(drop).items() for layer in layers]
+    if not gone:
+        return None
+    return (
+        f"No stock transformers model has half a layer: for {layers_text(gone)} this checkpoint carries "
+        "zeros, which compute nothing, and it is no smaller for it. Exported files lack these parts."
+    )
 
 
 def export_all(
@@ -297,17 +316,21 @@ def export_all(
     model: LoadedModel,
     rows: Samples,
     folders: Mapping[str, Path],
-    drop: tuple[LayerName, ...],
+    selection: Selection | None = None,
 ) -> dict[str, Export]:
     """Export a model, on the CPU, in every format, each into its folder, and prove each.
+
+    Of a checkpoint that a selection made, the files lack what it dropped of layers that stayed.
 
     Raises:
         ExportError: If a format cannot be written, or differs from PyTorch.
     """
     exports = {}
+    drop = selection.drop if selection else ()
+    silent = selection.units.left_of(selection.units.indices(drop)) if selection else {}
     for name, folder in folders.items():
         folder.mkdir(parents=True, exist_ok=True)
-        exports[name] = export_model(model, rows, folder, _export_settings(config, name), drop)
+        exports[name] = export_model(model, rows, folder, _export_settings(config, name), drop, silent)
     return exports
 
 
@@ -385,7 +408,8 @@ def fingerprint(config: RunConfig, roles: Mapping[str, Samples]) -> dict[str, An
         "metric": config.metric,
         "prompting": to_json(load_options(config).prompting),
         "eval_batch_size": config.eval_batch_size,
-        "search": {name: getattr(config, name) for name in SEARCH_SETTINGS},
+        "search": {name: getattr(config, name) for name in SEARCH_SETTINGS}
+        | ({"granularity": "sublayer"} if config.has_sublayers else {}),
         "versions": provenance.versions(),
     }
 

@@ -25,19 +25,21 @@ SETTINGS = {*FIELDS, *LISTS, *(item.name for item in fields(Doses))}
 
 
 def _layers(ctx: click.Context, parameter: click.Parameter, value: Any) -> tuple[LayerName, ...]:
-    """Parse `3,7` or `encoder:3,decoder:7`, or a config file's list."""
+    """Parse `3,7`, `encoder:3,decoder:7` or `4.attention`, or a config file's list."""
     if value is None:
         return ()
     parts = value if isinstance(value, list) else str(value).split(",")
     names: list[LayerName] = []
     for part in parts:
-        stack, colon, number = str(part).strip().rpartition(":")
+        stack, colon, named = str(part).strip().rpartition(":")
+        number, dot, branch = named.partition(".")
         try:
-            names.append(f"{stack}:{int(number)}" if colon else int(number))
+            layer: LayerName = f"{stack}:{int(number)}" if colon else int(number)
         except ValueError:
             raise click.BadParameter(
-                "give layer numbers separated by commas, such as 3,7, or encoder:3,decoder:7."
+                "give layer numbers separated by commas, such as 3,7, or encoder:3,decoder:7, or 4.attention."
             ) from None
+        names.append(f"{layer}.{branch}" if dot else layer)
     return tuple(names)
 
 

@@ -19,16 +19,18 @@ from ..tasks import Inputs
 from .loaded import LoadedModel, answer_of
 from .loading import aligned, auto_class, find_task
 from .rewriting import UnmappedNamesError, write_pruned
+from .silencing import zeroed
 from .skipping import skipping
-from .surgery import drop_layers
+from .surgery import drop_layers, renamed, silent_weights
 
 
 def save_pruned(
-    model: LoadedModel, layers: Sequence[int], folder: Path, batches: Sequence[Inputs]
+    model: LoadedModel, units: Sequence[int], folder: Path, batches: Sequence[Inputs]
 ) -> str | None:
-    """Save a checkpoint without layers, and prove that it is the model that was measured.
+    """Save a checkpoint without units, and prove that it is the model that was measured.
 
-    The weights are those in the source's files, byte for byte. Only where those cannot be told apart by
+    The weights are those in the source's files, byte for byte, but for zeros where a layer has lost its
+    attention or its MLP alone: no stock class has half a layer. Only where those cannot be told apart by
     layer, they are saved from memory, in float32.
 
     The proof: a fresh process loads the folder with the stock auto class and its logits on
@@ -36,7 +38,7 @@ def save_pruned(
 
     Args:
         model: The loaded model; afterwards it is on the CPU.
-        layers: Indices to drop; may be empty.
+        units: Layers, or branches of them, to drop; may be empty.
         folder: An existing folder to write to.
         batches: Encoded samples to compare on.
 
@@ -50,13 +52,16 @@ def save_pruned(
         OutputError: If the folder cannot be written.
     """
     model.network.to("cpu")  # where the fresh process computes, bit for bit
-    with skipping(model, model.numbering.checked(layers)):
+    with skipping(model, model.units.checked(units)):
         expected = [reference_logits(model, batch) for batch in batches]
     note = None
     try:
-        write_pruned(model, layers, folder)
+        write_pruned(model, units, folder)
     except UnmappedNamesError as error:
-        drop_layers(model, layers).network.save_pretrained(folder)
+        whole = model.units.split(units)[0]
+        pruned, zeros = drop_layers(model, whole).network, silent_weights(model, units)
+        with zeroed(pruned, renamed(zeros, model, whole)):
+            pruned.save_pretrained(folder)
         model.processor.save(folder)
         note = f"{error.message} The weights were saved from memory, in float32."
     actual = reload_logits(folder, model, batches)

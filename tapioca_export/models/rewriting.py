@@ -10,6 +10,7 @@ import copy
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from .loaded import LoadedModel, LoadOptions
 from .loading import load_config
 from .shards import read_weights, write_weights
 from .stacks import build_empty, config_at, mended_config, prunable_stacks
-from .surgery import drop_layers, rearranged
+from .surgery import drop_layers, rearranged, silent_weights
 
 # What goes with a checkpoint as it is, beside its config and tokenizer.
 SIDE_FILES = ("generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -43,8 +44,10 @@ class UnmappedNamesError(UnsupportedModelError):
         super().__init__(message, "--proof logits loads the weights and saves them from memory.")
 
 
-def write_pruned(model: LoadedModel, layers: Sequence[int], folder: Path) -> None:
-    """Write a checkpoint without layers: each tensor that is kept as it is in the source, byte for byte.
+def write_pruned(model: LoadedModel, units: Sequence[int], folder: Path) -> None:
+    """Write a checkpoint without units: each tensor that is kept as it is in the source, byte for byte.
+
+    Where a layer stays without its attention or its MLP, the weights that silence it are zeros.
 
     What is proven: transformers' loader, given the names and shapes of what is written, finds that
     nothing is missing, unexpected or of another shape; the files were read back, and every byte is the
@@ -52,7 +55,7 @@ def write_pruned(model: LoadedModel, layers: Sequence[int], folder: Path) -> Non
 
     Args:
         model: The whole model; its network may be empty.
-        layers: Indices to drop; may be empty.
+        units: Layers, or branches of them, to drop; may be empty.
         folder: An existing folder to write to.
 
     Raises:
@@ -64,6 +67,7 @@ def write_pruned(model: LoadedModel, layers: Sequence[int], folder: Path) -> Non
     """
     _refuse_named_file(model)
     weights = read_weights(model.source, local_files_only=True)  # on the hub there may be others by now
+    layers = model.units.split(units)[0]
     pruned = drop_layers(model, layers)
     shapes = {name: stored.shape for name, stored in weights.tensors.items()}
     if missing := _amiss(model.network, shapes, ("missing_keys", "mismatched_keys")):
@@ -72,8 +76,10 @@ def write_pruned(model: LoadedModel, layers: Sequence[int], folder: Path) -> Non
     found = _amiss(pruned.network, {new: shapes[old] for new, old in taken.items()})
     if found:
         raise UnsupportedModelError(f"The checkpoint without these layers would not load: {found[0]}.")
+    silent = _stored_as(model, silent_weights(model, units), weights.tensors)
+    written = {new: replace(weights.tensors[old], is_zero=old in silent) for new, old in taken.items()}
     try:
-        write_weights({new: weights.tensors[old] for new, old in taken.items()}, weights, folder)
+        write_weights(written, weights, folder)
         _write_config(pruned, folder)
         model.processor.save(folder)
         _copy_side_files(model.source, folder)
@@ -136,6 +142,21 @@ def _renamed(
     if {name: again(name) for name in sorted(meant, key=dot_natural_key)} != meant:
         raise UnmappedNamesError(f"What the names in {model.source} mean depends on each other.")
     return {taken[name]: name for name in names if name in taken}
+
+
+def _stored_as(model: LoadedModel, weights: Sequence[str], names: Iterable[str]) -> set[str]:
+    """Return the tensors that become some of a network's weights.
+
+    Raises:
+        UnmappedNamesError: If there are none for one.
+    """
+    if not weights:
+        return set()
+    weight_of = _Names(model.network)
+    found = {name: weight_of(name)[0] for name in sorted(names, key=dot_natural_key)}
+    if missing := set(weights) - set(found.values()):
+        raise UnmappedNamesError(f"{min(missing)} of {model.source} has no tensor of its own.")
+    return {name for name, weight in found.items() if weight in weights}
 
 
 def _refuse_named_file(model: LoadedModel) -> None:

@@ -52,6 +52,9 @@ class Probe:
         ledger: What is known already, read before measuring and added to; a journal, say.
         engine: Where rows are scored (default: here).
 
+    What may be dropped one by one has a number: a layer, or, of a model whose branches are known, attention
+    or MLP of one. Arguments called `dropped` and `layers` hold such numbers, and `num_layers` counts them.
+
     `watch` is told, whenever some were scored, of how many candidates times rows; an exception from it
     ends the measurement, and what was measured is kept. `division` is how batches are divided: for the
     threads of this process, until whoever brings an engine whose workers have others says so.
@@ -74,7 +77,8 @@ class Probe:
         self.batch_size = batch_size
         self.seed = seed
         self.numbering = model.numbering
-        self.num_layers = model.num_layers
+        self.units = model.units
+        self.num_layers = self.units.num_units
         self.num_rows = len(samples[select_on])
         self.num_answers = model.task.num_answers(samples[select_on])
         self.ledger = Ledger() if ledger is None else ledger
@@ -201,6 +205,10 @@ class Probe:
         """Return the profile on "id" or "target" samples with the layers skipped."""
         return self._measure(name, frozenset(dropped))[0]
 
+    def _whole(self, dropped: Collection[int]) -> tuple[int, ...]:
+        """Return the layers of which nothing is left."""
+        return self.units.split(dropped)[0]
+
     def deviation(self, dropped: Collection[int] = (), over: Collection[int] | None = None) -> Deviation:
         """Return how far the target's profile with the layers skipped is from the full model's on ID.
 
@@ -209,7 +217,8 @@ class Probe:
         """
         reference, floor = self._measure("id", frozenset())
         norms, distances = log_ratios(self.profile("target", dropped), reference)
-        mean = mean_deviation(norms, distances, dropped if over is None else over, self.numbering)
+        gone = self._whole(dropped if over is None else over)
+        mean = mean_deviation(norms, distances, gone, self.numbering)
         return Deviation(tuple(norms), tuple(distances), mean, floor)
 
     def deviations(self, dropped: Collection[int], layers: Sequence[int]) -> dict[int, Evaluation]:
@@ -234,7 +243,10 @@ class Probe:
     def _few_influences(self, samples: Samples) -> tuple[float, ...]:
         order = sorted(range(len(samples)), key=lambda i: (samples.hashes[i], i))
         few = replace(samples, rows=tuple(samples.rows[i] for i in sorted(order[:NUM_INFLUENCE_SAMPLES])))
-        total, num_tokens = np.zeros(self.num_layers), np.zeros(len(self.numbering.depths), dtype=np.int64)
+        total, num_tokens = (
+            np.zeros(self.numbering.num_layers),
+            np.zeros(len(self.numbering.depths), dtype=np.int64),
+        )
         for batch, _, trace in self._passes(few, (), ()):
             _, cosines, tokens = self.read_states(batch, trace.boundaries)
             total, num_tokens = total + cosines, num_tokens + tokens
@@ -263,11 +275,11 @@ class Probe:
     # --- weights --------------------------------------------------------------------------
 
     def magnitudes(self) -> tuple[float, ...]:
-        """Return each layer's sum of absolute weights."""
+        """Return the sum of absolute weights of each layer, or branch of one."""
         return self._once(("magnitudes",), lambda: magnitudes(self.model))
 
     def sensitivities(self) -> tuple[float, ...]:
-        """Return each layer's sum of |weight x gradient of the loss| on the rows that drive the search.
+        """Return the sum of |weight x gradient of the loss| of each layer, or branch, on the driving rows.
 
         Counted as three forwards a row: a backward costs about two.
         """
@@ -304,8 +316,9 @@ class Probe:
                 self.ledger.add_rows(line, self.num_rows)
         deviations = []
         for key in layers:
-            norms, distances = log_ratios(states[key].profile(sets[key]), reference)
-            deviations.append(mean_deviation(norms, distances, sets[key], self.numbering))
+            gone = self._whole(sets[key])
+            norms, distances = log_ratios(states[key].profile(gone), reference)
+            deviations.append(mean_deviation(norms, distances, gone, self.numbering))
         self.ledger.add_deviations(
             {
                 "sets": list(sets.values()),
@@ -323,7 +336,7 @@ class Probe:
             for batch, _, trace in self._passes(samples, tuple(sorted(dropped)), ()):
                 accumulator.add(batch, *self.read_states(batch, trace.boundaries))
             self.ledger.add_cost(self._layer_forwards, self._layer_tokens)
-            profile = accumulator.profile(dropped)
+            profile = accumulator.profile(self._whole(dropped))
             self._measured[name, dropped] = profile, accumulator.noise_floor()
         return self._measured[name, dropped]
 

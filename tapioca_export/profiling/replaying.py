@@ -17,13 +17,13 @@ import torch
 
 from ..memory import give_back_free_memory
 from ..models import (
-    DROPPED,
     INTACT,
     Change,
     EndOfForward,
     LoadedModel,
     LoadOptions,
     StandIn,
+    changes_of,
     load_model,
     stand_ins,
     stream_of,
@@ -36,7 +36,7 @@ from .sharing import shares_context
 
 @dataclass(frozen=True)
 class Work:
-    """One batch of rows to score, with `base` and one more of `layers` skipped.
+    """One batch of rows to score, with the units `base` and one more of `layers` skipped.
 
     Without `layers`, the model without `base` itself is scored. This is what an engine hands out.
     """
@@ -139,23 +139,25 @@ def passes(
     whole: bool = False,
     read: np.ndarray | None = None,
 ) -> Iterator[tuple[int | None, Trace]]:
-    """Yield the pass without `base` (key None), then one without each layer too, replayed.
+    """Yield the pass without the units `base` (key None), then one without each of `layers` too, replayed.
 
     The first pass ends below the highest of `layers`, and then has no answers, unless `whole`. Where
     the tokens `read` are given, (S, T), the last layer of a pass with answers is narrowed to them.
     States are kept of a pass that is replayed, and of all passes if `whole`.
     """
+    units = model.units
 
     def run(skipped: Sequence[int], below: Mapping[int, object], ends: int | None = None) -> Trace:
-        last = places[last_layer(model.num_layers, skipped)].layer
+        last = places[last_layer(model.num_layers, units.split(skipped)[0])].layer
         with narrowed(last, read if ends is None else None):  # what is replayed has to be whole
-            changes = dict.fromkeys(skipped, DROPPED)
+            changes = changes_of(model, skipped)
             return _forward(model, places, batch, changes, below, ends, keeps=whole or ends is not None)
 
-    recorded = run(base, {}, max(layers) if layers and not whole else None)
+    recorded = run(base, {}, units.layer_of(max(layers)) if layers and not whole else None)
     yield None, recorded
-    for layer in layers:
-        yield layer, run((*base, layer), {index: recorded.outputs[index] for index in range(layer)})
+    for unit in layers:
+        below = {index: recorded.outputs[index] for index in range(units.layer_of(unit))}
+        yield unit, run((*base, unit), below)
 
 
 @torch.no_grad()

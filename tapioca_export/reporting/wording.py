@@ -7,7 +7,6 @@ not show is said not to be shown. Knows nothing about Markdown or HTML: sentence
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -17,11 +16,11 @@ from ..artifacts import (
     Export,
     Interval,
     Latency,
-    LayerName,
     Pair,
     Profile,
     Selection,
 )
+from ..numbering import layers_text
 
 Effect = Literal["gain", "harm", "unclear"]
 
@@ -71,14 +70,6 @@ def size_text(size: float) -> str:
 def model_text(model: str) -> str:
     """Return a model's name: the last part of a folder's path, or the whole name on the hub."""
     return Path(model).name if Path(model).is_absolute() else model
-
-
-def layers_text(layers: Iterable[LayerName]) -> str:
-    """Return "layer 4" or "layers 4 and 7"."""
-    names = [str(layer) for layer in layers]
-    if len(names) == 1:
-        return f"layer {names[0]}"
-    return f"layers {', '.join(names[:-1])} and {names[-1]}"
 
 
 def role_text(role: str) -> str:

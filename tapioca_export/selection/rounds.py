@@ -16,10 +16,15 @@ from ..artifacts import Candidate, Deviation, Evaluation, LayerProfile, Numberin
 from ..errors import ConfigError
 
 PICKS = ("best", "bsba", "final")
+# Criteria without a meaning for a part of a layer.
+OF_WHOLE_LAYERS = ("block-influence", "angular-distance", "tapioca+tale")
 
 
 class Prober(Protocol):
-    """What a criterion may ask; `profiling.Probe` is the real one."""
+    """What a criterion may ask; `profiling.Probe` is the real one.
+
+    What is called a layer here is what may be dropped one by one: a layer, or its attention or MLP.
+    """
 
     num_layers: int
     num_rows: int
@@ -89,7 +94,8 @@ class SelectionSettings:
     (statistical, at `confidence`), "beam" (of `width`) or "exhaustive"; `full_scores` has every
     candidate scored on all rows. `shortlist` is how many layers geometry proposes a round. A budget
     cuts the search: seconds, or candidates that were scored. `stacks` are the depths of a model's stacks
-    by name, in the order in which they are counted; nothing where there is one.
+    by name, in the order in which they are counted; nothing where there is one. `parts` are those of a
+    layer, where they are dropped one by one: layers are then counted by them.
     """
 
     criterion: str = "tale"
@@ -110,10 +116,11 @@ class SelectionSettings:
     budget_seconds: float | None = None
     budget_evaluations: int | None = None
     stacks: Mapping[str, int] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
 
-    def numbering(self, num_layers: int) -> Numbering:
-        """Return how the layers are named and may be dropped together."""
-        return Numbering.of(self.stacks, num_layers)
+    def numbering(self, num_units: int) -> Numbering:
+        """Return how what may be dropped one by one is named and may be dropped together."""
+        return Numbering.of(self.stacks, num_units // max(1, len(self.parts)), self.parts)
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing, before any work."""
@@ -132,6 +139,12 @@ class SelectionSettings:
             raise ConfigError(f"--confidence {self.confidence} must be from 0.5 to below 1, such as 0.99.")
         if self.budget_seconds is not None and not self.budget_seconds > 0:
             raise ConfigError(f"--budget-seconds {self.budget_seconds} must be above 0.")
+        if self.parts and self.criterion in OF_WHOLE_LAYERS:
+            raise ConfigError(
+                f"Criterion {self.criterion} reads the residual stream between layers; "
+                "between the parts of one there is none to read.",
+                "Choose another --criterion, or --granularity block.",
+            )
         if self.search == "racing" and self.full_scores:
             raise ConfigError("--full-scores and --search racing exclude each other.", "Give one of them.")
 

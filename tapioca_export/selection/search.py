@@ -67,7 +67,7 @@ def select_layers(
         model=model,
         task=task.name,
         criterion=settings.criterion,
-        num_layers=probe.num_layers,
+        num_layers=numbering.num_layers,
         drop=numbering.names(sorted(step.layer for step in drop)),
         steps=tuple(_named_step(step, numbering) for step in steps),
         stop_reason=reason,
@@ -164,26 +164,26 @@ def _allowed_layers(numbering: Numbering, settings: SelectionSettings) -> tuple[
     Raises:
         SelectionError: If there are none.
     """
-    num_layers, stays = numbering.num_layers, "one must stay"
+    num_layers, stays = numbering.num_units, "one must stay"
     if numbering.stacks:
         stays += " in each stack"
     if settings.pick.isdecimal() and int(settings.pick) > numbering.most(range(num_layers)):
-        raise ConfigError(f"--pick {settings.pick}: the model has {num_layers} layers, {stays}.")
+        raise ConfigError(f"--pick {settings.pick}: the model has {num_layers} {numbering.noun}, {stays}.")
     if settings.criterion == "fixed":
         if held := sorted(set(settings.drop) & set(settings.held)):
             name = numbering.name(held[0])
             raise SelectionError(f"Layer {name} cannot go: the architecture builds it differently.")
         return settings.drop
-    if num_layers == len(numbering.depths):
+    if numbering.num_layers == len(numbering.depths):
         each = " in each stack" if numbering.stacks else ""
         raise SelectionError(f"The model has one layer{each}, and one must stay.")
     allowed = numbering.unprotected(settings.protect_first, settings.protect_last)
     layers = tuple(layer for layer in allowed if layer not in settings.held)
     if not layers:
         raise SelectionError(
-            f"No layer may be dropped: of {num_layers}, the first {settings.protect_first} and the last "
-            f"{settings.protect_last}{' of each stack' if numbering.stacks else ''} are protected, and "
-            f"{len(settings.held)} held by the architecture.",
+            f"No layer may be dropped: of {numbering.num_layers}, the first {settings.protect_first} and the "
+            f"last {settings.protect_last}{' of each stack' if numbering.stacks else ''} are protected, and "
+            f"{len(settings.held) // numbering.width} held by the architecture.",
             "Lower --protect-first or --protect-last.",
         )
     return layers

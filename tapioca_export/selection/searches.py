@@ -103,7 +103,7 @@ class Walk:
     def end(self, depth: int) -> str | None:
         """Return why no layer can follow the `depth` that are dropped, if none can."""
         if depth == self.cap:
-            return f"{self.cap} layers dropped, the most that was asked for"
+            return f"{self.cap} {self.numbering.noun} dropped, the most that was asked for"
         if depth == self.most:
             return "no layer is left that may be dropped"
         return None
@@ -199,7 +199,8 @@ def exhaustive(walk: Walk) -> str:
     num_sets = sum(walk.numbering.num_sets(walk.allowed)[1 : most + 1])
     if num_sets > MOST_SETS:
         raise ConfigError(
-            f"--search exhaustive would score {num_sets:,} sets of layers; {MOST_SETS:,} are the most.",
+            f"--search exhaustive would score {num_sets:,} sets of {walk.numbering.noun}; "
+            f"{MOST_SETS:,} are the most.",
             "Lower --max-drop-layers, protect layers, or use --search beam.",
         )
     paths: dict[frozenset[int], Path] = {frozenset(): ()}
@@ -216,9 +217,9 @@ def exhaustive(walk: Walk) -> str:
                 raise
         best = min((path for path in paths.values() if len(path) == depth), key=_rank)
         if walk.is_below_floor(best[-1]):
-            return f"no set of {depth} layers stays above the floor of {walk.floor:.6g}"
+            return f"no set of {depth} {walk.numbering.noun} stays above the floor of {walk.floor:.6g}"
         walk.paths.append(best)
-    return f"all {num_sets:,} sets of up to {most} layers were scored"
+    return f"all {num_sets:,} sets of up to {most} {walk.numbering.noun} were scored"
 
 
 def _go_on(walk: Walk, path: Path, layers: tuple[int, ...], found: dict[frozenset[int], Path]) -> None:
