@@ -42,6 +42,7 @@ from .models import (
     outline_model,
     refuse_larger_than_memory,
 )
+from .numbering import lone_parts
 from .pipeline import JOURNAL
 
 
@@ -120,7 +121,7 @@ def prune_checkpoint(config: RunConfig, selection: Selection | None, proof: Proo
     """
     if proof == "weights" and (config.id or config.target):
         raise ConfigError("--proof weights computes nothing on samples.", "Leave out --id and --target.")
-    if proof == "weights" and (config.has_sublayers or (selection and selection.has_sublayers)):
+    if proof == "weights" and lone_parts(selection.drop if selection else config.drop):
         raise ConfigError(
             "--proof weights compares tensors with the original's, and a layer that stays without its "
             "attention or MLP has zeros instead.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from .artifacts import Run, Selection, sha256, write_text
 from .config import RunConfig
-from .numbering import lone_parts, whole_layers
+from .numbering import LayerName, layers_text, lone_parts, whole_layers
 
 PACKAGES = (
     "tapioca-export",
@@ -121,6 +122,17 @@ def _pipeline_tag(folder: Path, task: str) -> str | None:
     if any(name.endswith("ForMultipleChoice") for name in config.get("architectures") or ()):
         return "multiple-choice"
     return PIPELINE_TAGS.get(task, task)
+
+
+def note_of_zeros(drop: Sequence[LayerName]) -> str | None:
+    """Say what a checkpoint holds in the place of parts of layers that are gone, if any are."""
+    gone = [f"{layer}.{part}" for part, layers in lone_parts(drop).items() for layer in layers]
+    if not gone:
+        return None
+    return (
+        f"No stock transformers model has half a layer: for {layers_text(gone)} this checkpoint carries "
+        "zeros, which compute nothing, and it is no smaller for it. Exported files lack these parts."
+    )
 
 
 def write_model_card(folder: Path, selection: Selection) -> None:

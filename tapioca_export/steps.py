@@ -43,7 +43,7 @@ from .models import (
     save_pruned,
     write_pruned,
 )
-from .numbering import PARTS, layers_text, lone_parts
+from .numbering import PARTS, whole_layers
 from .profiling import MakeReplayer, Probe, division_on
 from .reading import load_options
 from .samples import Samples, Side, check_exists
@@ -288,27 +288,16 @@ def save_checkpoint(
         UnsupportedModelError: If the checkpoint is not the model without these layers.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    drop = model.units.indices(selection.drop)
     if batches is None:
-        write_pruned(model, drop, folder)
+        write_pruned(model, model.numbering.indices(whole_layers(selection.drop)), folder)
         selection = replace(selection, proof="weights", note=None)
     else:
-        notes = (save_pruned(model, drop, folder, batches), _half_layers(selection.drop))
+        drop = model.units.indices(selection.drop)
+        notes = (save_pruned(model, drop, folder, batches), provenance.note_of_zeros(selection.drop))
         selection = replace(selection, proof="logits", note=" ".join(filter(None, notes)) or None)
     write(folder / "selection.json", selection)
     provenance.write_model_card(folder, selection)
     return selection
-
-
-def _half_layers(drop: Sequence[LayerName]) -> str | None:
-    """Say what a checkpoint holds in the place of parts of layers that are gone, if any are."""
-    gone = [f"{layer}.{part}" for part, layers in lone_parts(drop).items() for layer in layers]
-    if not gone:
-        return None
-    return (
-        f"No stock transformers model has half a layer: for {layers_text(gone)} this checkpoint carries "
-        "zeros, which compute nothing, and it is no smaller for it. Exported files lack these parts."
-    )
 
 
 def export_all(

@@ -28,6 +28,7 @@ from tapioca_export.models.proof import save_pruned
 from tapioca_export.models.rewriting import UnmappedNamesError
 from tapioca_export.numbering import PARTS, Numbering, layer_of, layers_text, num_left, part_of
 from tapioca_export.profiling import Probe
+from tapioca_export.profiling.narrowing import _stays_the_same
 from tapioca_export.samples import Samples
 from tapioca_export.selection import CRITERIA, SelectionSettings, select_layers
 from tapioca_export.selection.rounds import OF_WHOLE_LAYERS
@@ -306,6 +307,20 @@ def test_replayed_candidates_equal_skipped_ones_to_the_bit(
             assert np.array_equal(trace.answers, model.logits(batch.inputs))
 
 
+def test_a_layer_is_tried_as_the_last_without_any_above(
+    models: Callable[[str], LoadedModel], rows: Callable[[LoadedModel], Samples]
+) -> None:
+    model, samples, ran = models("modernbert"), rows(models("modernbert")), []
+    batch = model.task.batch(samples, np.arange(8), model.processor)
+    read = model.task.read_tokens(batch, model.processor)
+    hooks = [layer.register_forward_hook(lambda *_: ran.append(1)) for layer in model.layers[1:]]
+    assert read is not None
+    assert _stays_the_same(model, batch, samples, read, 0)
+    assert not ran
+    for hook in hooks:
+        hook.remove()
+
+
 def test_a_search_counts_branches_that_run(
     models: Callable[[str], LoadedModel], rows: Callable[[LoadedModel], Samples]
 ) -> None:
@@ -391,6 +406,10 @@ def test_a_proof_by_bytes_is_refused_where_there_would_be_zeros(tiny: Tiny, tmp_
     config = RunConfig(model=str(tiny("bert")), drop=("1.mlp",), output=tmp_path / "out")
     with pytest.raises(ConfigError, match="has zeros instead"):
         prune(config, proof="weights")
+    drop = ("1.attention", "1.mlp")
+    chosen = Selection(str(tiny("bert")), "text-classification", "tale", NUM_LAYERS, drop, (), "found")
+    assert prune(replace(config, drop=()), chosen, "weights").proof == "weights"
+    assert load_model(config.output).num_layers == NUM_LAYERS - 1
 
 
 # --- doors ----------------------------------------------------------------------------------
