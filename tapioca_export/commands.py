@@ -43,6 +43,7 @@ from .models import (
     outline_model,
     refuse_larger_than_memory,
 )
+from .numbering import lone_parts, part_of
 from .pipeline import JOURNAL
 
 
@@ -51,7 +52,7 @@ def profile(config: RunConfig, drop: Sequence[LayerName] = ()) -> Profile:
     steps.check(config)
     with staged(config.output, overwrite=config.overwrite) as folder, steps.using_threads(config):
         model, roles = reading.load_with_roles(config, ("select",))
-        model.numbering.indices(drop)  # what does not exist is refused before anything is measured
+        model.units.indices(drop)  # what does not exist is refused before anything is measured
         with steps.probing(config, model, roles) as probe:
             result = measuring.measure(model, probe, drop)
         write(folder / "profile.json", result)
@@ -127,6 +128,12 @@ def prune_checkpoint(
         )
     if proof == "weights" and (config.id or config.target):
         raise ConfigError("--proof weights computes nothing on samples.", "Leave out --id and --target.")
+    if proof == "weights" and lone_parts(selection.drop if selection else config.drop):
+        raise ConfigError(
+            "--proof weights compares tensors with the original's, and a layer that stays without its "
+            "attention or MLP has zeros instead.",
+            "Use --proof logits.",
+        )
     steps.check(config)
     steps.refuse_pruned(config)
     with staged(config.output, overwrite=config.overwrite) as folder, steps.using_threads(config):
@@ -148,12 +155,13 @@ def prune_checkpoint(
 
 def _as_named(config: RunConfig, model: LoadedModel, scale: Mapping[LayerName, float]) -> Selection:
     """Return the selection of the layers that the user named."""
-    numbering = model.numbering
-    scales = {numbering.index(layer): float(factor) for layer, factor in scale.items()}
-    drop = [*map(numbering.index, config.drop), *(layer for layer, scale in scales.items() if scale == 0)]
+    units = model.units
+    scales = {units.index(layer): float(factor) for layer, factor in scale.items()}
+    named = units.indices(config.drop)
+    drop = [*named, *(layer for layer, scale in scales.items() if scale == 0)]
     damp = {layer: scale for layer, scale in sorted(scales.items()) if scale not in (0, 1)}
-    if both := sorted(set(scales) & set(map(numbering.index, config.drop))):
-        raise ConfigError(f"Layer {numbering.name(both[0])} is to be dropped and damped.", "Name it once.")
+    if both := sorted(set(scales) & set(named)):
+        raise ConfigError(f"Layer {units.name(both[0])} is to be dropped and damped.", "Name it once.")
     return Selection(
         model=config.model,
         task=model.task.name,
@@ -161,11 +169,11 @@ def _as_named(config: RunConfig, model: LoadedModel, scale: Mapping[LayerName, f
         num_layers=model.num_layers,
         metric=config.metric and model.task.metric,
         prompting=model.processor.prompting,
-        drop=numbering.names(sorted(numbering.checked(drop))),
-        damp=tuple(Damping(numbering.name(layer), scale) for layer, scale in damp.items()),
+        drop=units.names(sorted(units.checked(drop))),
+        damp=tuple(Damping(units.name(layer), scale) for layer, scale in damp.items()),
         steps=(),
         stop_reason="the layers were named by the user",
-        stacks=numbering.stacks,
+        stacks=units.stacks,
     )
 
 
@@ -243,6 +251,8 @@ def intervene(
         selection = steps.selection_of(str(run_folder))
     if bool(layers) == (selection is not None):
         raise ConfigError("Give either --layers or --selection.", "For instance --layers 3,7.")
+    if config.has_sublayers or any(map(part_of, layers)) or (selection and selection.has_sublayers):
+        raise ConfigError("Whole layers are scaled, not attention or MLP alone.", "Name layers.")
     if selection is not None and not selection.num_changed:
         raise ConfigError("The selection drops no layer.", "Name layers, for instance --layers 3,7.")
     steps.check(config, replaces=run_folder is None)
@@ -349,6 +359,8 @@ def _as_before(config: RunConfig, earlier: Selection | Export | None, where: Pat
     options = replace(reading.load_options(config), device="cpu")  # where files are written and proven
     if earlier is None:
         return options
+    if isinstance(earlier, Selection) and earlier.has_sublayers:
+        options = replace(options, granularity="sublayer")
     plain = replace(options, prompting=Prompting())
     asked = find_task(load_config(config.model, options), config.task, plain)
     if asked.name != earlier.task:

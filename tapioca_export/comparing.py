@@ -69,12 +69,13 @@ def check_depth(config: RunConfig, model: LoadedModel) -> None:
     Raises:
         ConfigError: Saying how many layers may be dropped.
     """
-    unprotected = model.numbering.unprotected(config.protect_first, config.protect_last)
-    most = model.numbering.most(set(droppable_layers(model)).intersection(unprotected))
+    units, droppable = model.units, droppable_layers(model)
+    unprotected = units.unprotected(config.protect_first, config.protect_last)
+    most = units.most([unit for unit in unprotected if units.layer_of(unit) in droppable])
     if (config.max_drop_layers or 0) > most:
         raise ConfigError(
             f"--max-drop-layers {config.max_drop_layers} is more than may be dropped: {most} of "
-            f"{model.num_layers} layers.",
+            f"{units.num_units} {units.noun}.",
             "Lower it, or protect fewer layers.",
         )
 
@@ -126,4 +127,4 @@ def _accuracies(
 
 def _scores(probe: Probe, drop: tuple[LayerName, ...]) -> Scores:
     """Score all rows with the layers skipped."""
-    return probe.all_scores(probe.numbering.indices(drop))
+    return probe.all_scores(probe.units.indices(drop))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .errors import ConfigError, UnknownNameError
-from .numbering import LayerName
+from .numbering import GRANULARITIES, LayerName, part_of
 from .precision import DTYPES, FULL
 
 
@@ -28,6 +28,7 @@ def _option(default: Any, help_: str, short: str | None = None, metavar: str | N
 
 
 OBJECTIVES = ("mean", "worst", "weights")
+ALPHAS = (0.0, 0.25, 0.5, 0.75)
 # The domain of a target that was given without a name.
 UNNAMED = ""
 DOMAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -90,11 +91,17 @@ class RunConfig:
         0.08, "Search goes on down to baseline - epsilon, in units of the metric."
     )
     pick: str = _option("best", "Which point of the search: best, bsba, final, or a number.", None, "PICK")
-    max_drop_layers: int | None = _option(None, "Drop at most this many layers.")
+    granularity: str = _option(
+        "block",
+        "What is dropped one by one: block (a layer), or sublayer (its attention, its MLP).",
+        None,
+        "NAME",
+    )
+    max_drop_layers: int | None = _option(None, "Drop at most this many layers, or sublayers.")
     protect_first: int = _option(0, "Never drop this many first layers (of each stack).")
     protect_last: int = _option(0, "Never drop this many last layers (of each stack).")
     alphas: tuple[float, ...] = _option(
-        (0.0, 0.25, 0.5, 0.75),
+        ALPHAS,
         "What --criterion damp multiplies a layer's branches by; 0, which drops it, is added.",
         None,
         "NUMBERS",
@@ -116,8 +123,9 @@ class RunConfig:
     )
     select_on: str = _option("target", "Rows that drive the search: target or id.", None, "ROWS")
     drop: tuple[LayerName, ...] = _option(
-        (), "Layers to drop, 0-based, such as 3,7; of several stacks, encoder:3,decoder:7.", None, "LAYERS"
-    )
+        (), "Layers to drop, 0-based, such as 3,7; of several stacks, encoder:3,decoder:7; a part of one is "
+        "4.attention or 4.mlp.", None, "LAYERS",
+    )  # fmt: skip
     format: tuple[str, ...] = _option(("onnx",), "Export format; repeatable.", None, "FORMAT")
     opset: int | None = _option(None, "ONNX opset (default: the exporter's).")
     dtype: str = _option(FULL, f"Precision of exported files: {', '.join(DTYPES)}.", None, "DTYPE")
@@ -156,6 +164,11 @@ class RunConfig:
     local_files_only: bool = _option(False, "Never ask the hub.")
     overwrite: bool = _option(False, "Replace the output folder if it holds something.")
 
+    @property
+    def has_sublayers(self) -> bool:
+        """Tell whether attention and MLP of a layer may go one without the other."""
+        return self.granularity == "sublayer" or any(map(part_of, self.drop))
+
     def __post_init__(self) -> None:
         """Refuse values out of range before any work."""
         for least, names in LEAST.items():
@@ -177,6 +190,13 @@ class RunConfig:
         # 1 would leave the layer as it is.
         object.__setattr__(self, "alphas", tuple(sorted({0.0, *map(float, self.alphas)} - {1.0})))
         self._check_targets()
+        if self.granularity not in GRANULARITIES:
+            raise UnknownNameError("granularity", self.granularity, GRANULARITIES)
+        if self.has_sublayers and (self.criterion == "damp" or self.alphas != ALPHAS):
+            raise ConfigError(
+                "Only whole layers are damped, not attention or MLP alone.",
+                "Use --granularity block, or leave out --criterion damp and --alphas.",
+            )
         if self.dtype not in DTYPES:
             raise UnknownNameError("dtype", self.dtype, DTYPES)
         if self.atol is not None and not (math.isfinite(self.atol) and self.atol > 0):

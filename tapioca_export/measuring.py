@@ -38,7 +38,7 @@ def measure(
     after, comparable = probe.deviation(layers), probe.deviation(over=layers)
     return replace(
         result,
-        drop=numbering.names(probe.choices.dropped(layers)),
+        drop=probe.choices.units.names(probe.choices.dropped(layers)),
         damp=tuple(damp),
         pruned_id=probe.profile("id", layers),
         pruned_target=probe.profile("target", layers),

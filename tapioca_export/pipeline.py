@@ -66,7 +66,7 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
         model = steps.on_cpu(config, model)
         with clock("export original"):
             places = {name: folder / "original" / name for name in formats}
-            originals = steps.export_all(config, model, rows, places, None)
+            originals = steps.export_all(config, model, rows, places)
         with clock("prune"):
             checkpoint = folder / "pruned" / "checkpoint"
             batches = [batch for _, batch in parity_batches(model, rows)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 from .artifacts import Run, Selection, sha256, write_text
 from .config import RunConfig
+from .numbering import LayerName, layers_text, lone_parts, whole_layers
 
 PACKAGES = (
     "tapioca-export",
@@ -124,6 +125,17 @@ def _pipeline_tag(folder: Path, task: str) -> str | None:
     return PIPELINE_TAGS.get(task, task)
 
 
+def note_of_zeros(drop: Sequence[LayerName]) -> str | None:
+    """Say what a checkpoint holds in the place of parts of layers that are gone, if any are."""
+    gone = [f"{layer}.{part}" for part, layers in lone_parts(drop).items() for layer in layers]
+    if not gone:
+        return None
+    return (
+        f"No stock transformers model has half a layer: for {layers_text(gone)} this checkpoint carries "
+        "zeros, which compute nothing, and it is no smaller for it. Exported files lack these parts."
+    )
+
+
 def write_model_card(folder: Path, selection: Selection) -> None:
     """Write the README.md of a pruned checkpoint."""
     from huggingface_hub import ModelCardData
@@ -135,19 +147,20 @@ def write_model_card(folder: Path, selection: Selection) -> None:
         pipeline_tag=_pipeline_tag(folder, selection.task),
         tags=["pruned", "layer-pruning", "tapioca-export"],
     )
-    layers = ", ".join(map(str, selection.drop)) or "none"
+    whole = whole_layers(selection.drop)
+    layers, kept = ", ".join(map(str, whole)) or "none", selection.num_layers - len(whole)
+    zeros = f"{selection.note}\n" if lone_parts(selection.drop) else ""
     damped = ", ".join(f"{part.layer} (times {part.scale:g})" for part in selection.damp)
     damped = f"\n{DAMPED}: {damped}." if damped else ""
     proof = PROOFS[selection.proof or "logits"]
     proof = proof.replace("skipped", "skipped or damped") if damped else proof
-    kept = selection.num_layers - len(selection.drop)
     text = f"""---
 {data.to_yaml()}
 ---
 # {Path(selection.model).name}, layers removed
 
 Layers removed, no retraining: {layers} of {selection.num_layers} (counted from 0); {kept} are left.{damped}
-Chosen by the criterion `{selection.criterion}` of tapioca-export; `selection.json` says why.
+{zeros}Chosen by the criterion `{selection.criterion}` of tapioca-export; `selection.json` says why.
 {proof}
 
 """

@@ -119,4 +119,5 @@ def load_options(config: RunConfig) -> LoadOptions:
             extract_last=config.extract_last,
         ),
         config.max_memory,
+        "sublayer" if config.has_sublayers else "block",
     )

@@ -44,6 +44,7 @@ from .models import (
     save_pruned,
     write_pruned,
 )
+from .numbering import PARTS, whole_layers
 from .profiling import Changes, MakeReplayer, Probe, division_on
 from .reading import load_options
 from .samples import Samples, Side, check_exists
@@ -111,8 +112,9 @@ def selection_settings(config: RunConfig, model: LoadedModel | None = None) -> S
     drop, stacks = config.drop, {}
     held: tuple[int, ...] = ()
     if model is not None:
-        drop, stacks = model.numbering.indices(config.drop), model.numbering.stacks
-        held = tuple(sorted(set(range(model.num_layers)) - set(droppable_layers(model))))
+        units, droppable = model.units, droppable_layers(model)
+        drop, stacks = units.indices(config.drop), units.stacks
+        held = tuple(unit for unit in range(units.num_units) if units.layer_of(unit) not in droppable)
     return SelectionSettings(
         criterion=config.criterion,
         epsilon=config.epsilon,
@@ -124,6 +126,7 @@ def selection_settings(config: RunConfig, model: LoadedModel | None = None) -> S
         drop=drop,
         held=held,
         stacks=stacks,
+        parts=PARTS if config.has_sublayers else (),
         seed=config.seed,
         search=config.search,
         full_scores=config.full_scores,
@@ -167,7 +170,7 @@ def probing(
     ledger = None
     if journal is not None:
         mark, discard = fingerprint(config, roles), config.overwrite
-        choices = Choices(model.numbering, scales_of(config))
+        choices = Choices(model.units, scales_of(config))
         ledger = Journal(journal, mark, len(rows), discard=discard, numbering=choices)
     with nullcontext() if config.engine == "local" else _engine(config, model, rows) as engine:
         probe = Probe(
@@ -234,6 +237,11 @@ def plan(config: RunConfig, model: LoadedModel, roles: Mapping[str, Samples]) ->
             "What --criterion damp costs is not predicted.",
             "Predict --criterion tale, for the scale 0 alone.",
         )
+    if config.has_sublayers:
+        raise ConfigError(
+            "--dry-run predicts searches among whole layers, not among their attentions and MLPs.",
+            "Use --granularity block.",
+        )
     samples = {name: roles[f"{name}-select"] for name in ("id", "target")}
     unhurried = replace(config, budget_seconds=None)
     can_race = model.task.best_value is not None
@@ -277,16 +285,19 @@ def save_checkpoint(
             be damped.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    drop = model.numbering.indices(selection.drop)
     if batches is None:
-        write_pruned(model, drop, folder)
+        write_pruned(model, model.numbering.indices(whole_layers(selection.drop)), folder)
         selection = replace(selection, proof="weights", note=None)
     else:
+        drop = model.units.indices(selection.drop)
         scales = {model.numbering.index(part.layer): part.scale for part in selection.damp}
         weights = damping_weights(model, sorted(scales)) if scales else {}
         damped = {layer: Damped(scale, weights[layer]) for layer, scale in scales.items()}
-        note = save_pruned(model, drop, folder, batches, damped)
-        selection = replace(selection, proof="logits", note=note)
+        notes = (
+            save_pruned(model, drop, folder, batches, damped),
+            provenance.note_of_zeros(selection.drop),
+        )
+        selection = replace(selection, proof="logits", note=" ".join(filter(None, notes)) or None)
     write(folder / "selection.json", selection)
     provenance.write_model_card(folder, selection)
     return selection
@@ -297,20 +308,22 @@ def export_all(
     model: LoadedModel,
     rows: Samples,
     folders: Mapping[str, Path],
-    chosen: Selection | None,
+    chosen: Selection | None = None,
 ) -> dict[str, Export]:
     """Export a model, on the CPU, in every format, each into its folder, and prove each.
 
-    `chosen` is what the model was pruned by, if it was.
+    `chosen` is what the model was pruned by, if it was: files lack what that dropped of layers that stayed.
 
     Raises:
         ExportError: If a format cannot be written, or differs from PyTorch.
     """
     exports = {}
     drop, damp = (chosen.drop, chosen.damp) if chosen else ((), ())
+    silent = chosen.units.left_of(chosen.units.indices(drop)) if chosen else {}
     for name, folder in folders.items():
         folder.mkdir(parents=True, exist_ok=True)
-        exports[name] = export_model(model, rows, folder, _export_settings(config, name), drop, damp)
+        settings = _export_settings(config, name)
+        exports[name] = export_model(model, rows, folder, settings, drop, damp, silent)
     return exports
 
 
@@ -394,7 +407,8 @@ def fingerprint(config: RunConfig, roles: Mapping[str, Samples]) -> dict[str, An
         "metric": config.metric,
         "prompting": to_json(load_options(config).prompting),
         "eval_batch_size": config.eval_batch_size,
-        "search": {name: getattr(config, name) for name in SEARCH_SETTINGS},
+        "search": {name: getattr(config, name) for name in SEARCH_SETTINGS}
+        | ({"granularity": "sublayer"} if config.has_sublayers else {}),
         "versions": provenance.versions(),
         **scales,
     }

@@ -12,7 +12,7 @@ border, a tone): by that the layer tells them apart.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ def plant(
     harm: Loss,
     steps: tuple[int, int] = (250, 200),
     rate: float = 3e-3,
+    bypass: Callable[[nn.Module], AbstractContextManager[None]] = bypassed,
 ) -> None:
     """Train a network so that one layer, and no other, harms the target rows.
 
@@ -82,10 +83,11 @@ def plant(
             one and the same wrong answer is learnt soonest.
         steps: Batches of either.
         rate: The highest learning rate.
+        bypass: Lets the network compute what it would without the layer, or with a part that is no layer.
     """
     torch.set_num_threads(1)  # to the bit the same network every time
     network.eval()  # no dropout: a few hundred steps are too few to need it
-    with bypassed(layers[planted]):
+    with bypass(layers[planted]):
         train(network, network.parameters(), learn, steps[0], rate)
     others = [weight for weight in network.parameters() if weight.requires_grad]
     network.requires_grad_(False)

@@ -490,7 +490,7 @@ def test_replayed_candidates_score_as_full_forwards_do(overdone: tuple[Path, dic
     layers = [choices.of(layer, scale) for layer in (1, 3) for scale in (0.0, 0.3)]
     scored = probe.scores(base, layers, np.arange(len(rows)))
     for choice in layers:
-        scales = {0: 0.3, choices.layer(choice): choices.scale(choice)}
+        scales = {0: 0.3, choices.unit(choice): choices.scale(choice)}
         with changing(model, damped(model, scales)):
             expected = all_values(model, rows)
         np.testing.assert_allclose(scored[choice][0], expected, atol=1e-5)

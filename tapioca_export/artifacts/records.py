@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..numbering import LayerName
+from ..numbering import PARTS, LayerName, Numbering, part_of
 from .prompts import Prompting
 
 SCHEMA_VERSION = 1
@@ -295,3 +295,14 @@ class Selection:
     def scales(self) -> dict[LayerName, float]:
         """The scale of each layer that is damped."""
         return {part.layer: part.scale for part in self.damp}
+
+    @property
+    def has_sublayers(self) -> bool:
+        """Tell whether attention and MLP of a layer were dropped, or tried, one without the other."""
+        tried = (candidate.layer for candidate in self.rejected)
+        return any(map(part_of, (*self.drop, *(step.layer for step in self.steps), *tried)))
+
+    @property
+    def units(self) -> Numbering:
+        """How what may be dropped is counted and named."""
+        return Numbering.of(self.stacks, self.num_layers, PARTS if self.has_sublayers else ())

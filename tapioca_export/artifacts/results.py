@@ -135,7 +135,7 @@ class Latency:
     """Original against pruned at one shape, measured interleaved in one process.
 
     `ideal_speedup` is layers before / layers after, of all stacks: what would be seen if only layers took
-    time, and all the same.
+    time, and all the same; one without attention or MLP counts as half.
     `noise_floor` is the interval of the ratio between two sessions of the SAME original model.
     `phase` tells, where a model generates, what was timed: "prefill" reads a prompt of
     `sequence_length` tokens, "decode" makes one token more with that many cached.

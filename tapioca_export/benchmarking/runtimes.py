@@ -20,6 +20,7 @@ import numpy as np
 from ..artifacts import Export, read
 from ..errors import BenchmarkError, first_line, onnxruntime_errors
 from ..generation import Session, as_one, with_positions
+from ..numbering import num_left
 from ..precision import NUMPY_TYPES
 from ..registry import Table
 from ..tasks import Inputs
@@ -40,9 +41,9 @@ class ExportFolder:
     export: Export
 
     @property
-    def num_layers_left(self) -> int:
-        """Layers of this file's own network."""
-        return self.export.num_layers - len(self.export.drop)
+    def num_layers_left(self) -> float:
+        """Layers of this file's own network; one without attention or MLP counts as half of one."""
+        return num_left(self.export.num_layers, self.export.drop)
 
 
 def read_export_folder(path: Path) -> ExportFolder:
@@ -61,10 +62,10 @@ def read_export_folder(path: Path) -> ExportFolder:
         )
     _require(path, ["export.json"])
     folder = ExportFolder(path, read(path / "export.json", Export))
-    if folder.export.format != "onnx" or folder.num_layers_left < 1:
+    if folder.export.format != "onnx" or folder.num_layers_left <= 0:
         raise BenchmarkError(
             f"{path / 'export.json'} describes format {folder.export.format!r} with "
-            f"{folder.num_layers_left} layers left; an ONNX file with at least one is needed."
+            f"{folder.num_layers_left:g} layers left; an ONNX file with at least one is needed."
         )
     _require(path, folder.export.files)
     return folder

@@ -15,7 +15,7 @@ import tapioca_export as library
 
 from ..config import RunConfig
 from ..errors import ConfigError, LoadError, TapiocaError
-from ..numbering import LayerName, Numbering
+from ..numbering import LayerName, Numbering, whole_layers
 from .options import FIELDS, _scales, comparing, options, planning, printing
 
 LOADING = (
@@ -30,9 +30,9 @@ PROMPTS = (
 OUTPUT = ("output", "overwrite")
 PROBING = ("device", "max_memory", "eval_batch_size")
 SEARCH = (
-    "criterion", "alphas", "search", "epsilon", "pick", "max_drop_layers", "protect_first", "protect_last",
-    "tie_break", "select_on", "drop", "full_scores", "confidence", "width", "shortlist", "budget_seconds",
-    "budget_evaluations", "engine", "num_workers", "ray_address",
+    "criterion", "alphas", "search", "epsilon", "pick", "granularity", "max_drop_layers", "protect_first",
+    "protect_last", "tie_break", "select_on", "drop", "full_scores", "confidence", "width", "shortlist",
+    "budget_seconds", "budget_evaluations", "engine", "num_workers", "ray_address",
 )  # fmt: skip
 EXPORT = ("format", "opset", "dtype", "atol")
 TIMING = ("provider", "batch_size", "sequence_length", "warmup", "iterations")
@@ -296,7 +296,7 @@ def prune(
     chosen = read(selection, Selection) if selection else None
 
     result = library.prune(config, chosen, proof, scale)
-    left = result.num_layers - len(result.drop)
+    left = result.num_layers - len(whole_layers(result.drop))
     text = f"{config.output}: {left} of {result.num_layers} layers (dropped: {_join(result.drop)})."
     if result.damp:
         text += f"\nDamped: {_damped(result)}."

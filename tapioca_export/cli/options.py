@@ -28,7 +28,7 @@ SETTINGS = {*FIELDS, *LISTS, *(item.name for item in fields(Doses))}
 
 
 def _layers(ctx: click.Context, parameter: click.Parameter, value: Any) -> tuple[LayerName, ...]:
-    """Parse `3,7` or `encoder:3,decoder:7`, or a config file's list."""
+    """Parse `3,7`, `encoder:3,decoder:7` or `4.attention`, or a config file's list."""
     if value is None:
         return ()
     parts = value if isinstance(value, list) else str(value).split(",")
@@ -36,14 +36,18 @@ def _layers(ctx: click.Context, parameter: click.Parameter, value: Any) -> tuple
         return tuple(_layer(str(part)) for part in parts)
     except ValueError:
         raise click.BadParameter(
-            "give layer numbers separated by commas, such as 3,7, or encoder:3,decoder:7."
+            "give layer numbers separated by commas, such as 3,7, or encoder:3,decoder:7, or 4.attention."
         ) from None
 
 
 def _layer(text: str) -> LayerName:
-    """Parse `3` or `encoder:3`."""
-    stack, colon, number = text.strip().rpartition(":")
-    return f"{stack}:{int(number)}" if colon else int(number)
+    """Parse `3`, `encoder:3` or `4.attention`."""
+    stack, colon, named = text.strip().rpartition(":")
+    number, dot, part = named.partition(".")
+    if dot and not part.isidentifier():
+        raise ValueError(text)
+    layer: LayerName = f"{stack}:{int(number)}" if colon else int(number)
+    return f"{layer}.{part}" if dot else layer
 
 
 def _scales(ctx: click.Context, parameter: click.Parameter, value: Any) -> dict[LayerName, float]:

@@ -33,7 +33,7 @@ def write_genai_config(folder: Path, model: LoadedModel, written: Written) -> No
         "head_size": head_size,
         "hidden_size": config.hidden_size,
         "num_attention_heads": config.num_attention_heads,
-        "num_hidden_layers": model.num_layers,
+        "num_hidden_layers": len(written.cache) // 2,  # to it, a layer is what has a cache
         "num_key_value_heads": heads,
         "inputs": {
             **{name: name for name in names},

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import ExportError, first_line
 from ..models import LoadedModel
+from .simplifying import leave_out_zeros
 
 # Above this the weights go to one file beside the graph: protobuf ends at 2 GB.
 INLINE_WEIGHTS_BYTES = 1 << 30
@@ -82,6 +83,8 @@ def traced(
             model.network.config.use_cache = had_cache
     # transformers 5.23 returns a model of its own, 5.20 (Python 3.10) torch's ONNXProgram.
     program = exported.program if hasattr(exported, "program") else exported.model
+    if model.silent:
+        leave_out_zeros(program)
     written = program.opset_imports.get("")
     if opset not in (None, written):
         raise ExportError(f"Opset {opset} was asked for, the exporter wrote {written}.", "Leave out --opset.")

@@ -104,11 +104,18 @@ def _cached_layers(model: LoadedModel, example: Inputs) -> list[tuple[Any, Any]]
     """Return the keys and values that each layer keeps of a few tokens, (B, A, tokens, D)."""
     import torch
 
+    if not model.num_caching:
+        raise ExportError(
+            f"No layer of {model.source} is left with attention, and without one there is nothing to cache.",
+            "Keep one, or try --format torchscript.",
+        )
     few = {name: value[:, :CACHED_TOKENS] for name, value in to_tensors(example).items()}
     with torch.no_grad():
         kept = getattr(model.network(**few, use_cache=True), PAST, None)
-    layers = [(layer.keys, layer.values) for layer in getattr(kept, "layers", ()) if hasattr(layer, "keys")]
-    if len(layers) != model.num_layers:
+    # Of layers without attention, the cache has places, and nothing is in them.
+    full = [layer for layer in getattr(kept, "layers", ()) if getattr(layer, "keys", None) is not None]
+    layers = [(layer.keys, layer.values) for layer in full]
+    if len(layers) != model.num_caching:
         raise ExportError(
             f"{model.source} keeps something else than keys and values of every layer while it generates "
             f"({type(kept).__name__}); such models are not exported with their cache.",

@@ -6,12 +6,13 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..artifacts import Damping, Export, LayerName, sha256, write
 from ..errors import ParityError
-from ..models import LoadedModel, cast
+from ..models import LoadedModel, cast, lacking
+from ..numbering import whole_layers
 from ..precision import FULL
 from ..samples import Samples
 from .formats import FORMATS, ExportSettings, Written
@@ -27,6 +28,7 @@ def export_model(
     settings: ExportSettings,
     drop: tuple[LayerName, ...] = (),
     damp: tuple[Damping, ...] = (),
+    silent: Mapping[int, Sequence[str]] | None = None,
 ) -> Export:
     """Export a model and prove the file equal to it.
 
@@ -35,8 +37,9 @@ def export_model(
         samples: The user's rows to compare on.
         folder: An existing folder; gets the file, config.json, tokenizer files and export.json.
         settings: Format, precision, opset, tolerance.
-        drop: Layers already removed, recorded.
+        drop: Layers, or parts of them, already removed, recorded.
         damp: Layers already damped, recorded.
+        silent: Parts of the model's layers that do nothing, by the layers' numbers: the file lacks them.
 
     Raises:
         ExportError: If the exporter refuses the model, or the format's runtime the file.
@@ -46,8 +49,8 @@ def export_model(
     assert not any(module.training for module in model.network.modules())
     same = model if settings.dtype == FULL else cast(model, settings.dtype)
     reference = Reference(model, same, settings.dtype, settings.tolerance)
-    with _quiet():
-        written = format_.write(same, model.task.examples(model.processor)[0], folder, settings.opset)
+    with lacking(same, silent or {}) as traced, _quiet():
+        written = format_.write(traced, model.task.examples(model.processor)[0], folder, settings.opset)
         run = format_.open(folder, written)
     try:
         proof = prove_outputs(reference, samples, run, written)
@@ -74,7 +77,7 @@ def export_model(
         cache=dict(written.cache),
         size_bytes=sum(file.stat().st_size for file in _files(folder, written)),
         sha256=sha256(folder / written.files[0]),
-        num_layers=model.num_layers + len(drop),
+        num_layers=model.num_layers + len(whole_layers(drop)),
         drop=drop,
         damp=damp,
         max_length=model.processor.max_length,

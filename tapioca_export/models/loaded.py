@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from torch import nn
 from transformers.dynamic_module_utils import custom_object_save
 
 from ..artifacts import Numbering, Prompting
+from ..numbering import PARTS
 from ..tasks import Batch, Inputs, Processor, Readings, Task
+from .silencing import Branch
 from .stacks import Stack
 
 # The device that stands for all there are: accelerate spreads the layers over GPUs, memory and disk.
@@ -27,7 +29,8 @@ class LoadOptions:
 
     `device` is one of PyTorch's, or "auto": spread over all that there are, of the machine's memory no more
     than `max_memory` (such as "8GB") for weights; what fits nowhere is read from disk. `metric` is one of the
-    task's (default: its first), `prompting` how a decoder's rows become prompts.
+    task's (default: its first), `prompting` how a decoder's rows become prompts. `granularity` says what may
+    be dropped one by one: "block", a layer, or "sublayer", its attention and its MLP.
     """
 
     trust_remote_code: bool = False
@@ -37,6 +40,7 @@ class LoadOptions:
     metric: str | None = None
     prompting: Prompting = field(default_factory=Prompting)
     max_memory: str | None = None
+    granularity: str = "block"
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,9 @@ class LoadedModel:
     """A network in evaluation mode, with what encodes its inputs.
 
     `stacks` say where its layers are, in the order in which a forward runs them. A layer is a number,
-    counted through all of them. The network's state is never changed for good.
+    counted through all of them. `branches` are each layer's attention and MLP, where they are considered
+    separately, `silent` the parts of layers that are left out for an export. The network's state is never
+    changed for good.
     """
 
     network: Any
@@ -53,6 +59,8 @@ class LoadedModel:
     source: str
     stacks: tuple[Stack, ...]
     trust_remote_code: bool = False
+    branches: tuple[Mapping[str, Branch], ...] = ()
+    silent: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -71,6 +79,13 @@ class LoadedModel:
         return f"{self.stacks[stack].path}.{layer - self.numbering.ranges[stack].start}"
 
     @property
+    def layer_paths(self) -> list[str]:
+        """The dotted path of each layer in the network."""
+        return [
+            f"{stack.path}.{place}" for stack in self.stacks for place in range(len(self.layers_of(stack)))
+        ]
+
+    @property
     def numbering(self) -> Numbering:
         """How the layers are counted and named."""
         return Numbering({stack.name: len(self.layers_of(stack)) for stack in self.stacks})
@@ -79,6 +94,16 @@ class LoadedModel:
     def num_layers(self) -> int:
         """Count the layers of all stacks."""
         return self.numbering.num_layers
+
+    @property
+    def units(self) -> Numbering:
+        """How what may be dropped one by one is counted and named: layers, or their branches."""
+        return replace(self.numbering, parts=PARTS if self.branches else ())
+
+    @property
+    def num_caching(self) -> int:
+        """Count the layers that keep keys and values while the model generates."""
+        return self.num_layers - sum(PARTS[0] in parts for parts in self.silent.values())
 
     @property
     def device(self) -> torch.device:

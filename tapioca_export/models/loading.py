@@ -17,6 +17,7 @@ from ..tasks import TASKS, Processor, ProcessorOptions, Task, answering
 from .loaded import SPREAD, LoadedModel, LoadOptions, answer_of, to_tensors
 from .shards import read_weights
 from .stacks import in_order, prunable_stacks
+from .sublayers import with_branches
 from .surgery import refuse_dependent_layers
 
 
@@ -31,7 +32,8 @@ def load_model(source: str | Path, task: str = "auto", options: LoadOptions | No
     Raises:
         LoadError: If there is no readable safetensors checkpoint or no tokenizer.
         ConfigError: If the task cannot be inferred or does not fit the model, or the memory is no size.
-        UnsupportedModelError: If the layers cannot be told, or are not independent.
+        UnsupportedModelError: If the layers cannot be told, or are not independent; or their branches cannot,
+            where they may go alone.
     """
     options = options or LoadOptions()
     config, chosen = _config_and_task(source, task, options)
@@ -67,7 +69,7 @@ def load_model(source: str | Path, task: str = "auto", options: LoadOptions | No
         stacks = in_order(network, stacks, lambda: answer_of(network, chosen, example))
     model = LoadedModel(network, chosen, processor, str(source), stacks, options.trust_remote_code)
     refuse_dependent_layers(model)
-    return model
+    return with_branches(model) if options.granularity == "sublayer" else model
 
 
 def _spreading(options: LoadOptions) -> dict[str, Any]:

@@ -22,8 +22,9 @@ from .folding import folding
 from .loaded import LoadedModel, answer_of
 from .loading import aligned, auto_class, find_task
 from .rewriting import UnmappedNamesError, write_pruned
-from .skipping import DROPPED, Change, changing
-from .surgery import drop_layers
+from .silencing import zeroed
+from .skipping import Change, changes_of, changing
+from .surgery import drop_layers, renamed, silent_weights
 
 # Of two ways to compute a damped layer: absolute and relative, on logits in float32.
 TOLERANCE = 1e-4
@@ -31,14 +32,15 @@ TOLERANCE = 1e-4
 
 def save_pruned(
     model: LoadedModel,
-    layers: Sequence[int],
+    units: Sequence[int],
     folder: Path,
     batches: Sequence[Inputs],
     damped: Mapping[int, Damped] | None = None,
 ) -> str | None:
-    """Save a checkpoint without layers, and prove that it is the model that was measured.
+    """Save a checkpoint without units, and prove that it is the model that was measured.
 
-    The weights are those in the source's files, byte for byte. Only where those cannot be told apart by
+    The weights are those in the source's files, byte for byte, but for zeros where a layer has lost its
+    attention or its MLP alone: no stock class has half a layer. Only where those cannot be told apart by
     layer, they are saved from memory, in float32.
 
     The proof: a fresh process loads the folder with the stock auto class and its logits on
@@ -47,7 +49,7 @@ def save_pruned(
 
     Args:
         model: The loaded model; afterwards it is on the CPU.
-        layers: Indices to drop; may be empty.
+        units: Layers, or branches of them, to drop; may be empty.
         folder: An existing folder to write to.
         batches: Encoded samples to compare on.
         damped: Layers to damp, each with the weights that do it.
@@ -63,17 +65,20 @@ def save_pruned(
     """
     model.network.to("cpu")  # where the fresh process computes, bit for bit
     damped = damped or {}
-    changes: dict[int, Change] = dict.fromkeys(model.numbering.checked(layers), DROPPED)
+    changes = changes_of(model, model.units.checked(units))
     with changing(model, {**changes, **damped}):
         expected = [reference_logits(model, batch) for batch in batches]
     if damped:
         _prove_damped(model, changes, damped, batches, expected)
     note = None
     try:
-        write_pruned(model, layers, folder, damped)
+        write_pruned(model, units, folder, damped)
     except UnmappedNamesError as error:
+        whole = model.units.split(units)[0]
         with folding(model, damped):
-            drop_layers(model, layers).network.save_pretrained(folder)
+            pruned, zeros = drop_layers(model, whole).network, silent_weights(model, units)
+            with zeroed(pruned, renamed(zeros, model, whole)):
+                pruned.save_pretrained(folder)
         model.processor.save(folder)
         note = f"{error.message} The weights were saved from memory, in float32."
     actual = reload_logits(folder, model, batches)

@@ -11,6 +11,7 @@ import copy
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,7 +36,7 @@ from .loaded import LoadedModel, LoadOptions
 from .loading import load_config
 from .shards import Weights, read_weights, replacing, write_weights
 from .stacks import build_empty, config_at, mended_config, prunable_stacks
-from .surgery import drop_layers, rearranged
+from .surgery import drop_layers, rearranged, silent_weights
 
 # What goes with a checkpoint as it is, beside its config and tokenizer.
 SIDE_FILES = ("generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -49,12 +50,13 @@ class UnmappedNamesError(UnsupportedModelError):
 
 
 def write_pruned(
-    model: LoadedModel, layers: Sequence[int], folder: Path, damped: Mapping[int, Damped] | None = None
+    model: LoadedModel, units: Sequence[int], folder: Path, damped: Mapping[int, Damped] | None = None
 ) -> None:
-    """Write a checkpoint without layers: each tensor that is kept as it is in the source, byte for byte.
+    """Write a checkpoint without units: each tensor that is kept as it is in the source, byte for byte.
 
     But for those that damp a layer: they are folded in float32, and stored in the source's type where it
-    holds the result exactly, else in float32.
+    holds the result exactly, else in float32. Where a layer stays without its attention or its MLP, the
+    weights that silence it are zeros.
 
     What is proven: transformers' loader, given the names and shapes of what is written, finds that
     nothing is missing, unexpected or of another shape; the files were read back, and every byte is the
@@ -62,7 +64,7 @@ def write_pruned(
 
     Args:
         model: The whole model; its network may be empty.
-        layers: Indices to drop; may be empty.
+        units: Layers, or branches of them, to drop; may be empty.
         folder: An existing folder to write to.
         damped: Layers to damp, each with the weights that do it.
 
@@ -75,6 +77,7 @@ def write_pruned(
     """
     _refuse_named_file(model)
     weights = read_weights(model.source, local_files_only=True)  # on the hub there may be others by now
+    layers = model.units.split(units)[0]
     pruned = drop_layers(model, layers)
     shapes = {name: stored.shape for name, stored in weights.tensors.items()}
     if missing := _amiss(model.network, shapes, ("missing_keys", "mismatched_keys")):
@@ -83,12 +86,14 @@ def write_pruned(
     found = _amiss(pruned.network, {new: shapes[old] for new, old in taken.items()})
     if found:
         raise UnsupportedModelError(f"The checkpoint without these layers would not load: {found[0]}.")
+    silent = _stored_as(model, silent_weights(model, units), weights.tensors)
     factors = _factors(model, damped or {}, weights.tensors)
     try:
         with TemporaryDirectory(dir=folder) as scratch:
             if factors:
                 weights = _folded(weights, factors, Path(scratch) / "folded.safetensors")
-            write_weights({new: weights.tensors[old] for new, old in taken.items()}, weights, folder)
+            kept = {new: replace(weights.tensors[old], is_zero=old in silent) for new, old in taken.items()}
+            write_weights(kept, weights, folder)
         _write_config(pruned, folder)
         model.processor.save(folder)
         _copy_side_files(model.source, folder)
@@ -184,6 +189,21 @@ def _folded(weights: Weights, factors: Mapping[str, tuple[float, float]], file: 
         tensors[name] = narrow if torch.equal(narrow.float(), exact) else exact
     save_file(tensors, file)
     return replacing(weights, file)
+
+
+def _stored_as(model: LoadedModel, weights: Sequence[str], names: Iterable[str]) -> set[str]:
+    """Return the tensors that become some of a network's weights.
+
+    Raises:
+        UnmappedNamesError: If there are none for one.
+    """
+    if not weights:
+        return set()
+    weight_of = _Names(model.network)
+    found = {name: weight_of(name)[0] for name in sorted(names, key=dot_natural_key)}
+    if missing := set(weights) - set(found.values()):
+        raise UnmappedNamesError(f"{min(missing)} of {model.source} has no tensor of its own.")
+    return {name for name, weight in found.items() if weight in weights}
 
 
 def _refuse_named_file(model: LoadedModel) -> None:

@@ -30,13 +30,17 @@ LENGTH_BYTES = ALIGNMENT = 8
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file: `size` bytes from byte `start` on; `dtype` by the format's names."""
+    """A tensor in a file: `size` bytes from byte `start` on; `dtype` by the format's names.
+
+    With `is_zero`, it is written as zeros, whatever the file has there.
+    """
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
     start: int
     size: int
+    is_zero: bool = False
 
 
 @dataclass(frozen=True)
@@ -278,6 +282,8 @@ def _blocks(stored: Stored, first: int = BLOCK) -> Iterator[memoryview]:
                         f"{stored.file} ends before its weights do.", "Fetch the checkpoint again."
                     )
                 left -= len(block)
+                if stored.is_zero:
+                    block[:] = bytes(len(block))
                 yield block
     except OSError as error:
         raise LoadError(f"Cannot read {stored.file}: {error.strerror}.") from error

@@ -5,16 +5,18 @@ Shapes: B rows, T tokens, H hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..numbering import PARTS
 from .damping import Damped
 from .loaded import LoadedModel
+from .silencing import Branch, silenced
 
 
 class EndOfForward(Exception):  # noqa: N818  (no error: the way out of a forward that has done its part)
@@ -53,7 +55,14 @@ class Rescaled:
         return behind * self.factor
 
 
-Change = Scaled | Rescaled | Damped
+@dataclass(frozen=True)
+class Silenced:
+    """A layer without some of its branches, of which another stays."""
+
+    branches: tuple[Branch, ...]
+
+
+Change = Scaled | Rescaled | Damped | Silenced
 DROPPED, INTACT = Scaled(0.0), Scaled(1.0)
 
 
@@ -62,13 +71,14 @@ class StandIn(nn.Module):
 
     The network's own forward runs unchanged: it sees a module with the layer's attributes. With
     `answer` set, that is returned and nothing is computed; with `skips`, the input is passed
-    through; otherwise the layer runs, damped or not, and `change` says what becomes of its stream.
-    `see` is told the residual stream before and the output. With `ends`, the forward is left by
-    `EndOfForward` once the layer has its input: what is above costs nothing. `num_forwards` counts
-    sequences, `num_tokens` their tokens, padding included.
+    through; otherwise the layer runs, damped, without some of its branches, or whole, and `change` says
+    what becomes of its stream. `see` is told the residual stream before and the output. With `ends`, the
+    forward is left by `EndOfForward` once the layer has its input: what is above costs nothing.
+    `num_forwards` counts sequences, `num_tokens` their tokens, padding included, each as often as branches
+    run where a layer is counted as `width` of them.
     """
 
-    def __init__(self, layer: nn.Module, kinds: dict[type, bool]) -> None:
+    def __init__(self, layer: nn.Module, kinds: dict[type, bool], width: int = 1) -> None:
         super().__init__()
         # Not registered as a submodule, so that names and parameters of the network stay as they are.
         self.__dict__["layer"] = layer
@@ -77,6 +87,8 @@ class StandIn(nn.Module):
         self.skips = False
         self.change: Scaled | Rescaled | None = None
         self.damped: Damped | None = None
+        self.silent: tuple[Branch, ...] = ()
+        self.width = width
         self.ends = False
         self.see: Callable[[torch.Tensor, Any], None] | None = None
         self.num_forwards = self.num_tokens = 0
@@ -90,10 +102,17 @@ class StandIn(nn.Module):
 
     def become(self, change: Change) -> None:
         """Change the layer; dropped and intact ones take the paths on which nothing is rounded."""
-        alpha = None if isinstance(change, Rescaled) else change.alpha
+        alpha = change.alpha if isinstance(change, Scaled | Damped) else None
+        is_between = alpha not in (0, 1)
         self.skips = alpha == 0
-        self.damped = change if isinstance(change, Damped) and alpha not in (0, 1) else None
-        self.change = None if isinstance(change, Damped) or alpha in (0, 1) else change
+        self.damped = change if isinstance(change, Damped) and is_between else None
+        self.silent = change.branches if isinstance(change, Silenced) else ()
+        self.change = change if isinstance(change, Scaled | Rescaled) and is_between else None
+
+    def _around(self, stream: torch.Tensor) -> AbstractContextManager[None]:
+        if self.damped:
+            return self.damped.around(self.layer, stream)
+        return silenced(self.layer, self.silent)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run, skip, change or replay the layer."""
@@ -105,12 +124,13 @@ class StandIn(nn.Module):
         elif self.skips and self.kinds.get(type(self.layer)):
             output = stream
         else:
-            with self.damped.around(self.layer, stream) if self.damped else nullcontext():
+            with self._around(stream):
                 output = self.layer(*args, **kwargs)
             is_tensor = self.kinds[type(self.layer)] = isinstance(output, torch.Tensor)
             if not (self.skips and is_tensor):  # what was run once to learn its kind is no cost of a search
-                self.num_forwards += stream.shape[0]
-                self.num_tokens += stream.shape[0] * stream.shape[1]
+                num_runs = stream.shape[0] * (self.width - len(self.silent))
+                self.num_forwards += num_runs
+                self.num_tokens += num_runs * stream.shape[1]
             if self.skips:  # a tuple carries more than hidden states (biases, weights): keep the rest
                 output = with_stream(output, stream)
             elif self.change is not None:
@@ -143,7 +163,7 @@ def stand_ins(model: LoadedModel, kinds: dict[type, bool] | None = None) -> Iter
     lists = [model.layers_of(stack) for stack in model.stacks]
     places = [(layers, index) for layers in lists for index in range(len(layers))]
     layers = list(model.layers)
-    replacements = [StandIn(layer, kinds).eval() for layer in layers]
+    replacements = [StandIn(layer, kinds, model.units.width).eval() for layer in layers]
     try:
         for (own, index), replacement in zip(places, replacements, strict=True):
             own[index] = replacement
@@ -151,6 +171,30 @@ def stand_ins(model: LoadedModel, kinds: dict[type, bool] | None = None) -> Iter
     finally:
         for (own, index), layer in zip(places, layers, strict=True):
             own[index] = layer
+
+
+@contextmanager
+def lacking(model: LoadedModel, silent: Mapping[int, Sequence[str]]) -> Iterator[LoadedModel]:
+    """Give a model without parts of layers, for the length of the block: an exporter finds nothing of them.
+
+    Layers without attention have no place in a cache: the others' places are renumbered.
+
+    Args:
+        model: A model whose branches are known, if there are parts to leave out.
+        silent: Of which layers, which parts.
+    """
+    layers = list(model.layers)
+    with ExitStack() as stack:
+        for index, parts in silent.items():
+            stack.enter_context(silenced(layers[index], [model.branches[index][part] for part in parts]))
+        for own in model.numbering.ranges if silent else ():
+            caching = [index for index in own if PARTS[0] not in silent.get(index, ())]
+            for place, index in enumerate(caching):
+                for module in layers[index].modules():
+                    if vars(module).get("layer_idx") == index - own.start:
+                        stack.callback(setattr, module, "layer_idx", index - own.start)
+                        setattr(module, "layer_idx", place)  # noqa: B010  (to mypy, a module has none)
+        yield replace(model, silent=silent)
 
 
 @contextmanager
@@ -162,8 +206,20 @@ def changing(model: LoadedModel, changes: Mapping[int, Change]) -> Iterator[None
         yield
 
 
+def changes_of(model: LoadedModel, units: Collection[int]) -> dict[int, Change]:
+    """Return what becomes of which layers when units are dropped."""
+    whole, silent = model.units.split(units)
+    branches = {
+        layer: tuple(model.branches[layer][part] for part in parts) for layer, parts in silent.items()
+    }
+    return {
+        **dict.fromkeys(whole, DROPPED),
+        **{layer: Silenced(own) for layer, own in branches.items()},
+    }
+
+
 @contextmanager
-def skipping(model: LoadedModel, layers: Iterable[int]) -> Iterator[None]:
-    """Skip layers for the length of the block: logits equal those of the pruned model, to the bit."""
-    with changing(model, dict.fromkeys(layers, DROPPED)):
+def skipping(model: LoadedModel, units: Collection[int]) -> Iterator[None]:
+    """Skip units for the length of the block: logits equal those of the pruned model, to the bit."""
+    with changing(model, changes_of(model, units)):
         yield

@@ -6,7 +6,7 @@ a layer knows of its own place (its cache slot, its attention pattern) is then w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -123,12 +123,31 @@ def drop_layers(model: LoadedModel, layers: Sequence[int]) -> LoadedModel:
     return replace(model, network=smaller.train(network.training))
 
 
+def silent_weights(model: LoadedModel, units: Collection[int]) -> list[str]:
+    """Return the names of the weights that are zeros where parts of layers go, and the layers stay."""
+    paths = model.layer_paths
+    ends = [
+        f"{paths[layer]}.{end}"
+        for layer, parts in model.units.split(units)[1].items()
+        for part in parts
+        for end in model.branches[layer][part].ends
+    ]
+    owned = {end: model.network.get_submodule(end).named_parameters() for end in ends}
+    return [f"{end}.{name}" for end, weights in owned.items() for name, _ in weights]
+
+
 def rearranged(weights: Mapping[str, T], model: LoadedModel, drop: Sequence[int]) -> dict[str, T]:
     """Return what stands for each weight of the network without layers, under its new name."""
     found = dict(weights)
     for stack, layers in zip(model.stacks, model.numbering.ranges, strict=True):
         found = _kept(found, stack, [layer - layers.start for layer in layers if layer not in drop])
     return found
+
+
+def renamed(names: Collection[str], model: LoadedModel, drop: Sequence[int]) -> list[str]:
+    """Return the names that weights get in the network without layers."""
+    moved = rearranged({name: name for name in model.network.state_dict()}, model, drop)
+    return [new for new, old in moved.items() if old in names]
 
 
 def _kept(weights: Mapping[str, T], stack: Stack, keep: Sequence[int]) -> dict[str, T]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..models import LoadedModel, skipping
+from ..models import DROPPED, LoadedModel, changing
 from ..samples import Samples
 from ..tasks import Batch, Processor
 
@@ -85,7 +85,7 @@ def _kind(layer: nn.Module) -> tuple[object, ...]:
 def _stays_the_same(model: LoadedModel, batch: Batch, samples: Samples, read: np.ndarray, last: int) -> bool:
     """Compare values and losses with the layer `last` the last one, narrowed and not."""
     layer = model.layers[last]
-    with skipping(model, range(last + 1, model.num_layers)):
+    with changing(model, dict.fromkeys(range(last + 1, model.num_layers), DROPPED)):
         try:
             with narrowed(layer, read):
                 found = model.answers(batch)

@@ -54,6 +54,9 @@ class Probe:
         ledger: What is known already, read before measuring and added to; a journal, say.
         engine: Where rows are scored (default: here).
 
+    What may be dropped one by one has a number: a layer, or, of a model whose branches are known, attention
+    or MLP of one. Arguments called `dropped` and `layers` hold such numbers, and `num_layers` counts them.
+
     `watch` is told, whenever some were scored, of how many candidates times rows; an exception from it
     ends the measurement, and what was measured is kept. `division` is how batches are divided: for the
     threads of this process, until whoever brings an engine whose workers have others says so. `changes` are
@@ -77,7 +80,8 @@ class Probe:
         self.batch_size = batch_size
         self.seed = seed
         self.numbering = model.numbering
-        self.num_layers = model.num_layers
+        self.units = model.units
+        self.num_layers = self.units.num_units
         self.num_rows = len(samples[select_on])
         self.num_answers = model.task.num_answers(samples[select_on])
         self.ledger = Ledger() if ledger is None else ledger
@@ -243,7 +247,7 @@ class Probe:
     ) -> tuple[Deviation, ...]:
         """Return the same of each target domain."""
         reference = self._measure("id", frozenset())
-        gone = self.choices.dropped(dropped if over is None else over)
+        gone = self.choices.whole(dropped if over is None else over)
         profiles, floor = self.domain_profiles(dropped), reference.noise_floor
         return deviations(profiles, reference.profile, floor, gone, self.numbering)
 
@@ -273,7 +277,10 @@ class Probe:
     def _few_influences(self, samples: Samples) -> tuple[float, ...]:
         order = sorted(range(len(samples)), key=lambda i: (samples.hashes[i], i))
         few = replace(samples, rows=tuple(samples.rows[i] for i in sorted(order[:NUM_INFLUENCE_SAMPLES])))
-        total, num_tokens = np.zeros(self.num_layers), np.zeros(len(self.numbering.depths), dtype=np.int64)
+        total, num_tokens = (
+            np.zeros(self.numbering.num_layers),
+            np.zeros(len(self.numbering.depths), dtype=np.int64),
+        )
         for batch, _, trace in self._passes(few, (), ()):
             _, cosines, tokens = read_states(self.model, self.processor, batch, trace.boundaries)
             total, num_tokens = total + cosines, num_tokens + tokens
@@ -303,11 +310,11 @@ class Probe:
     # --- weights --------------------------------------------------------------------------
 
     def magnitudes(self) -> tuple[float, ...]:
-        """Return each layer's sum of absolute weights."""
+        """Return the sum of absolute weights of each layer, or branch of one."""
         return self._once(("magnitudes",), lambda: magnitudes(self.model))
 
     def sensitivities(self) -> tuple[float, ...]:
-        """Return each layer's sum of |weight x gradient of the loss| on the rows that drive the search.
+        """Return the sum of |weight x gradient of the loss| of each layer, or branch, on the driving rows.
 
         Counted as three forwards a row: a backward costs about two.
         """
@@ -346,7 +353,7 @@ class Probe:
             {
                 "sets": list(sets.values()),
                 "deviations": [
-                    states[key].mean_deviation(reference, self.choices.dropped(sets[key])) for key in layers
+                    states[key].mean_deviation(reference, self.choices.whole(sets[key])) for key in layers
                 ],
                 "layer_forwards": self._layer_forwards,
                 "layer_tokens": self._layer_tokens,
@@ -361,7 +368,7 @@ class Probe:
             for batch, _, trace in self._passes(samples, tuple(sorted(dropped)), ()):
                 states.add(batch, *read_states(self.model, self.processor, batch, trace.boundaries))
             self.ledger.add_cost(self._layer_forwards, self._layer_tokens)
-            self._measured[name, dropped] = states.result(self.choices.dropped(dropped))
+            self._measured[name, dropped] = states.result(self.choices.whole(dropped))
         return self._measured[name, dropped]
 
     def _passes(

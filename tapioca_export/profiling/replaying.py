@@ -18,7 +18,6 @@ import torch
 from ..artifacts import Choices
 from ..memory import give_back_free_memory
 from ..models import (
-    DROPPED,
     INTACT,
     Change,
     Damped,
@@ -26,6 +25,7 @@ from ..models import (
     LoadedModel,
     LoadOptions,
     StandIn,
+    changes_of,
     damping_weights,
     load_model,
     stand_ins,
@@ -75,7 +75,7 @@ class Trace:
 
 
 class Changes:
-    """What choices come to on a model: layers dropped, or damped by their own weights.
+    """What choices come to on a model: units dropped, or layers damped by their own weights.
 
     Args:
         model: The network under study.
@@ -86,16 +86,16 @@ class Changes:
     """
 
     def __init__(self, model: LoadedModel, scales: tuple[float, ...] = (0.0,)) -> None:
-        self.choices = Choices(model.numbering, scales)
+        self.model, self.choices = model, Choices(model.units, scales)
         layers = range(model.num_layers)
         self._weights = damping_weights(model, layers) if self.choices.damps else {}
 
     def __call__(self, chosen: Iterable[int]) -> dict[int, Change]:
         """Return what becomes of which layers."""
-        scales = {self.choices.layer(choice): self.choices.scale(choice) for choice in chosen}
+        scales = {self.choices.unit(choice): self.choices.scale(choice) for choice in chosen}
         return {
-            layer: Damped(scale, self._weights[layer]) if scale else DROPPED
-            for layer, scale in scales.items()
+            **changes_of(self.model, [unit for unit, scale in scales.items() if not scale]),
+            **{layer: Damped(scale, self._weights[layer]) for layer, scale in scales.items() if scale},
         }
 
 
@@ -188,15 +188,15 @@ def passes(
     choices = changes.choices
 
     def run(chosen: Sequence[int], below: Mapping[int, object], ends: int | None = None) -> Trace:
-        last = places[last_layer(model.num_layers, choices.dropped(chosen))].layer
+        last = places[last_layer(model.num_layers, choices.whole(chosen))].layer
         wanted = changes(chosen)
         with narrowed(last, read if ends is None else None):  # what is replayed has to be whole
             return _forward(model, places, batch, wanted, below, ends, keeps=whole or ends is not None)
 
-    recorded = run(base, {}, choices.layer(max(layers)) if layers and not whole else None)
+    recorded = run(base, {}, choices.layer_of(max(layers)) if layers and not whole else None)
     yield None, recorded
     for choice in layers:
-        below = {index: recorded.outputs[index] for index in range(choices.layer(choice))}
+        below = {index: recorded.outputs[index] for index in range(choices.layer_of(choice))}
         yield choice, run((*base, choice), below)
 
 

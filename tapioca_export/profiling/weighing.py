@@ -24,7 +24,7 @@ from ..samples import Samples
 
 
 def magnitudes(model: LoadedModel) -> tuple[float, ...]:
-    """Return, a layer (L), the sum of |w| over its weights.
+    """Return, a layer (L) or branch of one, the sum of |w| over its weights.
 
     Weights are projections and norm scales; biases do not count. The source's formula names weight
     matrices, its code everything called "weight", which is the same in its models. Going by what is
@@ -32,13 +32,11 @@ def magnitudes(model: LoadedModel) -> tuple[float, ...]:
 
     Source: Kim et al. 2024, "Shortened LLaMA", arXiv:2402.02834, Magnitude, as in the released code.
     """
-    return tuple(
-        math.fsum(_total(weight.detach().abs()) for weight in _weights(layer)) for layer in model.layers
-    )
+    return tuple(math.fsum(_total(weight.detach().abs()) for weight in own) for own in _weights(model))
 
 
 def sensitivities(model: LoadedModel, samples: Samples, batch_size: int) -> tuple[float, ...]:
-    """Return, a layer (L), the sum of |w dL/dw| over its weights, one forward and backward a row.
+    """Return, a layer (L) or branch, the sum of |w dL/dw| over its weights, one forward and backward a row.
 
     L is the model's own training loss, averaged over all rows; weights are those of `magnitudes`.
     The absolute value is taken once, of the gradient over all rows. That is the source's formula, and
@@ -66,8 +64,8 @@ def sensitivities(model: LoadedModel, samples: Samples, batch_size: int) -> tupl
             (output.loss * (len(batch) / len(samples))).backward()
         with torch.no_grad():
             return tuple(
-                math.fsum(_total((w * w.grad).abs()) for w in _weights(layer) if w.grad is not None)
-                for layer in model.layers
+                math.fsum(_total((w * w.grad).abs()) for w in own if w.grad is not None)
+                for own in _weights(model)
             )
 
 
@@ -83,18 +81,26 @@ def angular_distance(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     return cosine.clamp(-1.0, 1.0).arccos() / math.pi
 
 
-def _weights(layer: nn.Module) -> list[nn.Parameter]:
-    """Return a layer's parameters other than biases.
+def _weights(model: LoadedModel) -> list[list[nn.Parameter]]:
+    """Return the parameters other than biases of each layer, or of each branch of one.
+
+    A branch has those that matter for nothing else: a norm that both branches read is neither's.
 
     Raises:
         UnsupportedModelError: If some are on disk: they are in memory only while the layer runs.
     """
-    weights = [w for name, w in layer.named_parameters() if "bias" not in name.rpartition(".")[2]]
-    if any(weight.is_meta for weight in weights):
+    found = []
+    for index, layer in enumerate(model.layers):
+        named = {n: w for n, w in layer.named_parameters() if "bias" not in n.rpartition(".")[2]}
+        branches = (
+            [branch.weights for branch in model.branches[index].values()] if model.branches else [named]
+        )
+        found += [[named[name] for name in own if name in named] for own in branches]
+    if any(weight.is_meta for own in found for weight in own):
         raise UnsupportedModelError(
             "Weights that do not fit in memory cannot be weighed.", "Choose another --criterion."
         )
-    return weights
+    return found
 
 
 def _total(values: torch.Tensor) -> float:

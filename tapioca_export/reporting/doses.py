@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from ..artifacts import Dose, Interval, Intervention
+from ..numbering import layers_text
 from .drawing import (
     BLUE,
     GREEN,
@@ -23,7 +24,7 @@ from .drawing import (
     rows_layout,
     vertical_line,
 )
-from .wording import layers_text, scaled_text
+from .wording import scaled_text
 
 _DOSE = "alpha (0 dropped, 1 intact)"
 _COLOURS = (BLUE, VERMILION, GREEN, ORANGE, SKY, GREY)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from ..artifacts import Candidate, LayerName, LayerProfile, Profile, Selection
+from ..numbering import whole_layers
 from .drawing import (
     BLUE,
     GREEN,
@@ -145,7 +146,7 @@ def influence_figure(profile: Profile) -> Figure:
 
 
 def _drop_note(profile: Profile) -> str:
-    grey = " Grey columns mark dropped layers." if profile.drop else ""
+    grey = " Grey columns mark dropped layers." if whole_layers(profile.drop) else ""
     return f"{grey} Damped: {damped_text(profile.damp)}." if profile.damp else grey
 
 
@@ -153,7 +154,7 @@ def _marked(profile: Profile, *, between_boundaries: bool) -> Spec:
     """Grey columns where layers were dropped; layer l of a stack lies between its boundaries l and l+1."""
     shapes, notes = [], []
     numbering = numbering_of(profile)
-    for layer in profile.drop:
+    for layer in whole_layers(profile.drop):
         place = numbering.index(layer)
         middle = place + (numbering.stack_of(place) + 0.5 if between_boundaries else 0.0)
         shapes.append(

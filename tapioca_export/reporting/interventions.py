@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..artifacts import Accuracy, Dose, Interval, Intervention, Rank, Trend
+from ..numbering import layers_text
 from .tables import Row, TextTable
-from .wording import effect, layers_text, number, p_text, scaled_text, signed, span
+from .wording import effect, number, p_text, scaled_text, signed, span
 
 # --- verdict --------------------------------------------------------------------------------
 

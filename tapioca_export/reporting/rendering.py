@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import Benchmark, Intervention, Report
+from ..numbering import layers_text
 from . import comparisons, doses, figures, interventions, tables, tradeoffs
 from .drawing import Figure
 from .tables import TextTable
-from .wording import damped_text, effect, layers_text, model_text, number, size_text
+from .wording import damped_text, effect, model_text, number, size_text
 
 _TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 

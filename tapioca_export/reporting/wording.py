@@ -7,7 +7,7 @@ not show is said not to be shown. Knows nothing about Markdown or HTML: sentence
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -20,13 +20,13 @@ from ..artifacts import (
     Interval,
     Intervention,
     Latency,
-    LayerName,
     Pair,
     Point,
     Profile,
     Selection,
     Step,
 )
+from ..numbering import counted, layers_text
 
 Effect = Literal["gain", "harm", "unclear"]
 
@@ -78,20 +78,9 @@ def model_text(model: str) -> str:
     return Path(model).name if Path(model).is_absolute() else model
 
 
-def layers_text(layers: Iterable[LayerName]) -> str:
-    """Return "layer 4" or "layers 4 and 7"."""
-    return _joined("layer", [str(layer) for layer in layers])
-
-
-def _joined(noun: str, names: Sequence[str]) -> str:
-    if len(names) == 1:
-        return f"{noun} {names[0]}"
-    return f"{noun}s {', '.join(names[:-1])} and {names[-1]}"
-
-
 def damped_text(damp: Iterable[Damping]) -> str:
     """Return "layer 4 (times 0.5)", or several."""
-    return layers_text(f"{part.layer} (times {part.scale:g})" for part in damp)
+    return counted("layer", [f"{part.layer} (times {part.scale:g})" for part in damp])
 
 
 def changed_text(selection: Selection | Point) -> str:
@@ -123,7 +112,7 @@ def objective_text(found: Selection | Benchmark) -> str:
         return "target"
     domains = found.targets if isinstance(found, Benchmark) else found.points[0].domains
     what = {"mean": "mean", "worst": "worst", "weights": "weighted mean"}[found.objective]
-    return f"{what} of {_joined('target', list(domains))}"
+    return f"{what} of {counted('target', list(domains))}"
 
 
 def provider_text(provider: str) -> str:

@@ -83,7 +83,7 @@ def _flattest_block(round_: Round, size: int) -> Collection[int]:
     # What was dropped so far counts as droppable: the block is the same in every round.
     droppable = {*round_.layers, *round_.dropped}
     # All layers of a stack are no block: one must stay.
-    stacks = [layers for layers in round_.settings.choices(num_layers).layers.ranges if size < len(layers)]
+    stacks = [layers for layers in round_.settings.choices(num_layers).units.ranges if size < len(layers)]
     blocks = [layers[low : low + size] for layers in stacks for low in range(len(layers) - size + 1)]
     blocks = [block for block in blocks if droppable.issuperset(block)]
     if not blocks:

@@ -17,10 +17,15 @@ from ..domains import Domains
 from ..errors import ConfigError
 
 PICKS = ("best", "bsba", "final")
+# Criteria without a meaning for a part of a layer.
+OF_WHOLE_LAYERS = ("block-influence", "angular-distance", "tapioca+tale")
 
 
 class Prober(Protocol):
-    """What a criterion may ask; `profiling.Probe` is the real one."""
+    """What a criterion may ask; `profiling.Probe` is the real one.
+
+    What is called a layer here is what may be dropped one by one: a layer, or its attention or MLP.
+    """
 
     num_layers: int
     num_rows: int
@@ -95,8 +100,8 @@ class SelectionSettings:
     candidate scored on all rows. `shortlist` is how many layers geometry proposes a round. A budget
     cuts the search: seconds, or candidates that were scored. `stacks` are the depths of a model's stacks
     by name, in the order in which they are counted; nothing where there is one. `scales` are what a layer
-    may be multiplied by; with 0 alone, layers are dropped or stay. What a search counts and combines are
-    `Choices`: layers at scales.
+    may be multiplied by; with 0 alone, layers are dropped or stay. `parts` are those of a layer, where they
+    are dropped one by one. What a search counts and combines are `Choices`: layers, or parts, at scales.
     """
 
     criterion: str = "tale"
@@ -118,10 +123,12 @@ class SelectionSettings:
     budget_evaluations: int | None = None
     stacks: Mapping[str, int] = field(default_factory=dict)
     scales: tuple[float, ...] = (0.0,)
+    parts: tuple[str, ...] = ()
 
-    def choices(self, num_layers: int) -> Choices:
-        """Return how what may be done to layers is named, and what may be done together."""
-        return Choices(Numbering.of(self.stacks, num_layers), self.scales)
+    def choices(self, num_units: int) -> Choices:
+        """Return how what may be done to layers, or parts, is named, and what may be done together."""
+        num_layers = num_units // max(1, len(self.parts))
+        return Choices(Numbering.of(self.stacks, num_layers, self.parts), self.scales)
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing, before any work."""
@@ -140,6 +147,12 @@ class SelectionSettings:
             raise ConfigError(f"--confidence {self.confidence} must be from 0.5 to below 1, such as 0.99.")
         if self.budget_seconds is not None and not self.budget_seconds > 0:
             raise ConfigError(f"--budget-seconds {self.budget_seconds} must be above 0.")
+        if self.parts and self.criterion in OF_WHOLE_LAYERS:
+            raise ConfigError(
+                f"Criterion {self.criterion} reads the residual stream between layers; "
+                "between the parts of one there is none to read.",
+                "Choose another --criterion, or --granularity block.",
+            )
         if self.search == "racing" and self.full_scores:
             raise ConfigError("--full-scores and --search racing exclude each other.", "Give one of them.")
 

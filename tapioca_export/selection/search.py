@@ -72,7 +72,7 @@ def select_layers(
         model=model,
         task=task.name,
         criterion=settings.criterion,
-        num_layers=probe.num_layers,
+        num_layers=choices.units.num_layers,
         drop=drop,
         damp=damp,
         steps=tuple(_named_step(step, choices) for step in steps),
@@ -95,7 +95,7 @@ def select_layers(
         cut=is_cut,
         prediction=_prediction(settings.criterion, steps, walk.rejected, probe),
         cost=_cost(probe, walk, num_samples, time.perf_counter() - started),
-        stacks=choices.layers.stacks,
+        stacks=choices.units.stacks,
     )
     sets = [tuple(step.layer for step in path) for path in walk.paths]
     return replace(found, points=weigh(sets) if weigh else ())
@@ -144,10 +144,10 @@ def _refuse_no_mean(probe: Prober, task: Any) -> None:
 
 def changed(chosen: Sequence[int], choices: Choices) -> tuple[tuple[LayerName, ...], tuple[Damping, ...]]:
     """Return the layers that choices drop, and those that they damp."""
-    name = choices.layers.name
-    scales = ((name(choices.layer(choice)), choices.scale(choice)) for choice in sorted(chosen))
+    name = choices.units.name
+    scales = ((name(choices.unit(choice)), choices.scale(choice)) for choice in sorted(chosen))
     damp = tuple(Damping(layer, scale) for layer, scale in scales if scale)
-    return choices.layers.names(choices.dropped(chosen)), damp
+    return choices.units.names(choices.dropped(chosen)), damp
 
 
 def _named_step(step: Step, choices: Choices) -> Step:
@@ -167,7 +167,7 @@ def _named(candidate: Candidate, choices: Choices) -> Candidate:
 
 def _layer_and_scale(choice: int, choices: Choices) -> tuple[LayerName, float | None]:
     """Return the name of a choice's layer, and its scale where layers may be damped."""
-    return choices.layers.name(choices.layer(choice)), choices.scale(choice) if choices.damps else None
+    return choices.units.name(choices.unit(choice)), choices.scale(choice) if choices.damps else None
 
 
 def _picked(
@@ -224,19 +224,19 @@ def _allowed(choices: Choices, settings: SelectionSettings) -> tuple[int, ...]:
     Raises:
         SelectionError: If there are none.
     """
-    numbering = choices.layers
-    num_layers, stays = numbering.num_layers, "one must stay"
+    numbering, stays = choices.units, "one must stay"
     if numbering.stacks:
         stays += " in each stack"
-    every = range(num_layers * len(settings.scales))
+    every = range(numbering.num_units * len(settings.scales))
     if settings.pick.isdecimal() and int(settings.pick) > choices.most(every):
-        raise ConfigError(f"--pick {settings.pick}: the model has {num_layers} layers, {stays}.")
+        counted = f"{numbering.num_units} {numbering.noun}"
+        raise ConfigError(f"--pick {settings.pick}: the model has {counted}, {stays}.")
     if settings.criterion == "fixed":
         if held := sorted(set(settings.drop) & set(settings.held)):
             name = numbering.name(held[0])
             raise SelectionError(f"Layer {name} cannot go: the architecture builds it differently.")
         return settings.drop
-    if num_layers == len(numbering.depths) and not choices.damps:
+    if numbering.num_layers == len(numbering.depths) and not choices.damps:
         each = " in each stack" if numbering.stacks else ""
         raise SelectionError(f"The model has one layer{each}, and one must stay.")
     allowed = numbering.unprotected(settings.protect_first, settings.protect_last)
@@ -248,9 +248,9 @@ def _allowed(choices: Choices, settings: SelectionSettings) -> tuple[int, ...]:
     )
     if not found:
         raise SelectionError(
-            f"No layer may be dropped: of {num_layers}, the first {settings.protect_first} and the last "
-            f"{settings.protect_last}{' of each stack' if numbering.stacks else ''} are protected, and "
-            f"{len(settings.held)} held by the architecture.",
+            f"No layer may be dropped: of {numbering.num_layers}, the first {settings.protect_first} and the "
+            f"last {settings.protect_last}{' of each stack' if numbering.stacks else ''} are protected, and "
+            f"{len(settings.held) // numbering.width} held by the architecture.",
             "Lower --protect-first or --protect-last.",
         )
     return found

@@ -106,7 +106,7 @@ class Walk:
         """Return why no layer can follow the `depth` that are dropped, if none can."""
         changed = "dropped or damped" if self.choices.damps else "dropped"
         if depth == self.cap:
-            return f"{self.cap} layers {changed}, the most that was asked for"
+            return f"{self.cap} {self.choices.units.noun} {changed}, the most that was asked for"
         if depth == self.most:
             return f"no layer is left that may be {changed}"
         return None
@@ -203,7 +203,8 @@ def exhaustive(walk: Walk) -> str:
     num_sets = sum(walk.choices.num_sets(walk.allowed)[1 : most + 1])
     if num_sets > MOST_SETS:
         raise ConfigError(
-            f"--search exhaustive would score {num_sets:,} sets of layers; {MOST_SETS:,} are the most.",
+            f"--search exhaustive would score {num_sets:,} sets of {walk.choices.units.noun}; "
+            f"{MOST_SETS:,} are the most.",
             "Lower --max-drop-layers, protect layers, or use --search beam.",
         )
     paths: dict[frozenset[int], Path] = {frozenset(): ()}
@@ -220,9 +221,9 @@ def exhaustive(walk: Walk) -> str:
                 raise
         best = min((path for path in paths.values() if len(path) == depth), key=_rank)
         if walk.is_below_floor(best[-1]):
-            return f"no set of {depth} layers stays above the floor of {walk.floor:.6g}"
+            return f"no set of {depth} {walk.choices.units.noun} stays above the floor of {walk.floor:.6g}"
         walk.paths.append(best)
-    return f"all {num_sets:,} sets of up to {most} layers were scored"
+    return f"all {num_sets:,} sets of up to {most} {walk.choices.units.noun} were scored"
 
 
 def _go_on(walk: Walk, path: Path, layers: tuple[int, ...], found: dict[frozenset[int], Path]) -> None:
