@@ -11,6 +11,7 @@ from . import graphs
 from .artifacts import LayerName, Proof, Selection, refuse_inside, staged, write
 from .config import RunConfig
 from .errors import ConfigError
+from .numbering import part_of
 
 
 def prune(
@@ -41,6 +42,8 @@ def prune(
             raise ConfigError(f"--scale {layer}:{factor} must be a number from 0 up.", "Such as 4:0.5.")
     if (selection is None) == (not config.drop and not scale):
         raise ConfigError("Give either --drop or --selection.", "For instance --drop 3,7, or --scale 4:0.5.")
+    if scale and (config.has_sublayers or any(map(part_of, scale))):
+        raise ConfigError("Only whole layers are damped, not attention or MLP alone.", "Name layers.")
     if Path(config.model).suffix == ".onnx":
         if scale or (selection and selection.damp):
             raise ConfigError("Layers of an ONNX file are cut, not damped.", "Prune the checkpoint.")

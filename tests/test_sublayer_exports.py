@@ -84,7 +84,7 @@ def test_an_onnx_file_lacks_the_operators_and_weights_of_silent_parts(
     rows = load_rows(model, sample_files(family)["id"])
     with half_zero(model, SILENT):
         # Raises unless it equals PyTorch with zeros, at several shapes and paddings.
-        found = export_model(model, rows, tmp_path, ExportSettings(), ("0.attention", "2.mlp"), SILENT)
+        found = export_model(model, rows, tmp_path, ExportSettings(), ("0.attention", "2.mlp"), silent=SILENT)
     graph = onnx.load(tmp_path / "model.onnx").graph
     assert found.max_abs_difference < 1e-4
     assert len(found.shapes_checked) > 2
@@ -104,7 +104,7 @@ def test_torchscript_lacks_them_too(tiny: Tiny, sample_files: Files, tmp_path: P
     with half_zero(model, SILENT):
         settings = ExportSettings("torchscript")
         found = export_model(
-            model, rows, _made(tmp_path / "less"), settings, ("0.attention", "2.mlp"), SILENT
+            model, rows, _made(tmp_path / "less"), settings, ("0.attention", "2.mlp"), silent=SILENT
         )
     module, before = (torch.jit.load(str(tmp_path / name / "model.pt")) for name in ("less", "whole"))
     names = {name for name, _ in before.named_parameters()} - {name for name, _ in module.named_parameters()}
@@ -130,7 +130,7 @@ def test_a_part_that_computes_something_cannot_be_left_out(
     model = load_model(tiny("bert"), options=LoadOptions(granularity="sublayer"))
     rows = load_rows(model, sample_files("bert")["id"])
     with pytest.raises(ParityError, match="outputs differ"):
-        export_model(model, rows, tmp_path, ExportSettings("torchscript"), (), SILENT)
+        export_model(model, rows, tmp_path, ExportSettings("torchscript"), silent=SILENT)
 
 
 def test_zeros_that_make_something_larger_stay() -> None:
@@ -198,7 +198,7 @@ def test_a_decoder_without_any_attention_has_nothing_to_cache(tmp_path: Path) ->
     rows = load_rows(model, write_jsonl(tmp_path / "rows.jsonl", records))
     silent = dict.fromkeys(range(4), ("attention",))
     with half_zero(model, silent), pytest.raises(ExportError, match="there is nothing to cache"):
-        export_model(model, rows, tmp_path, ExportSettings(), (), silent)
+        export_model(model, rows, tmp_path, ExportSettings(), silent=silent)
 
 
 # --- the whole job --------------------------------------------------------------------------

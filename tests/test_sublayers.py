@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from test_laws import drop_by_hand, load_rows, some_batches
 from tapioca_export import RunConfig, prune, select
 from tapioca_export.artifacts import Selection, read
 from tapioca_export.cli import main
-from tapioca_export.commands import plan
+from tapioca_export.commands import intervene, plan
 from tapioca_export.errors import ConfigError, UnsupportedModelError
 from tapioca_export.models import LoadedModel, LoadOptions, load_model, skipping
 from tapioca_export.models.proof import save_pruned
@@ -427,6 +428,36 @@ def test_the_command_line_takes_parts_of_layers_and_refuses_what_is_none(tiny: T
     assert "named twice" in run("prune", "-m", model, "--drop", "1,1.mlp")
     assert "give layer numbers" in run("prune", "-m", model, "--drop", "x.mlp")
     assert "Did you mean 'sublayer'" in run("select", "-m", model, "--granularity", "sublayers")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("select", "--granularity", "sublayer", "--criterion", "damp"),
+        ("select", "--granularity", "sublayer", "--alphas", "0.5"),
+        ("prune", "--drop", "1.mlp", "--scale", "2:0.5"),
+        ("prune", "--scale", "1.mlp:0.5"),
+        ("intervene", "--layers", "1.mlp"),
+        ("intervene", "--layers", "1.mlp", "--scaling", "branches"),
+    ],
+)
+def test_only_whole_layers_are_damped_and_scaled(
+    tiny: Tiny, sample_files: Files, tmp_path: Path, arguments: Sequence[str]
+) -> None:
+    files, (command, *rest) = sample_files("bert"), arguments
+    given = [command, "-m", tiny("bert"), "--id", files["id"], "--target", files["target"], *rest]
+    result = CliRunner().invoke(main, [*map(str, given), "-o", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert re.search("hole layers are (damped|scaled), not attention or MLP alone", result.output)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_selection_of_sublayers_is_not_scaled_and_no_onnx_file_is_cut_by_it(tmp_path: Path) -> None:
+    chosen = Selection("m", "text-classification", "tale", NUM_LAYERS, ("1.mlp",), (), "found")
+    with pytest.raises(ConfigError, match="Whole layers are scaled"):
+        intervene(RunConfig(model="m", output=tmp_path / "out"), selection=chosen)
+    with pytest.raises(ConfigError, match=r"has no layer 1\.mlp"):
+        prune(RunConfig(model="m.onnx", output=tmp_path / "out"), chosen)
 
 
 def test_a_search_of_sublayers_is_journaled_by_their_names_and_resumes(

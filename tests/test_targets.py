@@ -31,6 +31,7 @@ from tapioca_export.domains import Domains
 from tapioca_export.errors import ConfigError, LoadError, OutputError
 from tapioca_export.models import load_model
 from tapioca_export.profiling import Probe
+from tapioca_export.reading import load_options
 from tapioca_export.samples import Samples, load_roles, read_samples
 from tapioca_export.selection import SelectionSettings, are_on_front, select_layers
 from tapioca_export.selection.racing import _shuffled, exact_race, statistical_race
@@ -287,7 +288,16 @@ def test_the_order_in_which_domains_are_named_changes_nothing(
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("settings", [{}, {"objective": "worst"}, {"search": "beam"}, {"search": "racing"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"objective": "worst"},
+        {"search": "beam"},
+        {"search": "racing"},
+        {"granularity": "sublayer", "max_drop_layers": 3},
+    ],
+)
 def test_points_are_what_each_number_of_layers_trades(
     config: Callable[..., RunConfig], settings: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -296,10 +306,10 @@ def test_points_are_what_each_number_of_layers_trades(
     assert [len(point.drop) for point in found.points] == list(range(len(found.points)))
     assert len(found.points) > 2
     roles = load_all(chosen)
-    model = load_model(chosen.model, "polynomial-regression")
+    model = load_model(chosen.model, "polynomial-regression", load_options(chosen))
     for point in found.points:
         alone = {
-            part.role: Probe(model, {"target": part}).metric(point.drop).metric
+            part.role: Probe(model, {"target": part}).metric(model.units.indices(point.drop)).metric
             for part in (roles["id-select"], *roles["target-select"].by_domain)
         }
         assert point.id == pytest.approx(alone["id-select"], rel=1e-4)
@@ -356,6 +366,17 @@ def test_a_journal_of_another_objective_is_refused(config: Callable[..., RunConf
     (tmp_path / "out" / "search.jsonl").rename(aside / "search.jsonl")
     with pytest.raises(OutputError, match="objective was mean and is worst"):
         commands.select(config(objective="worst", output=tmp_path / "second"))
+
+
+def test_domains_are_profiled_without_the_attention_of_a_layer(config: Callable[..., RunConfig]) -> None:
+    found = commands.profile(config(granularity="sublayer"), ["0.mlp", "1.attention", 2])
+    assert found.drop == ("0.mlp", "1.attention", "2.attention", "2.mlp")
+    gone = [
+        [n for n, i in enumerate(part.pruned_target.influences) if i is None]
+        for part in found.targets.values()
+    ]
+    assert gone == [[2], [2]]  # only that layer is not run
+    assert all(part.pruned_target.norms != part.target.norms for part in found.targets.values())
 
 
 def test_one_unnamed_target_says_nothing_of_domains(

@@ -192,12 +192,12 @@ def _target_clause(selection: Selection, target: Accuracy | None, name: str) -> 
     what = f"{changed_text(selection)} of {selection.num_layers}"
     if target is None:
         return f"Whether {what} helps the target was not measured (no labelled target rows)"
-    found = effect(target)
+    found, sentence = effect(target), what[0].upper() + what[1:]
     if found == "gain":
         verb = "raises" if target.difference > 0 else "lowers"
-        return f"{what.capitalize()} {verb} the {name} {target.metric} {_change(target)}"
+        return f"{sentence} {verb} the {name} {target.metric} {_change(target)}"
     if found == "harm":
-        return f"{what.capitalize()} harms the {name}: {target.metric} goes {_change(target)}"
+        return f"{sentence} harms the {name}: {target.metric} goes {_change(target)}"
     return f"No improvement on the {name} was shown for {what}: {target.metric} {_change(target)}"
 
 
