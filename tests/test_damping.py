@@ -474,7 +474,10 @@ def test_every_search_goes_over_scales(
 def test_of_scale_0_alone_damp_is_tale(overdone: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
     found = []
     for name, options in (("damp", ["--alphas", "0"]), ("tale", ["--criterion", "tale"])):
-        assert select(overdone, tmp_path / name, *options, "--max-drop-layers", 1, "--pick", 1).exit_code == 0
+        result = select(
+            overdone, tmp_path / name, *options, "--max-drop-layers", 1, "--pick", 1, "--epsilon", 1
+        )
+        assert result.exit_code == 0, result.output
         found.append(read(tmp_path / name / "selection.json", Selection))
     assert found[0].drop == found[1].drop != ()
     assert found[0].damp == ()

@@ -167,8 +167,8 @@ def test_responses_are_those_of_whole_forwards(model: LoadedModel, rows: Samples
         assert np.array_equal(response.scores.values, expected)
     for response, dropped in ((found[0], ()), (found[2], (1, 3)), (found[3], ())):
         profile = probe.profile("target", dropped)
-        assert response.norms.tolist() == list(profile.norms)
-        assert response.distances.tolist() == list(profile.distances)
+        assert response.norms[0].tolist() == list(profile.norms)
+        assert response.distances[0].tolist() == list(profile.distances)
     assert found[0].noise_floor == probe._measure("id", frozenset()).noise_floor
     assert found[1].noise_floor is None
 
@@ -205,7 +205,7 @@ def test_rows_without_labels_have_no_scores(tiny: Tiny, tmp_path: Path) -> None:
     rows = load_rows(model, write_jsonl(tmp_path / "t.jsonl", text_records(32, 0, labelled=False)))
     (response,) = respond(Probe(model, {"id": rows, "target": rows}), [{0: Scaled(0.5)}])
     assert response.scores is None
-    assert response.norms.shape == (NUM_LAYERS + 1,)
+    assert response.norms.shape == (1, NUM_LAYERS + 1)
 
 
 def test_where_rows_are_scored_in_other_batches_than_they_are_profiled_both_are_changed() -> None:
@@ -218,5 +218,5 @@ def test_where_rows_are_scored_in_other_batches_than_they_are_profiled_both_are_
         values, losses = probe.scores(layers, (), every)[None]
         assert np.array_equal(response.scores.values, values)
         np.testing.assert_allclose(response.scores.losses, losses, rtol=1e-5, atol=1e-6)
-        assert response.norms.tolist() == list(probe.profile("target", layers).norms)
+        assert response.norms[0].tolist() == list(probe.profile("target", layers).norms)
     assert not np.allclose(intact.scores.losses, dropped.scores.losses)
