@@ -18,6 +18,7 @@ from scipy.stats import spearmanr
 
 from tapioca_export.models import skipping
 from tapioca_export.polynomial import sample_prompts
+from tapioca_export.profiling import surviving_boundaries
 from tapioca_export.tasks import TASKS, Scores
 
 ROOT = Path(__file__).parent.parent
@@ -172,7 +173,7 @@ class Fixed:
     """A response with given deviations: of norms and of distances at every boundary."""
 
     def __init__(self, norms: Sequence[float], distances: Sequence[float]) -> None:
-        self.norms, self._both = np.asarray(norms), np.asarray([norms, distances], dtype=float)
+        self.norms, self._both = np.asarray([norms]), np.asarray([norms, distances], dtype=float)
         self.noise_floor = SimpleNamespace(norms=[0.1] * 4, distances=[0.2] * 4, mean=0.15)
 
     def deviations(self, reference: Any, boundaries: Sequence[int]) -> np.ndarray:
@@ -207,6 +208,20 @@ def measured() -> tuple[Any, Protocol, dict[str, Any]]:
     subject = polynomial.untrained("tiny", 0)
     protocol = Protocol(subject, Effort(draws=3, alphas=(0.0, 0.5, 1.0, 1.5)))
     return subject, protocol, running.rounded(protocol.record())
+
+
+def test_deviation_and_realignment_are_those_of_the_profiles(measured: Any) -> None:
+    subject, protocol, record = measured
+    shift = next(shift for shift in record["shifts"] if shift["drop"])
+    probe = protocol._probe(subject.draw(shift["name"], "target-report"))
+    drop = tuple(shift["drop"])
+    before, after = probe.deviation(over=drop), probe.deviation(drop)
+    assert shift["deviation"]["effect"] == pytest.approx(probe.deviation().mean, rel=1e-4)
+    kept = surviving_boundaries(drop, subject.model.numbering)
+    for name, places in (("norms", kept), ("distances", kept), ("head", [-1])):
+        names = ("norms", "distances") if name == "head" else (name,)
+        sums = [sum(abs(getattr(d, n)[b]) for n in names for b in places) for d in (before, after)]
+        assert shift["realignment"][name]["effect"] == pytest.approx(1 - sums[1] / sums[0], rel=1e-3)
 
 
 def error_without(subject: Any, layers: Sequence[int], name: str, role: str) -> float:
