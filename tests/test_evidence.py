@@ -431,6 +431,14 @@ def test_doses_are_judged_as_shares_of_the_error() -> None:
     assert (other, side) == (pytest.approx(0.1), "against")
 
 
+def test_leads_over_random_sets_are_shares_of_the_error_and_of_the_deviation() -> None:
+    found = record({2: 0.1})  # of an error of 0.5
+    rank = {"selected": 0.2, "median": 0.1, "judgement": "distinguishable"}
+    found["shifts"][0]["intervention"] = {"metric_rank": rank, "deviation_rank": rank}
+    assert found_by("Specificity: random sets", found) == [(pytest.approx(0.2), None, "for")]
+    assert found_by("Specificity: geometry", found) == [(pytest.approx(0.1), None, "for")]
+
+
 def test_scale_needs_three_sizes_of_three_seeds_and_equal_words() -> None:
     def family(gain_of: Mapping[str, float], seeds: int = 3) -> list[dict[str, Any]]:
         return [
