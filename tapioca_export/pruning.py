@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import graphs
-from .artifacts import LayerName, Proof, Selection, refuse_inside, staged, write
+from .artifacts import LayerName, Proof, Selection, read, refuse_inside, staged, write
 from .config import RunConfig
 from .errors import ConfigError
 from .numbering import part_of
@@ -44,7 +44,7 @@ def prune(
         raise ConfigError("Give either --drop or --selection.", "For instance --drop 3,7, or --scale 4:0.5.")
     if scale and (config.has_sublayers or any(map(part_of, scale))):
         raise ConfigError("Only whole layers are damped, not attention or MLP alone.", "Name layers.")
-    if Path(config.model).suffix == ".onnx":
+    if Path(config.model).suffix.lower() == ".onnx":
         if scale or (selection and selection.damp):
             raise ConfigError("Layers of an ONNX file are cut, not damped.", "Prune the checkpoint.")
         return _prune_graph(config, selection, proof)
@@ -57,12 +57,13 @@ def _prune_graph(config: RunConfig, selection: Selection | None, proof: Proof) -
     """Write an ONNX file without layers, and beside it what goes with it.
 
     Raises:
-        ConfigError: If samples are given, or the selection is for another model.
+        ConfigError: If samples are given, the file was pruned before, or the selection is for another model.
     """
     source = Path(config.model)
     if config.id or config.target:
         raise ConfigError("An ONNX file is proven on made-up inputs.", "Leave out --id and --target.")
     refuse_inside(config.output, [source])
+    _refuse_pruned(source)
     layers = selection.drop if selection else config.drop
     if named := [layer for layer in layers if not isinstance(layer, int)]:
         raise ConfigError(f"{source} is one graph, and has no layer {named[0]}.", "Prune the checkpoint.")
@@ -88,6 +89,21 @@ def _prune_graph(config: RunConfig, selection: Selection | None, proof: Proof) -
         chosen = replace(chosen, proof=proof, note=None)
         write(folder / "selection.json", chosen)
     return chosen
+
+
+def _refuse_pruned(source: Path) -> None:
+    """Refuse a file that was cut: layers are counted in the original.
+
+    Raises:
+        ConfigError: Naming the layers that it lacks.
+    """
+    record = source.with_name("selection.json")
+    before = read(record, Selection) if record.is_file() else None
+    if before is not None and before.proof and before.drop:  # without a proof it is still to be applied
+        raise ConfigError(
+            f"{source} was pruned before (layers {', '.join(map(str, before.drop))} are gone).",
+            "Start from the original file and name all layers to drop.",
+        )
 
 
 def _mend_config(source: Path, folder: Path, drop: Sequence[int], num_layers: int) -> None:

@@ -18,6 +18,7 @@ from scipy.stats import spearmanr
 
 from tapioca_export.models import skipping
 from tapioca_export.polynomial import sample_prompts
+from tapioca_export.profiling import surviving_boundaries
 from tapioca_export.tasks import TASKS, Scores
 
 ROOT = Path(__file__).parent.parent
@@ -172,7 +173,7 @@ class Fixed:
     """A response with given deviations: of norms and of distances at every boundary."""
 
     def __init__(self, norms: Sequence[float], distances: Sequence[float]) -> None:
-        self.norms, self._both = np.asarray(norms), np.asarray([norms, distances], dtype=float)
+        self.norms, self._both = np.asarray([norms]), np.asarray([norms, distances], dtype=float)
         self.noise_floor = SimpleNamespace(norms=[0.1] * 4, distances=[0.2] * 4, mean=0.15)
 
     def deviations(self, reference: Any, boundaries: Sequence[int]) -> np.ndarray:
@@ -207,6 +208,20 @@ def measured() -> tuple[Any, Protocol, dict[str, Any]]:
     subject = polynomial.untrained("tiny", 0)
     protocol = Protocol(subject, Effort(draws=3, alphas=(0.0, 0.5, 1.0, 1.5)))
     return subject, protocol, running.rounded(protocol.record())
+
+
+def test_deviation_and_realignment_are_those_of_the_profiles(measured: Any) -> None:
+    subject, protocol, record = measured
+    shift = next(shift for shift in record["shifts"] if shift["drop"])
+    probe = protocol._probe(subject.draw(shift["name"], "target-report"))
+    drop = tuple(shift["drop"])
+    before, after = probe.deviation(over=drop), probe.deviation(drop)
+    assert shift["deviation"]["effect"] == pytest.approx(probe.deviation().mean, rel=1e-4)
+    kept = surviving_boundaries(drop, subject.model.numbering)
+    for name, places in (("norms", kept), ("distances", kept), ("head", [-1])):
+        names = ("norms", "distances") if name == "head" else (name,)
+        sums = [sum(abs(getattr(d, n)[b]) for n in names for b in places) for d in (before, after)]
+        assert shift["realignment"][name]["effect"] == pytest.approx(1 - sums[1] / sums[0], rel=1e-3)
 
 
 def error_without(subject: Any, layers: Sequence[int], name: str, role: str) -> float:
@@ -414,6 +429,14 @@ def test_doses_are_judged_as_shares_of_the_error() -> None:
     assert (best, side) == (pytest.approx(0.3), "against")
     ((other, _, side),) = found_by("Residual scaling: other layers", found)
     assert (other, side) == (pytest.approx(0.1), "against")
+
+
+def test_leads_over_random_sets_are_shares_of_the_error_and_of_the_deviation() -> None:
+    found = record({2: 0.1})  # of an error of 0.5
+    rank = {"selected": 0.2, "median": 0.1, "judgement": "distinguishable"}
+    found["shifts"][0]["intervention"] = {"metric_rank": rank, "deviation_rank": rank}
+    assert found_by("Specificity: random sets", found) == [(pytest.approx(0.2), None, "for")]
+    assert found_by("Specificity: geometry", found) == [(pytest.approx(0.1), None, "for")]
 
 
 def test_scale_needs_three_sizes_of_three_seeds_and_equal_words() -> None:

@@ -164,7 +164,13 @@ def test_what_cannot_be_cut_is_refused_with_the_reason(builder: Callable[[], Bui
 
 
 @pytest.mark.parametrize(
-    ("drop", "reason"), [([4], "no layer 4"), ([0, 1, 2, 3], "All 4"), ([-1], "no layer -1")]
+    ("drop", "reason"),
+    [
+        ([4], "Layer 4 does not exist"),
+        ([0, 1, 2, 3], "All 4"),
+        ([-1], "Layer -1 does not exist"),
+        ([1, 1], "Layer 1 is named twice"),
+    ],
 )
 def test_layers_that_are_not_there_are_refused(drop: list[int], reason: str) -> None:
     with pytest.raises(TapiocaError, match=reason):
@@ -369,6 +375,20 @@ def test_a_selection_of_the_checkpoint_cuts_its_file(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+def test_a_cut_file_is_cut_no_more_and_takes_nothing_hidden_along(tmp_path: Path) -> None:
+    file = external(tmp_path, pre_norm())
+    for name in (".env", "LICENSE"):
+        file.with_name(name).write_text("TOKEN=1")
+    cli("prune", file, "--drop", "1", "-o", tmp_path / "cut")
+    assert (tmp_path / "cut" / "LICENSE").exists()
+    assert not (tmp_path / "cut" / ".env").exists()
+    again = ["prune", str(tmp_path / "cut" / "model.onnx"), "--drop", "1", "-o", str(tmp_path / "other")]
+    result = CliRunner().invoke(main, again)
+    assert result.exit_code == 1
+    assert "was pruned before (layers 1 are gone)" in result.output
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_wrong_cut_is_found(tmp_path: Path) -> None:
     """The proof runs the source in pieces, and so does not believe what was cut."""
     file = external(tmp_path, pre_norm(cached=True))
@@ -388,7 +408,10 @@ def test_a_wrong_cut_is_found(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["nowhere.onnx", "--drop", "1"], "There is no file"),
-        (["{file}", "--drop", "9"], "no layer 9"),
+        (["{file}", "--drop", "9"], "Layer 9 does not exist: the model has 4 layers"),
+        (["{file}", "--drop", "1,1"], "Layer 1 is named twice"),
+        (["{foreign}", "--drop", "1"], "genai_config.json beside the graph tells of no decoder"),
+        (["NOWHERE.ONNX", "--drop", "1"], "There is no file"),
         (["{file}", "--drop", "encoder:1"], "has no layer encoder:1"),
         (["{file}"], "Give either --drop or --selection"),
         (["{file}", "-m", "model", "--drop", "1"], "Give either an ONNX FILE or --model"),
@@ -402,6 +425,10 @@ def test_mistakes_are_told_in_one_line(arguments: list[str], message: str, tmp_p
     places = {"file": file, "text": tmp_path / "text.onnx", "orphan": tmp_path / "orphan.onnx"}
     places["thief"] = tmp_path / "thief.onnx"
     places["text"].write_text("no model")
+    places["foreign"] = tmp_path / "foreign" / "model.onnx"
+    places["foreign"].parent.mkdir()
+    onnx.save(pre_norm().model(), places["foreign"])
+    places["foreign"].with_name("genai_config.json").write_text('{"model": {}}')
     places["orphan"].write_bytes(file.read_bytes())
     thief = onnx.load(file, load_external_data=False)
     for weight in thief.graph.initializer:

@@ -170,9 +170,11 @@ def _rank(name: str) -> Callable[[Record], Found]:
     sides: dict[str, Side] = {"distinguishable": "for", "not distinguishable": "against", "undecided": "open"}
 
     def cases(record: Record) -> Found:
-        for sweep in _sweeps(record):
-            if rank := sweep[name]:
-                yield rank["selected"] - rank["median"], None, sides[rank["judgement"]]
+        for shift in record["shifts"]:
+            if rank := (shift.get("intervention") or {}).get(name):
+                # Gains are in units of the metric, deviations are shares as they are.
+                whole = shift["error"] if name == "metric_rank" else 1.0
+                yield (rank["selected"] - rank["median"]) / whole, None, sides[rank["judgement"]]
 
     return cases
 

@@ -63,7 +63,7 @@ def deviation(target: Response, id_: Response) -> Effect:
     """Return the mean deviation over all boundaries, and how much of it is above the noise floor of ID."""
     floor = id_.noise_floor
     assert floor is not None
-    boundaries = range(len(target.norms))
+    boundaries = range(_num_boundaries(target))
     drawn = target.deviation_replicates(id_, boundaries).mean(axis=0)
     each = np.asarray([target.deviations(id_, [b]) for b in boundaries])  # (B, 2)
     above = (each[:, 0] > floor.norms) & (each[:, 1] > floor.distances)
@@ -75,7 +75,7 @@ def realignment(target: Response, pruned: Response, id_: Response, layers: Layer
 
     Over the boundaries that are left; `head` is at the last of them, of norms and distances together.
     """
-    last = len(target.norms) - 1
+    last = _num_boundaries(target) - 1
     kept = surviving_boundaries(layers, _one_stack(last))
     found: dict[str, Effect] = {}
     before, after = (part.deviations(id_, kept) for part in (target, pruned))
@@ -90,9 +90,13 @@ def realignment(target: Response, pruned: Response, id_: Response, layers: Layer
 
 def removed(target: Response, pruned: Response, id_: Response, layers: Layers) -> float:
     """Return the share of the mean deviation, over the boundaries that are left, that is gone."""
-    kept = surviving_boundaries(layers, _one_stack(len(target.norms) - 1))
+    kept = surviving_boundaries(layers, _one_stack(_num_boundaries(target) - 1))
     before, after = (part.deviations(id_, kept).mean() for part in (target, pruned))
     return float(1 - after / before)
+
+
+def _num_boundaries(response: Response) -> int:
+    return int(response.norms.shape[-1])
 
 
 def _one_stack(num_layers: int) -> Numbering:

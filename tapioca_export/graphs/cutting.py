@@ -8,7 +8,8 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError, UnsupportedModelError
+from ..errors import UnsupportedModelError
+from ..numbering import Numbering
 from .blocks import Block, find_blocks
 from .flow import SHAPE_READERS, Flow
 from .norms import put_together, take_apart
@@ -89,17 +90,12 @@ def cut(model: ir.Model, layers: Sequence[int]) -> Layers:
         All the layers that it had.
 
     Raises:
-        ConfigError: If the layers do not exist or are all there are.
+        ConfigError: If a layer does not exist or is named twice, or none would be left.
         UnsupportedModelError: If the layers cannot be told, or something else needs what they compute.
     """
-    graph, drop = model.graph, sorted(set(layers))
+    graph = model.graph
     found = find_layers(graph)
-    if bad := [layer for layer in drop if not 0 <= layer < len(found)]:
-        raise ConfigError(
-            f"There is no layer {bad[0]}: the graph has layers 0 to {len(found) - 1}.", "Drop others."
-        )
-    if len(drop) == len(found):
-        raise ConfigError(f"All {len(found)} layers would go.", "Leave one.")
+    drop = sorted(Numbering.of({}, len(found)).checked(layers))
     _refuse_outputs(graph, found, drop)
     for layer in drop:
         for value in found.outputs[layer]:

@@ -86,10 +86,11 @@ def _link(old: Path, new: Path) -> None:
 
 
 def companions(file: Path, model: ir.Model) -> Iterator[Path]:
-    """Yield what stands beside a graph and belongs to it: settings, tokenizer, licence."""
+    """Yield what stands beside a graph and belongs to it: settings, tokenizer, licence; nothing hidden."""
     others = {file.name, *weight_files(model), "export.json", "selection.json"}
     for path in sorted(file.parent.iterdir()):
-        if path.is_file() and path.name not in others and path.suffix in _COMPANIONS:
+        is_one = path.suffix in _COMPANIONS and path.name not in others
+        if path.is_file() and is_one and not path.name.startswith("."):
             yield path
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..artifacts import Export, read, sha256, write, write_text
-from ..errors import ConfigError, ParityError, UnsupportedModelError
+from ..errors import ConfigError, ParityError, UnsupportedModelError, first_line
 from .cutting import cut
 from .files import companions, read_graph, weight_files, write_graph
 from .proving import prove_outputs
@@ -46,7 +46,7 @@ def prune_graph(
         How many layers the source has.
 
     Raises:
-        ConfigError: If the layers do not exist or are all there are.
+        ConfigError: If a layer does not exist or is named twice, or none would be left.
         LoadError: If the file cannot be read.
         UnsupportedModelError: If its layers cannot be told, or something needs what they compute.
         ParityError: If the file is not what was meant; it is then `<name>.invalid`.
@@ -61,12 +61,12 @@ def prune_graph(
         shutil.copyfile(companion, folder / companion.name)
     if (source.parent / "config.json").is_file():
         mend_config(source.parent, folder, drop, len(layers))
-    sizes = _mend_genai_config(folder, len(layers) - len(set(drop)))
+    sizes = _mend_genai_config(folder, len(layers) - len(drop))
     difference = 0.0
     try:
         _prove_weights(source, file)
         if proof == "logits":
-            difference = prove_outputs(source, file, sorted(set(drop)), tolerance, sizes)
+            difference = prove_outputs(source, file, sorted(drop), tolerance, sizes)
     except ParityError:
         file.rename(file.with_name(f"{file.name}.invalid"))
         raise
@@ -125,15 +125,25 @@ def _mend_genai_config(folder: Path, depth: int) -> dict[str, int]:
 
     Returns:
         Sizes of axes that its graphs name, and that do not vary.
+
+    Raises:
+        UnsupportedModelError: If the file is there, and tells of no decoder.
     """
     file = folder / GENAI
     if not file.is_file():
         return {}
-    described = json.loads(file.read_text(encoding="utf-8"))
-    decoder = described["model"]["decoder"]
-    decoder["num_hidden_layers"] = depth
+    try:
+        described = json.loads(file.read_text(encoding="utf-8"))
+        decoder = described["model"]["decoder"]
+        sizes = {"kv_cache_dim": int(decoder["head_size"])}
+        decoder["num_hidden_layers"] = depth
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnsupportedModelError(
+            f"{GENAI} beside the graph tells of no decoder: {type(error).__name__}, {first_line(error)}.",
+            "Move it away to cut the graph alone.",
+        ) from error
     write_text(file, json.dumps(described, indent=1) + "\n")
-    return {"kv_cache_dim": decoder["head_size"]}
+    return sizes
 
 
 def _write_export(
