@@ -95,13 +95,14 @@ def _refuse_pruned(source: Path) -> None:
     """Refuse a file that was cut: layers are counted in the original.
 
     Raises:
-        ConfigError: Naming the layers that it lacks.
+        ConfigError: Naming the layers that it lacks, or that are damped in it.
     """
     record = source.with_name("selection.json")
     before = read(record, Selection) if record.is_file() else None
-    if before is not None and before.proof and before.drop:  # without a proof it is still to be applied
+    if before is not None and before.proof and before.num_changed:  # without a proof it is to be applied
+        layers = ", ".join(map(str, (*before.drop, *before.scales)))
         raise ConfigError(
-            f"{source} was pruned before (layers {', '.join(map(str, before.drop))} are gone).",
+            f"{source} was pruned before (layers {layers} are gone or damped).",
             "Start from the original file and name all layers to drop.",
         )
 

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ from click.testing import CliRunner
 from conftest import make_decoder, make_model, make_tokenizer, write_jsonl
 from onnx import TensorProto, helper
 from onnx_graphs import WIDTH, Builder, pre_norm
+from reports import export as export_record
 
+from tapioca_export.artifacts import Damping, Export, read, sha256, write
 from tapioca_export.cli import main
 from tapioca_export.errors import ParityError, TapiocaError, UnsupportedModelError
 from tapioca_export.graphs import cut, find_layers
@@ -385,8 +388,21 @@ def test_a_cut_file_is_cut_no_more_and_takes_nothing_hidden_along(tmp_path: Path
     again = ["prune", str(tmp_path / "cut" / "model.onnx"), "--drop", "1", "-o", str(tmp_path / "other")]
     result = CliRunner().invoke(main, again)
     assert result.exit_code == 1
-    assert "was pruned before (layers 1 are gone)" in result.output
+    assert "was pruned before (layers 1 are gone or damped)" in result.output
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(("proof", "said"), [("logits", "run in pieces"), ("weights", "nothing was run")])
+def test_the_record_of_a_cut_export_says_what_was_compared(proof: str, said: str, tmp_path: Path) -> None:
+    file = external(tmp_path, pre_norm())
+    record = export_record(files={"model.onnx": sha256(file)}, drop=())
+    write(file.with_name("export.json"), record)
+    cli("prune", file, "--drop", "1", "--proof", proof, "-o", tmp_path / "cut")
+    assert said in str(read(tmp_path / "cut" / "export.json", Export).note)
+    for before in (replace(record, drop=(2,)), replace(record, damp=(Damping(2, 0.5),))):
+        write(file.with_name("export.json"), before)
+        again = CliRunner().invoke(main, ["prune", str(file), "--drop", "1", "-o", str(tmp_path / "other")])
+        assert "of a model that was pruned before" in again.output
 
 
 def test_a_wrong_cut_is_found(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def prove_outputs(
 ) -> float:
     """Return the largest difference of a cut graph's outputs from those of its source in pieces.
 
-    Both get the same made-up inputs: padded tokens, a cache of random numbers.
+    Both get the same made-up inputs: token ids, masks of ones, a cache of random numbers.
 
     Args:
         source: The whole graph.

@@ -18,6 +18,11 @@ from .proving import prove_outputs
 # Largest difference of outputs, in float32 the house's; a half-precision file rounds more coarsely.
 TOLERANCE = 1e-4
 EXPORT, GENAI = "export.json", "genai_config.json"
+# By proof, what stands in the record of a cut file.
+COMPARED = {
+    "logits": "Cut out of an exported file; compared with that file run in pieces, on made-up inputs.",
+    "weights": "Cut out of an exported file; its weights are that file's; nothing was run.",
+}
 # Writes the config of a model in a folder without layers.
 MendConfig = Callable[[Path, Path, Sequence[int], int], None]
 
@@ -62,7 +67,7 @@ def prune_graph(
     if (source.parent / "config.json").is_file():
         mend_config(source.parent, folder, drop, len(layers))
     sizes = _mend_genai_config(folder, len(layers) - len(drop))
-    difference = 0.0
+    difference, note = 0.0, COMPARED[proof]
     try:
         _prove_weights(source, file)
         if proof == "logits":
@@ -71,7 +76,7 @@ def prune_graph(
         file.rename(file.with_name(f"{file.name}.invalid"))
         raise
     if before is not None:
-        _write_export(before, model, file, drop, difference, tolerance)
+        _write_export(replace(before, note=note), model, file, drop, difference, tolerance)
     return len(layers)
 
 
@@ -79,14 +84,16 @@ def _export_of(source: Path) -> Export | None:
     """Return what is known of the file's making, if it is one of ours.
 
     Raises:
-        ConfigError: If it is not the file that was proven, has lost layers already, or is one of several.
+        ConfigError: If it is not the file that was proven, was pruned before, or is one of several.
     """
     record = source.parent / EXPORT
     if not record.is_file():
         return None
     export = read(record, Export)
-    if export.drop:
-        raise ConfigError(f"{source} has lost layers already.", "Prune the file of the whole model.")
+    if export.drop or export.damp:
+        raise ConfigError(
+            f"{source} is of a model that was pruned before.", "Prune the file of the whole model."
+        )
     if len([name for name in export.files if name.endswith(".onnx")]) > 1:
         raise UnsupportedModelError(
             f"{source} is one of several graphs of a model, whose layers are numbered together.",
@@ -163,6 +170,5 @@ def _write_export(
         sha256=sha256(file),
         drop=tuple(sorted(drop)),
         rows_checked=0, shapes_checked=(), padding_checked=(), prompts_continued=0, tokens_generated=0,
-        note="Cut out of an exported file; compared with that file run in pieces, on made-up inputs.",
     )  # fmt: skip
     write(file.with_name(EXPORT), export)

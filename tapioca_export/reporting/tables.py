@@ -270,7 +270,7 @@ def export_table(exports: dict[str, Export]) -> TextTable:
 
 def _export_cells(export: Export) -> dict[str, str]:
     parts = [f"dropped {', '.join(map(str, export.drop))}"] if export.drop else []
-    parts += [f"damped {', '.join(f'{d.layer}:{d.scale:g}' for d in export.damp)}"] if export.damp else []
+    parts += [f"damped {', '.join(map(choice_text, export.damp))}"] if export.damp else []
     return {
         "format": export.format,
         "files": ", ".join(export.files),

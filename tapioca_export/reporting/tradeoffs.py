@@ -7,7 +7,7 @@ from html import escape
 from ..artifacts import Point, Profile, Selection
 from .drawing import BLUE, GREY, VERMILION, Figure, Spec, curve_layout, plot_spec, vertical_line
 from .tables import TextTable
-from .wording import changed_text, number, objective_text, signed
+from .wording import changed_text, choice_text, number, objective_text, signed
 
 
 def trade_off_table(selection: Selection) -> TextTable:
@@ -32,7 +32,7 @@ def trade_off_table(selection: Selection) -> TextTable:
             number(point.id),
             signed(point.id_loss),
             "yes" if point.is_on_front else "no",
-            ",".join([*map(str, point.drop), *(f"{d.layer}:{d.scale:g}" for d in point.damp)]) or "none",
+            ",".join([*map(str, point.drop), *map(choice_text, point.damp)]) or "none",
         )
         for point in selection.points
     )
@@ -61,8 +61,8 @@ def trade_off_figure(selection: Selection) -> Figure:
     layout["hovermode"] = "closest"
     layout["shapes"] = [vertical_line(0.0)]
     caption = (
-        "Numbers count the layers dropped. Up is better on the target, left is better on ID. All on rows "
-        "that drive the choice: the report rows tell what remains of it."
+        "Numbers are those that --pick can name. Up is better on the target, left is better on ID. All on "
+        "rows that drive the choice: the report rows tell what remains of it."
     )
     return Figure("trade-offs", "Target gain against ID loss", caption, plot_spec(traces, layout))
 

@@ -96,7 +96,7 @@ def scaled_text(found: Intervention) -> str:
     return f"The branches of {layers}" if found.scaling == "branches" else layers.capitalize()
 
 
-def choice_text(choice: Step | Candidate) -> str:
+def choice_text(choice: Step | Candidate | Damping) -> str:
     """Return "4", or where the layer is damped "4:0.5", as options name it."""
     return f"{choice.layer}:{choice.scale:g}" if choice.scale else str(choice.layer)
 

@@ -287,7 +287,7 @@ def _prediction(
     """Tell how well the label-free score ranked the first round's candidates, where labels exist."""
     first = steps[0].candidates if steps else rejected
     pairs = [(c.score, c.metric) for c in first if c.metric is not None]
-    if criterion in ("tale", "loss", "damp", "tapioca+tale") or len(pairs) < 3:
+    if criterion in (*BY_METRIC, "tapioca+tale") or len(pairs) < 3:
         return None
     from scipy.stats import spearmanr
 
