@@ -428,6 +428,7 @@ def test_a_wrong_cut_is_found(tmp_path: Path) -> None:
         (["{file}", "--drop", "1,1"], "Layer 1 is named twice"),
         (["{foreign}", "--drop", "1"], "genai_config.json beside the graph tells of no decoder"),
         (["NOWHERE.ONNX", "--drop", "1"], "There is no file"),
+        (["checkpoint", "--drop", "1"], "a checkpoint is named by --model"),
         (["{file}", "--drop", "encoder:1"], "has no layer encoder:1"),
         (["{file}"], "Give either --drop or --selection"),
         (["{file}", "-m", "model", "--drop", "1"], "Give either an ONNX FILE or --model"),

@@ -287,6 +287,8 @@ def prune(
     """Remove or damp layers of a checkpoint, or remove them from an ONNX FILE, and prove what is left."""
     if (file is None) == (flags["model"] is None):
         raise click.UsageError("Give either an ONNX FILE or --model.")
+    if file is not None and Path(file).suffix.lower() != ".onnx":
+        raise click.UsageError(f"{file} is no ONNX file by its name; a checkpoint is named by --model.")
     given = {**flags, "model": file or flags["model"]}
     config = RunConfig(**{name: value for name, value in given.items() if name in FIELDS})
     if file is None:
