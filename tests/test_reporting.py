@@ -85,6 +85,13 @@ def test_a_shown_gain_is_stated_with_its_numbers():
     assert "remove nothing" not in text
 
 
+def test_parts_of_layers_are_named_in_the_verdict():
+    chosen = replace(selection(), drop=("4.attention", "7.mlp"))
+    assert report(selection=chosen).verdict.startswith(
+        "Dropping the attention of layer 4 and the MLP of layer 7 of 12 raises the target accuracy"
+    )
+
+
 def test_a_falling_error_is_a_gain():
     better = accuracy(0.50, 0.40, (-0.15, -0.05), metric="nmse", higher_is_better=False)
     assert "lowers the target nmse from 0.500 to 0.400" in verdict(target=better)
