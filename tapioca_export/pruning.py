@@ -79,7 +79,7 @@ def _prune_graph(config: RunConfig, selection: Selection | None, proof: Proof) -
             )
         chosen = selection or Selection(
             model=config.model,
-            task=config.task,
+            task=made.task if (made := graphs.export_of(source)) else config.task,
             criterion="fixed",
             num_layers=num_layers,
             drop=tuple(sorted(layers)),

@@ -57,7 +57,9 @@ def _points(probes: Mapping[str, Probe], sets: Sequence[tuple[int, ...]]) -> tup
     for drop in progress_bar(sets, desc="Weighing points", unit="point", leave=False):
         values = probes["target"].all_scores(drop).values
         each.append([float(task.aggregate(part)) for part in domains.split(values)])
-        ids.append(float(probes["id"].metric(drop).metric or 0.0))
+        id_metric = probes["id"].metric(drop).metric
+        assert id_metric is not None, "points are weighed where ID has labels"
+        ids.append(float(id_metric))
     targets = [float(domains.combined(metrics, task.higher_is_better)) for metrics in each]
     sign = 1 if task.higher_is_better else -1
     # Beyond rounding, or a point would dominate another by nothing.

@@ -321,6 +321,7 @@ def test_a_cut_file_is_benchmarked_like_any_export(decoder: dict[str, Path], tmp
     cli("prune", decoder["export"] / "model.onnx", "--drop", "1", "-o", tmp_path / "cut")
     export = json.loads((tmp_path / "cut" / "export.json").read_text())
     assert export["drop"] == [1]
+    assert json.loads((tmp_path / "cut" / "selection.json").read_text())["task"] == "text-generation"
     assert len(export["cache"]) == 6
     assert 0 <= export["max_abs_difference"] <= export["tolerance"]
     output = cli(

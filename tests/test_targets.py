@@ -32,6 +32,7 @@ from tapioca_export.errors import ConfigError, LoadError, OutputError
 from tapioca_export.models import load_model
 from tapioca_export.profiling import Probe
 from tapioca_export.reading import load_options
+from tapioca_export.reporting.tradeoffs import trade_off_figure
 from tapioca_export.samples import Samples, load_roles, read_samples
 from tapioca_export.selection import SelectionSettings, are_on_front, select_layers
 from tapioca_export.selection.racing import _shuffled, exact_race, statistical_race
@@ -759,6 +760,10 @@ def test_page_and_text_show_every_domain_and_the_points() -> None:
     assert [(row[0], row[2], row[-2]) for row in table.rows] == [
         ("0", "0.000", "yes"), ("1", "+0.050", "yes"), ("2", "0.000", "no"),
     ]  # fmt: skip
+    assert "for every number of layers" in table.caption
+    halves = replace(report.selection, drop=("4.attention",))
+    assert "for every number of sublayers" in reporting.trade_off_table(halves).caption
+    assert "count the sublayers" in trade_off_figure(halves).caption
     assert reporting.domain_table(report.profile).rows[0][0] == "airline"
     assert "harms target" not in reporting.render_html(a_report())
 

@@ -5,6 +5,6 @@ Knows nothing about PyTorch, tasks or samples. `flow` says what depends on what,
 """
 
 from .cutting import cut, find_layers
-from .stage import TOLERANCE, prune_graph
+from .stage import TOLERANCE, export_of, prune_graph
 
-__all__ = ["TOLERANCE", "cut", "find_layers", "prune_graph"]
+__all__ = ["TOLERANCE", "cut", "export_of", "find_layers", "prune_graph"]

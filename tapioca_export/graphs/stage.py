@@ -57,7 +57,7 @@ def prune_graph(
         ParityError: If the file is not what was meant; it is then `<name>.invalid`.
         OutputError: If the folder cannot be written.
     """
-    before = _export_of(source)
+    before = export_of(source)
     model = read_graph(source)
     layers = cut(model, drop)
     file = folder / source.name
@@ -80,7 +80,7 @@ def prune_graph(
     return len(layers)
 
 
-def _export_of(source: Path) -> Export | None:
+def export_of(source: Path) -> Export | None:
     """Return what is known of the file's making, if it is one of ours.
 
     Raises:

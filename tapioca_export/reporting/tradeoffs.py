@@ -13,6 +13,7 @@ from .wording import changed_text, choice_text, number, objective_text, signed
 def trade_off_table(selection: Selection) -> TextTable:
     """Return a row for each number of layers: target, its domains and ID, and whether it is on the front."""
     metric, domains = selection.metric or "metric", list(selection.points[0].domains)
+    noun = selection.units.noun
     columns = (
         "pick",
         f"target ({selection.objective})",
@@ -37,8 +38,8 @@ def trade_off_table(selection: Selection) -> TextTable:
         for point in selection.points
     )
     caption = (
-        f"{metric} on the rows that drive the choice, for every number of layers that --pick can name; "
-        "on the front are those that no other beats in target gain, ID loss and layers dropped at once"
+        f"{metric} on the rows that drive the choice, for every number of {noun} that --pick can name; "
+        f"on the front are those that no other beats in target gain, ID loss and {noun} dropped at once"
     )
     return TextTable(caption, columns, rows)
 
