@@ -129,7 +129,9 @@ def prune_checkpoint(
     if proof == "weights" and (config.id or config.target):
         raise ConfigError("--proof weights computes nothing on samples.", "Leave out --id and --target.")
     if config.atol is not None:
-        raise ConfigError("A checkpoint is proven bit for bit; --atol is for ONNX files.", "Leave out --atol.")
+        raise ConfigError(
+            "A checkpoint is proven bit for bit; --atol is for ONNX files.", "Leave out --atol."
+        )
     if proof == "weights" and lone_parts(selection.drop if selection else config.drop):
         raise ConfigError(
             "--proof weights compares tensors with the original's, and a layer that stays without its "
