@@ -410,8 +410,8 @@ def test_the_norms_of_the_target_become_those_of_id_behind_each_layer_in_turn(
     assert list(changes) == [0, 2]
     (rescaled,) = respond(Probe(model, samples), [changes])
     for boundary in (1, 3):
-        assert rescaled.norms[boundary] == pytest.approx(reference.norms[boundary], rel=1e-5)
-    assert rescaled.norms[2] != pytest.approx(reference.norms[2], rel=1e-3)
+        assert rescaled.norms[0][boundary] == pytest.approx(reference.norms[0][boundary], rel=1e-5)
+    assert rescaled.norms[0][2] != pytest.approx(reference.norms[0][2], rel=1e-3)
     assert found.norms.target.metric == pytest.approx(
         values_of(model, samples["target"], changes).mean(), rel=1e-4
     )
