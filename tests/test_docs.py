@@ -96,12 +96,6 @@ def test_the_lock_names_both_ends_of_what_transformers_may_be() -> None:
     assert highest.split(".")[:2] == [allowed[2], str(int(allowed[3]) - 1)]
 
 
-def test_ci_runs_the_tests_and_the_slow_job() -> None:
-    ci, makefile = ((ROOT / name).read_text(encoding="utf-8") for name in (".ci/run", "Makefile"))
-    assert re.findall(r"^run (\w+)", ci, re.M) == ["test", "slow"]
-    assert re.search(r"^slow:\n\t.* lowest consumers$", makefile, re.M)
-
-
 def test_readmes_results_are_those_of_the_benchmarks_json() -> None:
     """The table's numbers are read off the JSON here, not by the code that prints it."""
     found = json.loads((ROOT / "benchmarks" / "search.json").read_text(encoding="utf-8"))
