@@ -241,7 +241,7 @@ def test_a_search_by_another_metric_is_another_search(tmp_path: Path) -> None:
     config = RunConfig(model=str(folder), task=CHOICES, id=path, target=path)
     model = load_model(folder, CHOICES)
     samples = samples_of(model, choice_records(8))
-    roles = {"id-select": samples}
+    roles = {"id-select": samples, "target-select": samples}
     marks = [fingerprint(replace(config, metric=name), roles) for name in (None, "accuracy_norm")]
     assert marks[0] != marks[1]
     prompted = replace(config, prompt_template="{{context}}")
