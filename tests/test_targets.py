@@ -763,7 +763,7 @@ def test_page_and_text_show_every_domain_and_the_points() -> None:
     assert "for every number of layers" in table.caption
     halves = replace(report.selection, drop=("4.attention",))
     assert "for every number of sublayers" in reporting.trade_off_table(halves).caption
-    assert "count the sublayers" in trade_off_figure(halves).caption
+    assert "those that --pick can name" in trade_off_figure(halves).caption
     assert reporting.domain_table(report.profile).rows[0][0] == "airline"
     assert "harms target" not in reporting.render_html(a_report())
 
