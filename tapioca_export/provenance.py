@@ -43,7 +43,7 @@ PIPELINE_TAGS = {"multiple-choice": "text-generation", "polynomial-regression": 
 PROOFS = {
     "logits": (
         "After it was saved, this checkpoint was reloaded in a fresh process, and its logits equalled, bit\n"
-        "for bit, those of the original model with these layers skipped."
+        "for bit, those of the original model with these layers {how}."
     ),
     "weights": (
         "After it was saved, its files were read back: every tensor is one of the original's, byte for\n"
@@ -152,12 +152,12 @@ def write_model_card(folder: Path, selection: Selection) -> None:
     zeros = f"{selection.note}\n" if lone_parts(selection.drop) else ""
     damped = ", ".join(f"{part.layer} (times {part.scale:g})" for part in selection.damp)
     damped = f"\n{DAMPED}: {damped}." if damped else ""
-    proof = PROOFS[selection.proof or "logits"]
-    proof = proof.replace("skipped", "skipped or damped") if damped else proof
+    proof = PROOFS[selection.proof or "logits"].format(how="skipped or damped" if damped else "skipped")
+    done = "removed" if selection.drop else "damped"
     text = f"""---
 {data.to_yaml()}
 ---
-# {Path(selection.model).name}, layers removed
+# {Path(selection.model).name}, layers {done}
 
 Layers removed, no retraining: {layers} of {selection.num_layers} (counted from 0); {kept} are left.{damped}
 {zeros}Chosen by the criterion `{selection.criterion}` of tapioca-export; `selection.json` says why.

@@ -68,18 +68,14 @@ def _prune_graph(config: RunConfig, selection: Selection | None, proof: Proof) -
     if named := [layer for layer in layers if not isinstance(layer, int)]:
         raise ConfigError(f"{source} is one graph, and has no layer {named[0]}.", "Prune the checkpoint.")
     with staged(config.output, overwrite=config.overwrite) as folder:
-        tolerance = config.atol or graphs.TOLERANCE
+        made = graphs.export_of(source)
         num_layers = graphs.prune_graph(
-            source, layers, folder, proof=proof, mend_config=_mend_config, tolerance=tolerance
-        )
-        if selection is not None and selection.num_layers != num_layers:
-            raise ConfigError(
-                f"The selection is for {selection.num_layers} layers ({selection.model}), "
-                f"{source} has {num_layers}."
-            )
+            source, layers, folder, made=made, proof=proof, mend_config=_mend_config, selection=selection,
+            tolerance=config.atol or graphs.TOLERANCE,
+        )  # fmt: skip
         chosen = selection or Selection(
             model=config.model,
-            task=made.task if (made := graphs.export_of(source)) else config.task,
+            task=made.task if made else config.task,
             criterion="fixed",
             num_layers=num_layers,
             drop=tuple(sorted(layers)),

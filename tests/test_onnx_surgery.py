@@ -28,13 +28,14 @@ from tapioca_export.errors import ParityError, TapiocaError, UnsupportedModelErr
 from tapioca_export.graphs import cut, find_layers
 from tapioca_export.graphs.proving import prove_outputs
 from tapioca_export.models import drop_layers, load_model
+from tapioca_export.reporting.tables import export_table
 
 IDS = np.array([[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]], dtype=np.int64)
 
 
 def cut_bytes(model: onnx.ModelProto, drop: Sequence[int]) -> onnx.ModelProto:
     found = onnx_ir.from_proto(model)
-    cut(found, drop)
+    cut(found, find_layers(found.graph), drop)
     return onnx_ir.to_proto(found)
 
 
@@ -163,7 +164,7 @@ def gathered_attention() -> Builder:
 )
 def test_what_cannot_be_cut_is_refused_with_the_reason(builder: Callable[[], Builder], reason: str) -> None:
     with pytest.raises(UnsupportedModelError, match=re.escape(reason)):
-        cut(onnx_ir.from_proto(builder().model()), [0])
+        cut_bytes(builder().model(), [0])
 
 
 @pytest.mark.parametrize(
@@ -177,7 +178,7 @@ def test_what_cannot_be_cut_is_refused_with_the_reason(builder: Callable[[], Bui
 )
 def test_layers_that_are_not_there_are_refused(drop: list[int], reason: str) -> None:
     with pytest.raises(TapiocaError, match=reason):
-        cut(onnx_ir.from_proto(pre_norm().model()), drop)
+        cut_bytes(pre_norm().model(), drop)
 
 
 # --- files of exporters -----------------------------------------------------------------------
@@ -400,7 +401,11 @@ def test_the_record_of_a_cut_export_says_what_was_compared(proof: str, said: str
     record = export_record(files={"model.onnx": sha256(file)}, drop=())
     write(file.with_name("export.json"), record)
     cli("prune", file, "--drop", "1", "--proof", proof, "-o", tmp_path / "cut")
-    assert said in str(read(tmp_path / "cut" / "export.json", Export).note)
+    made = read(tmp_path / "cut" / "export.json", Export)
+    assert said in str(made.note)
+    assert (made.max_abs_difference is None) == (proof == "weights")
+    about = dict(row[:2] for row in export_table({"cut": made}).rows)["largest difference"]
+    assert (about == "not run") == (proof == "weights")
     for before in (replace(record, drop=(2,)), replace(record, damp=(Damping(2, 0.5),))):
         write(file.with_name("export.json"), before)
         again = CliRunner().invoke(main, ["prune", str(file), "--drop", "1", "-o", str(tmp_path / "other")])
@@ -412,7 +417,7 @@ def test_a_wrong_cut_is_found(tmp_path: Path) -> None:
     file = external(tmp_path, pre_norm(cached=True))
     for wrong in ([1], [2]):
         model = onnx_ir.load(file)
-        cut(model, wrong)
+        cut(model, find_layers(model.graph), wrong)
         onnx_ir.save(model, file.with_name("cut.onnx"))
         if wrong == [1]:
             assert prove_outputs(file, file.with_name("cut.onnx"), [1], 1e-4) <= 1e-5

@@ -321,8 +321,8 @@ CLAIMS = (
         _over("over_chosen_on_id"),
     ),
     Claim(
-        "Leakage: random search", "A", "... more than the best of as many random sets as the search scored.",
-        _ERROR, _over("over_chance"),
+        "Leakage: random search", "A",
+        "... more than the best of no more random sets than the search scored.", _ERROR, _over("over_chance"),
     ),
     Claim(
         "Leakage: amplifying", "A", "... more than a search of equal size that amplifies layers.", _ERROR,

@@ -118,7 +118,7 @@ class Protocol:
         return tuple(map(int, found.drop))
 
     def _by_chance(self, probe: Probe, num_tries: int) -> Layers:
-        """Return the best of as many random sets as a search scored, or nothing if none is better."""
+        """Return the best of at most as many random sets as a search scored, or nothing if none is better."""
         generator = random.Random(self.subject.seed)
         layers, tried = range(self.model.num_layers), {()}
         for _ in range(num_tries):

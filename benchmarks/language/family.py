@@ -8,12 +8,9 @@ transformers, trains anew. Knows nothing about longer lists or layers to drop.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
-import math
 import random
-import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +21,7 @@ import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.language import lists
+from benchmarks.training import Descent, kept
 
 CACHE = Path(__file__).parents[2] / ".cache" / "language-family"
 SEEDS = (0, 1, 2)
@@ -52,21 +50,7 @@ def checkpoint(size: str, seed: int, cache: Path = CACHE) -> Path:
     """Return the folder of a member of the family, training it where the cache lacks it."""
     recipe = replace(SIZES[size], seed=seed)
     made_of = [asdict(recipe), inspect.getsource(lists), torch.__version__, transformers.__version__]
-    folder = cache / f"{size}-seed{seed}-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]}"
-    if folder.is_dir():
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".training-") as aside:
-        made = Path(aside) / "checkpoint"
-        made.mkdir()
-        train(recipe, made)
-        try:
-            made.rename(folder)
-        except OSError:
-            # Another process may have made the same meanwhile; either will do.
-            if not folder.is_dir():
-                raise
-    return folder
+    return kept(cache, f"{size}-seed{seed}", made_of, lambda folder: train(recipe, folder))
 
 
 def network(recipe: Recipe) -> LlamaForCausalLM:
@@ -92,23 +76,13 @@ def network(recipe: Recipe) -> LlamaForCausalLM:
 def train(recipe: Recipe, output: Path) -> None:
     """Train on fresh questions at every step, and save model, tokenizer and log."""
     model, generator = network(recipe).train(), random.Random(f"training {recipe.seed}")
-    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
-        lambda step: (
-            min(1.0, (step + 1) / recipe.warmup) * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
-        ),
-    )
+    descent = Descent(model, recipe)
     started = time.perf_counter()
     with (output / "training.jsonl").open("w", encoding="utf-8") as lines:
         lines.write(json.dumps({**asdict(recipe), "parameters": model.num_parameters()}) + "\n")
         for step in range(recipe.steps):
             loss = model(**_batch(recipe.batch_size, generator), use_cache=False).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            optimiser.zero_grad()
-            schedule.step()
+            descent.step(loss)
             if (step + 1) % EVERY == 0 or step + 1 == recipe.steps:
                 seconds = round(time.perf_counter() - started, 1)
                 row = {"step": step + 1, "training_loss": round(loss.item(), 6), "seconds": seconds}

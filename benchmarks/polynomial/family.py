@@ -9,9 +9,6 @@ transformers, trains anew. Knows nothing about shifts or layers to drop.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,6 +17,7 @@ import torch
 import transformers
 
 from benchmarks.polynomial.train import Recipe, train
+from benchmarks.training import kept
 
 CACHE = Path(__file__).parents[2] / ".cache" / "polynomial-family"
 SEEDS = (0, 1, 2)
@@ -36,22 +34,10 @@ TRAINED_HERE = ("4x32", "8x48", "12x64")
 def checkpoint(size: str, seed: int, cache: Path = CACHE) -> Path:
     """Return the folder of a member of the family, training it where the cache lacks it."""
     recipe = replace(SIZES[size], seed=seed)
-    made_of = json.dumps([asdict(recipe), torch.__version__, transformers.__version__])
-    folder = cache / f"{size}-seed{seed}-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
-    if folder.is_dir():
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".training-") as aside:
-        made = Path(aside) / "checkpoint"
-        made.mkdir()
-        train(recipe, made, made / "training.jsonl")
-        try:
-            made.rename(folder)
-        except OSError:
-            # Another process may have made the same meanwhile; either will do.
-            if not folder.is_dir():
-                raise
-    return folder
+    made_of = [asdict(recipe), torch.__version__, transformers.__version__]
+    return kept(
+        cache, f"{size}-seed{seed}", made_of, lambda folder: train(recipe, folder, folder / "training.jsonl")
+    )
 
 
 @click.command(help=__doc__)

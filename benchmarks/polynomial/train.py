@@ -1,6 +1,6 @@
 """Train the embedded example and write its weights and its log.
 
-    python benchmarks/polynomial/train.py --output tapioca_export/polynomial_weights
+    python -m benchmarks.polynomial.train --output tapioca_export/polynomial_weights
 
 Every step draws fresh prompts of the training distribution (all scales 1); no shifted prompt is
 ever trained on or looked at. The log, `training.jsonl` beside this script, holds the settings in
@@ -10,7 +10,6 @@ its first line and an evaluation on fresh prompts of the training distribution i
 from __future__ import annotations
 
 import json
-import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import click
 import torch
 import transformers
 
+from benchmarks.training import Descent
 from tapioca_export.polynomial import (
     NUM_POINTS,
     PolynomialConfig,
@@ -80,13 +80,7 @@ def evaluate(model: PolynomialModel, recipe: Recipe, num_prompts: int = 1000) ->
 def train(recipe: Recipe, output: Path, log: Path) -> None:
     """Train, evaluating and saving every 500 steps."""
     model = recipe.network().train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
-        lambda step: (
-            min(1.0, (step + 1) / recipe.warmup) * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
-        ),
-    )
+    descent = Descent(model, recipe)
     started = time.perf_counter()
     with log.open("w", encoding="utf-8") as lines:
         settings = {
@@ -100,11 +94,7 @@ def train(recipe: Recipe, output: Path, log: Path) -> None:
         for step in range(recipe.steps):
             prompts = recipe.prompts(recipe.batch_size, recipe.seed * 10**7 + step)
             loss = model(prompts, labels=prompts[:, 1::2]).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            optimiser.zero_grad()
-            schedule.step()
+            descent.step(loss)
             if (step + 1) % EVERY == 0 or step + 1 == recipe.steps:
                 row = {
                     "step": step + 1,

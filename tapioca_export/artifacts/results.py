@@ -22,7 +22,8 @@ class Export:
     `files` maps each file to its SHA-256; `sha256` is that of the first, the graph that runs first.
 
     `dtype` is the precision of the file: fp32, fp16 or bf16. `max_abs_difference` is the file's from PyTorch
-    in float32, on rows and, in half precision, on the tokens generated; `pytorch_difference` is PyTorch's own
+    in float32, on rows and, in half precision, on the tokens generated; None where it was not run.
+    `pytorch_difference` is PyTorch's own
     in the file's precision, on the same (0 in fp32).
 
     `shapes_checked` holds shapes of the first input, batch first; `label_agreement` is the share of rows
@@ -41,7 +42,7 @@ class Export:
     opset: int | None
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    max_abs_difference: float
+    max_abs_difference: float | None
     tolerance: float
     label_agreement: float
     rows_checked: int

@@ -66,10 +66,16 @@ def _fail(ctx: click.Context, code: int, message: str, hint: str) -> None:
     ctx.exit(code)
 
 
-def _config(flags: Mapping[str, Any]) -> RunConfig:
-    """Build the configuration from a command's flags; the library refuses what can be refused at once."""
+def _config(flags: Mapping[str, Any], *, loads: bool = True) -> RunConfig:
+    """Build the configuration from a command's flags; the library refuses what can be refused at once.
+
+    Args:
+        flags: The command's.
+        loads: Whether libraries will load a model, and are to be silent about it.
+    """
     config = RunConfig(**{name: value for name, value in flags.items() if name in FIELDS})
-    _prepare_libraries()
+    if loads:
+        _prepare_libraries()
     return config
 
 
@@ -289,10 +295,7 @@ def prune(
         raise click.UsageError("Give either an ONNX FILE or --model.")
     if file is not None and Path(file).suffix.lower() != ".onnx":
         raise click.UsageError(f"{file} is no ONNX file by its name; a checkpoint is named by --model.")
-    given = {**flags, "model": file or flags["model"]}
-    config = RunConfig(**{name: value for name, value in given.items() if name in FIELDS})
-    if file is None:
-        _prepare_libraries()
+    config = _config({**flags, "model": file or flags["model"]}, loads=file is None)
     from ..artifacts import Selection, read
 
     chosen = read(selection, Selection) if selection else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,7 +56,7 @@ def find_layers(graph: ir.Graph) -> Layers:
     inputs: list[list[ir.Value]] = [[] for _ in blocks]
     for value in graph.inputs:
         if blocks[0].start not in flow.after([value]) and _NUMBER.search(value.name or ""):
-            reached = {owners.get(found, -1) for found in _entered(flow, value, times)}
+            reached = {owners.get(found, -1) for found in flow.entered(value, times)}
             if len(reached) == 1 and reached != {-1}:
                 inputs[reached.pop()].append(value)
     outputs = [
@@ -65,36 +65,19 @@ def find_layers(graph: ir.Graph) -> Layers:
     return Layers(blocks, inside, tuple(map(tuple, inputs)), tuple(map(tuple, outputs)))
 
 
-def _entered(flow: Flow, source: ir.Value, inside: Container[ir.Value]) -> set[ir.Value]:
-    """Return the values inside blocks at which what depends on a source alone first arrives."""
-    waiting, seen, found = [source], {source}, set()
-    while waiting:
-        for node in flow.readers.get(waiting.pop(), ()):
-            for output in node.outputs:
-                if output in inside:
-                    found.add(output)
-                elif output not in seen:
-                    seen.add(output)
-                    waiting.append(output)
-    return found
-
-
-def cut(model: ir.Model, layers: Sequence[int]) -> Layers:
+def cut(model: ir.Model, found: Layers, layers: Sequence[int]) -> None:
     """Cut layers out of a graph, in place; its weights are not touched.
 
     Args:
         model: The model.
-        layers: Indices of layers, counted from the input.
-
-    Returns:
-        All the layers that it had.
+        found: Its layers, as `find_layers` gives them.
+        layers: Indices of those to cut out, counted from the input.
 
     Raises:
         ConfigError: If a layer does not exist or is named twice, or none would be left.
-        UnsupportedModelError: If the layers cannot be told, or something else needs what they compute.
+        UnsupportedModelError: If something else needs what they compute.
     """
     graph = model.graph
-    found = find_layers(graph)
     drop = sorted(Numbering.of({}, len(found)).checked(layers))
     _refuse_outputs(graph, found, drop)
     for layer in drop:
@@ -106,7 +89,6 @@ def cut(model: ir.Model, layers: Sequence[int]) -> Layers:
     put_together(graph)
     _renumber([values for layer, values in enumerate(found.inputs) if layer not in drop], found.inputs)
     _renumber([values for layer, values in enumerate(found.outputs) if layer not in drop], found.outputs)
-    return found
 
 
 def _refuse_outputs(graph: ir.Graph, found: Layers, drop: Sequence[int]) -> None:

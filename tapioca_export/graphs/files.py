@@ -13,6 +13,13 @@ from ..errors import LoadError, OutputError, UnsupportedModelError, first_line
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+# What goes with a graph: settings, tokenizer, what makes inputs of images and sound, licence.
+COMPANIONS = (
+    "config.json", "generation_config.json", "genai_config.json", "tokenizer*", "special_tokens_map.json",
+    "added_tokens.json", "vocab.*", "merges.txt", "*.model", "chat_template*", "preprocessor_config.json",
+    "processor_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*",
+)  # fmt: skip
+
 
 def read_graph(file: Path) -> ir.Model:
     """Read a graph; weights in files beside it are not read.
@@ -85,13 +92,7 @@ def _link(old: Path, new: Path) -> None:
         shutil.copyfile(old, new)
 
 
-def companions(file: Path, model: ir.Model) -> Iterator[Path]:
-    """Yield what stands beside a graph and belongs to it: settings, tokenizer, licence; nothing hidden."""
-    others = {file.name, *weight_files(model), "export.json", "selection.json"}
-    for path in sorted(file.parent.iterdir()):
-        is_one = path.suffix in _COMPANIONS and path.name not in others
-        if path.is_file() and is_one and not path.name.startswith("."):
-            yield path
-
-
-_COMPANIONS = frozenset({".json", ".txt", ".model", ".jinja", ".md", ""})
+def companions(folder: Path) -> Iterator[Path]:
+    """Yield what stands beside a graph and belongs to it, by the names of the ecosystem."""
+    found = {path for pattern in COMPANIONS for path in folder.glob(pattern) if path.is_file()}
+    yield from sorted(found)

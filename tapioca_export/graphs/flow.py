@@ -5,7 +5,7 @@ A shape carries no values: what reads only the shape of a tensor does not depend
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING
@@ -82,6 +82,12 @@ class Flow:
             found.add(value)
             waiting += [output for node in self.readers.get(value, ()) for output in node.outputs]
         return found
+
+    def entered(self, source: ir.Value, inside: Collection[ir.Value]) -> set[ir.Value]:
+        """Return the values inside something at which what depends on a source first arrives."""
+        outside = self.after([source], stop=inside)
+        nodes = (node for value in outside for node in self.readers.get(value, ()))
+        return {output for node in nodes for output in node.outputs if output in inside}
 
     def before(self, target: ir.Value) -> set[ir.Value]:
         """Return all that a value depends on, itself included."""

@@ -106,12 +106,9 @@ def _keep_piece(model: ir.Model, begin: int | None, end: int | None, stream: np.
     graph, layers = model.graph, find_layers(model.graph)
     owned = {value: layer for layer, values in enumerate(layers.outputs) for value in values}
     span = range(0 if begin is None else begin + 1, len(layers) if end is None else end)
-    kept = [
-        value for value in graph.outputs if owned.get(value, len(layers) - 1 if end is None else -1) in span
-    ]
+    # What no layer owns is made by the last piece.
+    kept = [value for value in graph.outputs if (owned[value] in span if value in owned else end is None)]
     ends = [] if end is None else [layers.blocks[end].start]
-    if end is None and begin == len(layers) - 1:
-        kept = [value for value in graph.outputs if value not in owned]
     graph.outputs[:] = [*kept, *ends]
     if begin is not None:
         assert stream is not None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ..artifacts import Export, read, sha256, write, write_text
+from ..artifacts import Export, Proof, Selection, read, sha256, write, write_text
 from ..errors import ConfigError, ParityError, UnsupportedModelError, first_line
-from .cutting import cut
+from .cutting import cut, find_layers
 from .files import companions, read_graph, weight_files, write_graph
 from .proving import prove_outputs
 
@@ -32,8 +32,10 @@ def prune_graph(
     drop: Sequence[int],
     folder: Path,
     *,
-    proof: Literal["logits", "weights"],
+    made: Export | None,
+    proof: Proof,
     mend_config: MendConfig,
+    selection: Selection | None = None,
     tolerance: float = TOLERANCE,
 ) -> int:
     """Write an ONNX file without layers, with what stands beside it.
@@ -42,41 +44,50 @@ def prune_graph(
         source: The file.
         drop: Indices of layers, counted from the input.
         folder: An existing folder; gets a file of the same name, its weights, and what belongs to it.
+        made: What is known of the source's making, if it is one of ours.
         proof: "logits": outputs are compared with those of the source in pieces. "weights": names, places
             and sizes of the weights are compared.
         mend_config: Writes `config.json`, where there is one.
+        selection: Where the layers come from, if not from the user.
         tolerance: Of the outputs.
 
     Returns:
         How many layers the source has.
 
     Raises:
-        ConfigError: If a layer does not exist or is named twice, or none would be left.
+        ConfigError: If the selection is for another model, a layer does not exist or is named twice, or none
+            would be left.
         LoadError: If the file cannot be read.
         UnsupportedModelError: If its layers cannot be told, or something needs what they compute.
         ParityError: If the file is not what was meant; it is then `<name>.invalid`.
         OutputError: If the folder cannot be written.
     """
-    before = export_of(source)
     model = read_graph(source)
-    layers = cut(model, drop)
+    weights = {name: value.const_value for name, value in model.graph.initializers.items()}
+    layers = find_layers(model.graph)
+    if selection is not None and selection.num_layers != len(layers):
+        raise ConfigError(
+            f"The selection is for {selection.num_layers} layers ({selection.model}), "
+            f"{source} has {len(layers)}."
+        )
+    cut(model, layers, drop)
     file = folder / source.name
     write_graph(model, file, source.parent)
-    for companion in companions(source, model):
+    for companion in companions(source.parent):
         shutil.copyfile(companion, folder / companion.name)
     if (source.parent / "config.json").is_file():
         mend_config(source.parent, folder, drop, len(layers))
     sizes = _mend_genai_config(folder, len(layers) - len(drop))
-    difference, note = 0.0, COMPARED[proof]
+    difference = None
     try:
-        _prove_weights(source, file)
+        _prove_weights(weights, file)
         if proof == "logits":
             difference = prove_outputs(source, file, sorted(drop), tolerance, sizes)
     except ParityError:
         file.rename(file.with_name(f"{file.name}.invalid"))
         raise
-    if before is not None:
-        _write_export(replace(before, note=note), model, file, drop, difference, tolerance)
+    if made is not None:
+        _write_export(replace(made, note=COMPARED[proof]), model, file, drop, difference, tolerance)
     return len(layers)
 
 
@@ -104,17 +115,17 @@ def export_of(source: Path) -> Export | None:
     return export
 
 
-def _prove_weights(source: Path, file: Path) -> None:
+def _prove_weights(weights: Mapping[str, Any], file: Path) -> None:
     """Compare the weights of a written file with those of its source, where each is stored.
 
     Raises:
         ParityError: If one is not in the source, or is another.
     """
-    before = read_graph(source).graph.initializers
     for name, value in read_graph(file).graph.initializers.items():
-        if name not in before or _stored(before[name].const_value) != _stored(value.const_value):
+        if name not in weights or _stored(weights[name]) != _stored(value.const_value):
             raise ParityError(
-                f"{file.name}: the weight {name} is not that of {source}.", "Do not use the file."
+                f"{file.name}: the weight {name} is not that of the file it was cut from.",
+                "Do not use the file.",
             )
 
 
@@ -154,7 +165,7 @@ def _mend_genai_config(folder: Path, depth: int) -> dict[str, int]:
 
 
 def _write_export(
-    before: Export, model: Any, file: Path, drop: Sequence[int], difference: float, tolerance: float
+    before: Export, model: Any, file: Path, drop: Sequence[int], difference: float | None, tolerance: float
 ) -> None:
     inputs = tuple(str(value.name) for value in model.graph.inputs)
     files = [file, *(file.with_name(name) for name in weight_files(model))]

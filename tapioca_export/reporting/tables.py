@@ -280,7 +280,9 @@ def _export_cells(export: Export) -> dict[str, str]:
         "layers": f"{export.num_layers}" + (f" ({'; '.join(parts)})" if parts else ""),
         "inputs": ", ".join(export.inputs),
         "outputs": ", ".join(export.outputs),
-        "largest difference": f"{export.max_abs_difference:.2e}",
+        "largest difference": (
+            "not run" if export.max_abs_difference is None else f"{export.max_abs_difference:.2e}"
+        ),
         "PyTorch's own": f"{export.pytorch_difference:.2e}" if export.pytorch_difference else "n/a",
         "tolerance": f"{export.tolerance:.1e}",
         "label agreement": f"{export.label_agreement * 100:.1f} %",

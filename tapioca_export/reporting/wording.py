@@ -417,8 +417,10 @@ def _about_resources(benchmark: Benchmark) -> list[str]:
 
 
 def _about_export(name: str, export: Export) -> str:
-    agrees = export.max_abs_difference <= export.tolerance
     note = f" Note: {export.note.strip().rstrip('.')}." if export.note else ""
+    if export.max_abs_difference is None:
+        return f"Export {name} ({export.format}, {export.dtype}) was not run when it was made.{note}"
+    agrees = export.max_abs_difference <= export.tolerance
     agreeing = "" if export.token_agreement == 1 else f"{export.token_agreement * 100:.1f} % of "
     same = (
         f", {agreeing}the same {export.tokens_generated} tokens generated from "
