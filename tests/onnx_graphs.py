@@ -68,7 +68,12 @@ class Builder:
 
 
 def pre_norm(
-    kinds: Sequence[str] = ("am",) * 4, *, inner: Sequence[int] = (), cached: bool = False, stem: bool = False
+    kinds: Sequence[str] = ("am",) * 4,
+    *,
+    inner: Sequence[int] = (),
+    cached: bool = False,
+    stem: bool = False,
+    embeddings: int = 1,
 ) -> Builder:
     """Build a pre-norm transformer: a string a layer, a letter a sublayer (a: attention, m: MLP, p: both).
 
@@ -77,9 +82,12 @@ def pre_norm(
         inner: Widths of the layers' MLPs.
         cached: Attention takes and gives keys.
         stem: A residual convolution stands before the layers, as in speech models.
+        embeddings: How many are added up, as in LayoutLM.
     """
     b = Builder()
     stream = b.node("Gather", b.weight(10, WIDTH), "input_ids")
+    for _ in range(embeddings - 1):
+        stream = b.node("Add", stream, b.weight(1, 6, WIDTH))
     if stem:
         stream = b.node("Add", stream, b.node("Tanh", b.linear(stream)))
     for layer, kind in enumerate(kinds):

@@ -25,7 +25,8 @@ from reports import export as export_record
 from tapioca_export.artifacts import Damping, Export, read, sha256, write
 from tapioca_export.cli import main
 from tapioca_export.errors import ParityError, TapiocaError, UnsupportedModelError
-from tapioca_export.graphs import cut, find_layers
+from tapioca_export.graphs import cut, find_layers, stage
+from tapioca_export.graphs.files import write_graph
 from tapioca_export.graphs.proving import prove_outputs
 from tapioca_export.models import drop_layers, load_model
 from tapioca_export.reporting.tables import export_table
@@ -57,6 +58,7 @@ def run(model: onnx.ModelProto, **feed: np.ndarray) -> list[np.ndarray]:
         (lambda: pre_norm(["am"] * 4, inner=[12, 24, 12, 24]), 4),  # every second one is
         (lambda: pre_norm(["am"] * 4, inner=[12, 12, 12, 24]), 4),
         (lambda: pre_norm(["aam"] * 3), 3),  # as with cross-attention
+        (lambda: pre_norm(["am"] * 2, embeddings=7), 2),
     ],
 )
 def test_layers_are_counted_whatever_they_are_made_of(builder: Callable[[], Builder], layers: int) -> None:
@@ -410,6 +412,21 @@ def test_the_record_of_a_cut_export_says_what_was_compared(proof: str, said: str
         write(file.with_name("export.json"), before)
         again = CliRunner().invoke(main, ["prune", str(file), "--drop", "1", "-o", str(tmp_path / "other")])
         assert "of a model that was pruned before" in again.output
+
+
+def test_a_changed_weight_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_another(model: onnx_ir.Model, file: Path, source: Path) -> None:
+        weight = next(iter(model.graph.initializers.values()))
+        weight.const_value = onnx_ir.tensor(weight.const_value.numpy() + 1e-6, name=weight.name)
+        write_graph(model, file, source)
+
+    onnx.save(pre_norm().model(), tmp_path / "model.onnx")
+    monkeypatch.setattr(stage, "write_graph", write_another)
+    arguments = ["prune", str(tmp_path / "model.onnx"), "--drop", "1", "--proof", "weights"]
+    result = CliRunner().invoke(main, [*arguments, "-o", str(tmp_path / "cut")])
+    assert result.exit_code == 1
+    assert "the weight weight_0 is not that of the file it was cut from" in result.output
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == ["model.onnx.invalid"]
 
 
 def test_a_wrong_cut_is_found(tmp_path: Path) -> None:
