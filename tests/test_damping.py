@@ -53,6 +53,7 @@ from tapioca_export.models import (
 )
 from tapioca_export.models.proof import save_pruned
 from tapioca_export.profiling import Changes, Probe
+from tapioca_export.provenance import write_model_card
 from tapioca_export.samples import Samples, read_samples
 from tapioca_export.selection import SelectionSettings
 from tapioca_export.selection.search import _allowed
@@ -280,6 +281,17 @@ def test_weights_that_do_not_scale_a_branch_fail_the_proof(
         save_pruned(model, [], tmp_path / "out", model.task.examples(model.processor), wrong)
 
 
+def test_the_model_card_says_that_layers_are_damped_and_none_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    selection = Selection(
+        "m", "text-generation", "fixed", 4, (), steps=(), stop_reason="named", damp=(Damping(1, 0.5),)
+    )
+    write_model_card(tmp_path, selection)
+    card = (tmp_path / "README.md").read_text()
+    assert "# m, layers damped\n" in card
+    assert "with these layers skipped or damped." in card
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -288,6 +300,7 @@ def test_weights_that_do_not_scale_a_branch_fail_the_proof(
         (["--scale", "1:half"], "give layers and factors such as 4:0.5"),
         (["--scale", "1:0.5,1:0.2"], "named twice"),
         (["--scale", "1:0.5", "--drop", "1"], "Layer 1 is to be dropped and damped"),
+        (["--scale", "1:1"], "--scale 1 leaves every layer as it is"),
         (["--scale", "0:0,1:0,2:0", "--drop", "3"], "All 4 layers would be dropped"),
         (["--scale", "1:0.5", "--proof", "weights"], "--proof weights loads no weights"),
     ],

@@ -95,6 +95,14 @@ def test_cached_keys_go_with_their_layer_and_the_others_move_up() -> None:
     assert [value.name for value in smaller.graph.output] == ["logits", "present.0.key", "present.1.key"]
 
 
+def test_an_input_with_a_number_in_its_name_is_no_cache() -> None:
+    """TorchScript calls inputs so that are not named."""
+    builder = pre_norm(["am"] * 3)
+    builder.inputs[0].name = builder.nodes[0].input[1] = "input.1"
+    smaller = cut_bytes(builder.model(), [0])
+    assert [value.name for value in smaller.graph.input] == ["input.1"]
+
+
 def test_a_length_read_of_a_dropped_cache_is_read_of_another() -> None:
     builder = pre_norm(["am"] * 3, cached=True)
     builder.nodes.append(helper.make_node("Shape", ["past_key_values.0.key"], ["length"], start=1, end=2))
@@ -250,6 +258,10 @@ def test_files_of_torchscript_plain_and_fused(family: str, tmp_path: Path) -> No
             want = smaller(input_ids=torch.tensor(IDS), attention_mask=torch.tensor(mask)).logits.numpy()
         for file in files:
             model = cut_bytes(onnx.load(file), drop)
+            made = {""} | {value.name for value in (*model.graph.input, *model.graph.initializer)}
+            for node in model.graph.node:  # ONNX wants what a node reads to stand before it
+                assert set(node.input) <= made
+                made |= set(node.output)
             np.testing.assert_allclose(run(model, attention_mask=mask)[0], want, atol=1e-5)
     if len(files) > 1:  # what was fused stays fused
         left = Counter(node.op_type for node in cut_bytes(onnx.load(files[1]), (1, 3)).graph.node)

@@ -83,7 +83,6 @@ def put_together(graph: ir.Graph) -> None:
         if is_read:
             _take_over(summed, fused.outputs[SUM])
         graph.remove([total, *total.meta[_BIASED]], safe=True)
-    graph.sort()
 
 
 def _take_over(old: ir.Value, new: ir.Value) -> None:
