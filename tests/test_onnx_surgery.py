@@ -17,10 +17,11 @@ import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import make_decoder, make_model, make_tokenizer, write_jsonl
+from conftest import NUM_LAYERS, make_decoder, make_model, make_tokenizer, write_jsonl
 from onnx import TensorProto, helper
 from onnx_graphs import WIDTH, Builder, pre_norm
 from reports import export as export_record
+from transformers import AutoConfig
 
 from tapioca_export.artifacts import Damping, Export, read, sha256, write
 from tapioca_export.cli import main
@@ -28,7 +29,7 @@ from tapioca_export.errors import ParityError, TapiocaError, UnsupportedModelErr
 from tapioca_export.graphs import cut, find_layers, stage
 from tapioca_export.graphs.files import write_graph
 from tapioca_export.graphs.proving import prove_outputs
-from tapioca_export.models import drop_layers, load_model
+from tapioca_export.models import drop_layers, load_model, mend_config_file
 from tapioca_export.reporting.tables import export_table
 
 IDS = np.array([[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]], dtype=np.int64)
@@ -294,6 +295,19 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "rows": folder / "rows.jsonl",
         "target": folder / "target.jsonl",
     }
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "qwen2", "polynomial"])
+def test_the_config_beside_a_file_is_that_of_the_pruned_checkpoint(
+    family: str, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    mend_config_file(tiny(family), tmp_path, [1, 2], NUM_LAYERS)
+    smaller = drop_layers(load_model(tiny(family)), [1, 2]).network.config.to_dict()
+    mended = AutoConfig.from_pretrained(tmp_path).to_dict()
+    for name in ("num_hidden_layers", "n_layer", "layer_types"):
+        assert mended.get(name) == smaller.get(name)
+    with pytest.raises(UnsupportedModelError, match=f"tells of {NUM_LAYERS} layers, the graph has 6"):
+        mend_config_file(tiny(family), tmp_path, [1], 6)
 
 
 def weights(file: Path) -> Counter[bytes]:

@@ -265,14 +265,8 @@ def mend_config_file(source: Path, folder: Path, drop: Sequence[int], num_layers
         UnsupportedModelError: If transformers knows no such model, or it has not these layers.
     """
     config = load_config(source, LoadOptions(local_files_only=True))
-    name = next(iter(config.architectures or ()), None)
-    architecture = getattr(transformers, name or "", None)
-    if architecture is None:
-        raise UnsupportedModelError(
-            f"{source / 'config.json'} names no model of transformers ({name}), so that it cannot be mended.",
-            "Move it away to cut the graph alone.",
-        )
-    stacks = prunable_stacks(build_empty(architecture, config))
+    # Heads have no layers: what a type's own model tells of them holds for all its models.
+    stacks = prunable_stacks(build_empty(transformers.AutoModel.from_config, config))
     depth = getattr(config_at(config, stacks[0].config), stacks[0].field)
     if len(stacks) > 1 or depth != num_layers:
         what = f"{len(stacks)} stacks of layers" if len(stacks) > 1 else f"{depth} layers"
