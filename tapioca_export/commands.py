@@ -164,8 +164,6 @@ def _as_named(config: RunConfig, model: LoadedModel, scale: Mapping[LayerName, f
     named = units.indices(config.drop)
     drop = [*named, *(layer for layer, scale in scales.items() if scale == 0)]
     damp = {layer: scale for layer, scale in sorted(scales.items()) if scale not in (0, 1)}
-    if not drop and not damp:
-        raise ConfigError("--scale 1 leaves every layer as it is.", "Name another factor, such as 4:0.5.")
     if both := sorted(set(scales) & set(named)):
         raise ConfigError(f"Layer {units.name(both[0])} is to be dropped and damped.", "Name it once.")
     return Selection(

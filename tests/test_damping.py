@@ -300,7 +300,6 @@ def test_the_model_card_says_that_layers_are_damped_and_none_is_gone(tmp_path: P
         (["--scale", "1:half"], "give layers and factors such as 4:0.5"),
         (["--scale", "1:0.5,1:0.2"], "named twice"),
         (["--scale", "1:0.5", "--drop", "1"], "Layer 1 is to be dropped and damped"),
-        (["--scale", "1:1"], "--scale 1 leaves every layer as it is"),
         (["--scale", "0:0,1:0,2:0", "--drop", "3"], "All 4 layers would be dropped"),
         (["--scale", "1:0.5", "--proof", "weights"], "--proof weights loads no weights"),
     ],
