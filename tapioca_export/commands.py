@@ -34,6 +34,7 @@ from .benchmarking import benchmark as compare_exports
 from .config import Doses, RunConfig
 from .errors import ConfigError, LoadError, OutputError
 from .exporting import parity_batches
+from .graphs import is_graph
 from .models import (
     LoadedModel,
     LoadOptions,
@@ -189,6 +190,8 @@ def export(config: RunConfig) -> dict[str, Export]:
     Raises:
         ConfigError: If no samples are given to prove parity on.
     """
+    if is_graph(config.model):
+        raise ConfigError(f"{config.model} is exported already.", "Cut layers out of it with: prune.")
     steps.check(config)
     if config.id is None and config.target is None:
         raise ConfigError(

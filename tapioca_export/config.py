@@ -50,7 +50,9 @@ class RunConfig:
         ConfigError: If a number is out of its range.
     """
 
-    model: str = _option("", "Checkpoint folder, or a name on the Hugging Face hub.", "m", "MODEL")
+    model: str = _option(
+        "", "Checkpoint folder, a name on the Hugging Face hub, or an ONNX file.", "m", "MODEL"
+    )
     task: str = _option("auto", "Task, by Optimum's names; auto reads it off the checkpoint.", "t", "TASK")
     id: Path | None = _option(None, "In-distribution samples.", None, "PATH")
     target: Path | Mapping[str, Path] | None = _option(

@@ -15,13 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from . import measuring, provenance, reading, reporting, steps, trading
-from .artifacts import Report, sha256, staged, write
+from . import graph_files, measuring, provenance, reading, reporting, steps, trading
+from .artifacts import Export, Report, Selection, sha256, staged, write
 from .benchmarking import benchmark
 from .config import RunConfig
 from .exporting import parity_batches
-from .models import load_model
+from .graphs import is_graph
+from .models import LoadedModel, load_model
 from .polynomial import WEIGHTS, sample_prompts
+from .samples import Samples
 
 JOURNAL = "search.jsonl"
 DEMO_COEFFICIENT_SCALE = 3.0
@@ -45,8 +47,9 @@ def run(config: RunConfig) -> Report:
 
 def _run_in(folder: Path, config: RunConfig) -> Report:
     """Do the whole job in a folder."""
-    formats = tuple(dict.fromkeys(("onnx", *config.format)))
-    steps.check(replace(config, format=formats), searches=True)
+    config = replace(config, format=tuple(dict.fromkeys(("onnx", *config.format))))
+    steps.check(config, searches=True)
+    graph_files.check(config)
     settings = steps.benchmark_settings(config)
     clock = _Clock()
     with steps.using_threads(config):
@@ -63,23 +66,15 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
                 write(folder / "profile.json", profile)
         del probe  # it holds the model, and where that was spread, what of it is not on the CPU
         rows = reading.parity_rows(roles)
-        model = steps.on_cpu(config, model)
-        with clock("export original"):
-            places = {name: folder / "original" / name for name in formats}
-            originals = steps.export_all(config, model, rows, places)
-        with clock("prune"):
-            checkpoint = folder / "pruned" / "checkpoint"
-            batches = [batch for _, batch in parity_batches(model, rows)]
-            steps.save_checkpoint(checkpoint, model, selection, batches)
-        del model  # nor need two models be in memory
-        with clock("export pruned"):
-            pruned = load_model(checkpoint, task.name, replace(reading.load_options(config), device="cpu"))
-            # Files name the checkpoint where it will be, not where it is being built.
-            pruned = replace(pruned, source=str(config.output / "pruned" / "checkpoint"))
-            places = {name: folder / "pruned" / name for name in formats}
-            smaller = steps.export_all(config, pruned, rows, places, selection)
-            for place in places.values():  # `benchmark` asks it which rows may be reported
-                write(place / "selection.json", selection)
+        if is_graph(config.model):
+            with clock("prune"):
+                exports = graph_files.export_pair(config, model, rows, selection, folder)
+            del model
+        else:
+            model = steps.on_cpu(config, model)
+            exports = _export_original(config, model, rows, selection, folder, clock)
+            del model  # nor need two models be in memory
+            exports |= _export_pruned(config, task.name, rows, selection, folder, clock)
         with clock("benchmark"):
             report_rows = {name: roles[f"{name}-report"] for name in ("id", "target")}
             graphs = (folder / "original" / "onnx", folder / "pruned" / "onnx")
@@ -87,14 +82,41 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
             measured = replace(measured, optimism_gap=steps.optimism_gap(selection, measured))
             write(folder / "benchmark.json", measured)
         environment = provenance.environment()
-    exports = {f"original/{name}": export for name, export in originals.items()}
-    exports |= {f"pruned/{name}": export for name, export in smaller.items()}
     record = provenance.make_run(config, folder, clock.seconds, environment)
     report = reporting.make_report(record, selection, profile, measured, exports)
     reporting.write_report(report, folder)
     reports = {name: sha256(folder / name) for name in reporting.FILES}
     write(folder / "run.json", replace(record, outputs={**record.outputs, **reports}))
     return report
+
+
+def _export_original(
+    config: RunConfig, model: LoadedModel, rows: Samples, selection: Selection, folder: Path, clock: _Clock
+) -> dict[str, Export]:
+    """Export the model, and write the checkpoint without layers; returns the exports by their folders."""
+    with clock("export original"):
+        places = {name: folder / "original" / name for name in config.format}
+        exports = steps.export_all(config, model, rows, places)
+    with clock("prune"):
+        batches = [batch for _, batch in parity_batches(model, rows)]
+        steps.save_checkpoint(folder / "pruned" / "checkpoint", model, selection, batches)
+    return {f"original/{name}": export for name, export in exports.items()}
+
+
+def _export_pruned(
+    config: RunConfig, task: str, rows: Samples, selection: Selection, folder: Path, clock: _Clock
+) -> dict[str, Export]:
+    """Export the checkpoint without layers; returns the exports by their folders."""
+    with clock("export pruned"):
+        options = replace(reading.load_options(config), device="cpu")
+        pruned = load_model(folder / "pruned" / "checkpoint", task, options)
+        # Files name the checkpoint where it will be, not where it is being built.
+        pruned = replace(pruned, source=str(config.output / "pruned" / "checkpoint"))
+        places = {name: folder / "pruned" / name for name in config.format}
+        exports = steps.export_all(config, pruned, rows, places, selection)
+        for place in places.values():  # `benchmark` asks it which rows may be reported
+            write(place / "selection.json", selection)
+    return {f"pruned/{name}": export for name, export in exports.items()}
 
 
 def demo(config: RunConfig, num_select: int = 1024, num_report: int = 1000) -> Report:

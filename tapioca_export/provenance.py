@@ -5,6 +5,7 @@ Knows nothing about how any artifact was computed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -14,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from . import graphs
 from .artifacts import Run, Selection, sha256, write_text
 from .config import RunConfig
 from .numbering import LayerName, layers_text, lone_parts, whole_layers
@@ -90,9 +92,12 @@ def _processor() -> str:
 
 
 def hash_model(model: str) -> str:
-    """Return the SHA-256 of a checkpoint folder; for a model on the hub, its name."""
-    folder = Path(model)
-    return sha256(folder) if folder.is_dir() else f"hub:{model}"
+    """Return the SHA-256 of a checkpoint folder, or of an ONNX file and its weights; on the hub, the name."""
+    path = Path(model)
+    if path.is_file() and graphs.is_graph(path):
+        hashes = [sha256(file) for file in (path, *graphs.weight_paths(path))]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return sha256(path) if path.is_dir() else f"hub:{model}"
 
 
 def make_run(config: RunConfig, folder: Path, seconds: dict[str, float], environment: dict[str, Any]) -> Run:

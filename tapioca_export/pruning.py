@@ -44,7 +44,7 @@ def prune(
         raise ConfigError("Give either --drop or --selection.", "For instance --drop 3,7, or --scale 4:0.5.")
     if scale and (config.has_sublayers or any(map(part_of, scale))):
         raise ConfigError("Only whole layers are damped, not attention or MLP alone.", "Name layers.")
-    if Path(config.model).suffix.lower() == ".onnx":
+    if graphs.is_graph(config.model):
         if scale or (selection and selection.damp):
             raise ConfigError("Layers of an ONNX file are cut, not damped.", "Prune the checkpoint.")
         return _prune_graph(config, selection, proof)

@@ -34,6 +34,7 @@ from .costing import PlanSettings, predict
 from .engines import ENGINES, Engine, EngineSettings, open_engine
 from .errors import ConfigError, first_line
 from .exporting import ExportSettings, export_model
+from .graphs import is_graph
 from .models import (
     SPREAD,
     Damped,
@@ -56,6 +57,9 @@ SEARCH_SETTINGS = (
     "criterion", "search", "epsilon", "max_drop_layers", "protect_first", "protect_last", "tie_break",
     "full_scores", "confidence", "width", "shortlist", "seed",
 )  # fmt: skip
+
+# Criteria that read or change the weights of layers.
+OF_WEIGHTS = ("magnitude", "taylor", "damp")
 
 
 def check(config: RunConfig, *, searches: bool = False, replaces: bool = True) -> None:
@@ -86,6 +90,12 @@ def check(config: RunConfig, *, searches: bool = False, replaces: bool = True) -
             raise ConfigError(f"{option} has no meaning for --engine local.", "Add --engine ray.")
         selection_settings(config)
         refuse_pruned(config)
+        if is_graph(config.model) and config.criterion in OF_WEIGHTS:
+            raise ConfigError(
+                f"The criterion {config.criterion} needs the weights of each layer, and {config.model} is a "
+                "graph.",
+                "Choose another --criterion, or name the checkpoint.",
+            )
     for name in config.format:
         _export_settings(config, name)
     for name in config.provider:

@@ -31,7 +31,7 @@ class Export:
     `cache` names the inputs that hold keys and values of earlier tokens, each with its number of heads
     and the size of one; what it generates with them, from prompts padded on the left, was compared for
     `prompts_continued` rows and `tokens_generated` tokens each; `token_agreement` is the share of tokens that
-    are PyTorch's.
+    are PyTorch's. `reference` is what the file was held against, wherever that is not PyTorch.
     """
 
     model: str
@@ -62,6 +62,7 @@ class Export:
     dtype: str = "fp32"
     pytorch_difference: float = 0.0
     token_agreement: float = 1.0
+    reference: str = field(default="PyTorch", metadata=SPARSE)
     note: str | None = None
     kind: Literal["export"] = "export"
     schema_version: int = SCHEMA_VERSION

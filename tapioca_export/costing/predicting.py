@@ -23,7 +23,7 @@ import torch
 from ..artifacts import Bounds, Cost, Ledger, Plan, Selection
 from ..errors import ConfigError
 from ..memory import peak_resident_bytes
-from ..models import LoadedModel, config_at
+from ..models import GraphNetwork, LoadedModel, config_at
 from ..samples import Samples
 from .calibrating import Calibration, Clock, Flops, calibrate, count_flops
 from .rehearsing import CASES, Case, Rehearsal, Shape
@@ -179,13 +179,15 @@ def longest_batch(rehearsal: Rehearsal) -> tuple[Shape, ...]:
 
 
 def model_bytes(model: LoadedModel) -> int:
-    """Return the bytes of the weights; shared ones count once."""
+    """Return the bytes of the weights; shared ones count once. Of an ONNX file, they are the file's."""
+    if isinstance(model.network, GraphNetwork):
+        return model.network.pieces.size_bytes
     return sum(p.numel() * p.element_size() for p in model.network.parameters())
 
 
 def trace_bytes(model: LoadedModel, shapes: Sequence[Shape]) -> int:
     """Return the most bytes of hidden states that are held of one batch: those of all boundaries."""
-    size, total = int(next(model.network.parameters()).element_size()), 0
+    size, total = int(model.network.dtype.itemsize), 0
     parts = zip(model.stacks, model.numbering.boundaries, shapes, strict=True)
     for stack, boundaries, (sequences, tokens) in parts:
         hidden = config_at(model.network.config, stack.config).get_text_config().hidden_size

@@ -8,8 +8,9 @@ and `torchscript` show how). Knows nothing about why layers are gone.
 """
 
 from . import onnx, torchscript  # noqa: F401  (they register their formats)
+from .adopting import describe
 from .formats import FORMATS, ExportSettings, Format, Written
 from .parity import parity_batches
 from .stage import export_model
 
-__all__ = ["FORMATS", "ExportSettings", "Format", "Written", "export_model", "parity_batches"]
+__all__ = ["FORMATS", "ExportSettings", "Format", "Written", "describe", "export_model", "parity_batches"]

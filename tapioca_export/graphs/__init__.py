@@ -1,10 +1,24 @@
 """ONNX graphs: find the layers in a file that anyone wrote, and cut some out.
 
 Knows nothing about PyTorch, tasks or samples. `flow` says what depends on what, `blocks` finds the layers,
-`norms` takes fused nodes apart, `cutting` cuts, `files` reads and writes, `proving` proves.
+`norms` takes fused nodes apart, `cutting` cuts, `files` reads and writes, `proving` proves, `pieces` runs
+layer by layer.
 """
 
 from .cutting import cut, find_layers
+from .files import copy_graph, is_graph, read_graph, weight_paths
+from .pieces import Pieces
 from .stage import TOLERANCE, export_of, prune_graph
 
-__all__ = ["TOLERANCE", "cut", "export_of", "find_layers", "prune_graph"]
+__all__ = [
+    "TOLERANCE",
+    "Pieces",
+    "copy_graph",
+    "cut",
+    "export_of",
+    "find_layers",
+    "is_graph",
+    "prune_graph",
+    "read_graph",
+    "weight_paths",
+]

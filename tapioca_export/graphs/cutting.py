@@ -91,16 +91,21 @@ def cut(model: ir.Model, found: Layers, layers: Sequence[int]) -> None:
     _renumber([values for layer, values in enumerate(found.outputs) if layer not in drop], found.outputs)
 
 
+def shown_by(graph: ir.Graph, found: Layers, layer: int) -> ir.Value | None:
+    """Return an output that shows what a layer computes and is not its own, such as a hidden state."""
+    ends = {found.blocks[layer].end} if layer < len(found) - 1 else set()
+    shown = (ends | found.inside[layer]).difference(found.outputs[layer])
+    return next((value for value in graph.outputs if value in shown), None)
+
+
 def _refuse_outputs(graph: ir.Graph, found: Layers, drop: Sequence[int]) -> None:
-    """Refuse to drop what an output shows that is not the layer's own, such as all hidden states."""
+    """Refuse to drop what an output shows that is not the layer's own."""
     for layer in drop:
-        shown = {found.blocks[layer].end} if layer < len(found) - 1 else set()
-        for value in graph.outputs:
-            if value in shown or (value in found.inside[layer] and value not in found.outputs[layer]):
-                raise UnsupportedModelError(
-                    f"The output {value.name} shows what layer {layer} computes, which is gone with it.",
-                    "Export the model without outputs of single layers.",
-                )
+        if (value := shown_by(graph, found, layer)) is not None:
+            raise UnsupportedModelError(
+                f"The output {value.name} shows what layer {layer} computes, which is gone with it.",
+                "Export the model without outputs of single layers.",
+            )
 
 
 def _reconnect(graph: ir.Graph, found: Layers, drop: Sequence[int]) -> None:

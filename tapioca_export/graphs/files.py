@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import LoadError, OutputError, UnsupportedModelError, first_line
 
@@ -19,6 +20,21 @@ COMPANIONS = (
     "added_tokens.json", "vocab.*", "merges.txt", "*.model", "chat_template*", "preprocessor_config.json",
     "processor_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
+GENAI = "genai_config.json"
+
+
+def is_graph(source: str | Path) -> bool:
+    """Tell whether a model is named by its ONNX file."""
+    return Path(source).suffix.lower() == ".onnx"
+
+
+def weight_paths(file: Path) -> list[Path]:
+    """Return the files with weights beside a graph.
+
+    Raises:
+        LoadError: If the graph cannot be read.
+    """
+    return [file.parent / name for name in weight_files(read_graph(file))]
 
 
 def read_graph(file: Path) -> ir.Model:
@@ -82,7 +98,31 @@ def write_graph(model: ir.Model, file: Path, source: Path) -> None:
                 _link(source / name, file.parent / name)
         onnx_ir.save(model, file)
     except OSError as error:
-        raise OutputError(f"Cannot write {file}: {error.strerror}.", "Make room, or name another.") from error
+        raise _not_written(file, error) from error
+
+
+def copy_graph(file: Path, folder: Path) -> None:
+    """Put a graph into a folder as it is, with what stands beside it; its weights are linked.
+
+    Raises:
+        LoadError: If it cannot be read.
+        OutputError: If the folder cannot be written.
+    """
+    try:
+        for path in weight_paths(file):
+            new = folder / path.relative_to(file.parent)
+            new.parent.mkdir(parents=True, exist_ok=True)
+            _link(path, new)
+        for path in (file, *companions(file.parent)):
+            shutil.copyfile(path, folder / path.name)
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write {folder}: {error.strerror}.", "Make room, or name another."
+        ) from error
+
+
+def _not_written(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"Cannot write {path}: {error.strerror}.", "Make room, or name another.")
 
 
 def _link(old: Path, new: Path) -> None:
@@ -96,3 +136,28 @@ def companions(folder: Path) -> Iterator[Path]:
     """Yield what stands beside a graph and belongs to it, by the names of the ecosystem."""
     found = {path for pattern in COMPANIONS for path in folder.glob(pattern) if path.is_file()}
     yield from sorted(found)
+
+
+def genai_config(folder: Path) -> dict[str, Any] | None:
+    """Return what onnxruntime-genai is told of a graph in a folder, if it is.
+
+    Raises:
+        UnsupportedModelError: If the file is there, and tells of no decoder.
+    """
+    file = folder / GENAI
+    if not file.is_file():
+        return None
+    try:
+        described: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        int(described["model"]["decoder"]["head_size"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnsupportedModelError(
+            f"{GENAI} beside the graph tells of no decoder: {type(error).__name__}, {first_line(error)}.",
+            "Move it away to use the graph alone.",
+        ) from error
+    return described
+
+
+def named_sizes(described: dict[str, Any] | None) -> dict[str, int]:
+    """Return the sizes of axes that graphs for onnxruntime-genai name, and that do not vary."""
+    return {"kv_cache_dim": int(described["model"]["decoder"]["head_size"])} if described else {}

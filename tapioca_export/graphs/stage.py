@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import Export, Proof, Selection, read, sha256, write, write_text
-from ..errors import ConfigError, ParityError, UnsupportedModelError, first_line
+from ..errors import ConfigError, ParityError, UnsupportedModelError
 from .cutting import cut, find_layers
-from .files import companions, read_graph, weight_files, write_graph
+from .files import GENAI, companions, genai_config, named_sizes, read_graph, weight_files, write_graph
 from .proving import prove_outputs
 
 # Largest difference of outputs, in float32 the house's; a half-precision file rounds more coarsely.
 TOLERANCE = 1e-4
-EXPORT, GENAI = "export.json", "genai_config.json"
+EXPORT = "export.json"
 # By proof, what stands in the record of a cut file.
 COMPARED = {
     "logits": "Cut out of an exported file; compared with that file run in pieces, on made-up inputs.",
@@ -139,29 +139,12 @@ def _stored(tensor: Any) -> object:
 
 
 def _mend_genai_config(folder: Path, depth: int) -> dict[str, int]:
-    """Write the new depth where onnxruntime-genai looks for it.
-
-    Returns:
-        Sizes of axes that its graphs name, and that do not vary.
-
-    Raises:
-        UnsupportedModelError: If the file is there, and tells of no decoder.
-    """
-    file = folder / GENAI
-    if not file.is_file():
-        return {}
-    try:
-        described = json.loads(file.read_text(encoding="utf-8"))
-        decoder = described["model"]["decoder"]
-        sizes = {"kv_cache_dim": int(decoder["head_size"])}
-        decoder["num_hidden_layers"] = depth
-    except (ValueError, KeyError, TypeError) as error:
-        raise UnsupportedModelError(
-            f"{GENAI} beside the graph tells of no decoder: {type(error).__name__}, {first_line(error)}.",
-            "Move it away to cut the graph alone.",
-        ) from error
-    write_text(file, json.dumps(described, indent=1) + "\n")
-    return sizes
+    """Write the new depth where onnxruntime-genai looks for it; return sizes of axes that its graphs name."""
+    described = genai_config(folder)
+    if described is not None:
+        described["model"]["decoder"]["num_hidden_layers"] = depth
+        write_text(folder / GENAI, json.dumps(described, indent=1) + "\n")
+    return named_sizes(described)
 
 
 def _write_export(

@@ -8,6 +8,7 @@ in the model that was loaded, counted through its stacks in the order in which t
 from .casting import cast
 from .damping import Damped, Offsets
 from .folding import damping_weights
+from .graph_network import GraphNetwork, refuse_graph
 from .loaded import SPREAD, LoadedModel, LoadOptions, generated, to_tensors
 from .loading import find_task, load_config, load_model, load_processor, outline_model
 from .proof import reference_logits, refuse_larger_than_memory, save_pruned
@@ -38,6 +39,7 @@ __all__ = [
     "Change",
     "Damped",
     "EndOfForward",
+    "GraphNetwork",
     "LoadOptions",
     "LoadedModel",
     "Offsets",
@@ -64,6 +66,7 @@ __all__ = [
     "outline_model",
     "prunable_stacks",
     "reference_logits",
+    "refuse_graph",
     "refuse_larger_than_memory",
     "save_pruned",
     "skipping",

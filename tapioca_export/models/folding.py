@@ -21,6 +21,7 @@ from torch import nn
 
 from ..errors import UnsupportedModelError
 from .damping import Additions, Damped, Offsets
+from .graph_network import refuse_graph
 from .loaded import LoadedModel
 from .skipping import stream_of
 
@@ -37,6 +38,7 @@ def damping_weights(model: LoadedModel, layers: Sequence[int]) -> dict[int, Offs
     Raises:
         UnsupportedModelError: If a layer does more than add to its input what such weights make.
     """
+    refuse_graph(model, "Damping")
     found: dict[object, Offsets] = {}
     called = dict(_calls(model, layers))
     for index in layers:

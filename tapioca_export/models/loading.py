@@ -13,7 +13,9 @@ from safetensors import SafetensorError
 
 from .. import polynomial  # registers the embedded example with transformers
 from ..errors import ConfigError, LoadError, UnknownNameError, UnsupportedModelError, first_line
+from ..graphs import is_graph
 from ..tasks import TASKS, Processor, ProcessorOptions, Task, answering
+from .graph_network import load_graph
 from .loaded import SPREAD, LoadedModel, LoadOptions, answer_of, to_tensors
 from .shards import read_weights
 from .stacks import in_order, prunable_stacks
@@ -25,7 +27,8 @@ def load_model(source: str | Path, task: str = "auto", options: LoadOptions | No
     """Load a checkpoint with its tokenizer, in float32, and find its layers.
 
     Args:
-        source: A local folder, or a name on the Hugging Face hub.
+        source: A local folder, a name on the Hugging Face hub, or an ONNX file with config and tokenizer
+            beside it, which ONNX Runtime runs.
         task: A name of `TASKS`, or "auto" to infer it from the checkpoint's architecture.
         options: Safety switches, device, longest input.
 
@@ -36,6 +39,12 @@ def load_model(source: str | Path, task: str = "auto", options: LoadOptions | No
             where they may go alone.
     """
     options = options or LoadOptions()
+    if is_graph(source):
+        config = load_config(source, options)
+        chosen = find_task(config, task, options)
+        return load_graph(
+            Path(source), chosen, load_processor(chosen, source, config, options), config, options
+        )
     config, chosen = _config_and_task(source, task, options)
     spreading = _spreading(options)
     try:
@@ -144,6 +153,7 @@ def load_config(source: str | Path, options: LoadOptions) -> Any:
         LoadError: If there is none, or it asks for custom code that is not trusted.
         UnsupportedModelError: If it is an adapter, or its weights are quantized.
     """
+    source = _settings_folder(source)
     folder = Path(source)
     _refuse_adapter(source, options)
     if folder.exists() and not (folder / "config.json").is_file():
@@ -181,6 +191,24 @@ def load_config(source: str | Path, options: LoadOptions) -> Any:
     return config
 
 
+def _settings_folder(source: str | Path) -> str | Path:
+    """Return where a model's config and tokenizer are; of an ONNX file, they stand beside it.
+
+    Raises:
+        LoadError: If there is no such file, or no config beside it.
+    """
+    if not is_graph(source):
+        return source
+    file = Path(source)
+    if not file.is_file():
+        raise LoadError(f"There is no file {file}.", "Check -m/--model.")
+    if not (file.parent / "config.json").is_file():
+        raise LoadError(
+            f"There is no config.json beside {file}.", "Put the model's config and tokenizer beside it."
+        )
+    return file.parent
+
+
 def _refuse_adapter(source: str | Path, options: LoadOptions) -> None:
     """Refuse a folder or hub name that holds an adapter: transformers would put it on a model unasked.
 
@@ -212,7 +240,7 @@ def load_processor(task: Task, source: str | Path, config: Any, options: LoadOpt
             "Leave out --prompt-template, --chat-template and --few-shot.",
         )
     return task.load_processor(
-        source,
+        _settings_folder(source),
         config,
         ProcessorOptions(
             options.max_length, options.trust_remote_code, options.local_files_only, options.prompting

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..errors import UnsupportedModelError
+from .graph_network import GraphNetwork
 from .loaded import LoadedModel
 from .stacks import Stack, build_empty, config_at, mended_config, refuse_dependent_type
 
@@ -54,12 +55,14 @@ def refuse_dependent_layers(model: LoadedModel) -> None:
 
 
 def droppable_layers(model: LoadedModel) -> tuple[int, ...]:
-    """Return the layers that a stock checkpoint of the same type can do without.
+    """Return the layers that a stock checkpoint of the same type, or an ONNX file, can do without.
 
     A layer is held fast when the model type builds the layer at its place differently from the
     others (ModernBERT's first layer has no attention norm), so that none can move up.
     """
     layers = model.numbering.left(range(model.num_layers), ())  # the only layer of a stack stays
+    if isinstance(model.network, GraphNetwork):
+        return tuple(layer for layer in layers if layer in model.network.pieces.droppable)
     return tuple(layer for layer in layers if _fits(model, [layer]))
 
 

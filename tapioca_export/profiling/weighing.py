@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from ..bars import progress_bar
 from ..errors import UnsupportedModelError
-from ..models import LoadedModel, to_tensors
+from ..models import LoadedModel, refuse_graph, to_tensors
 from ..samples import Samples
 
 
@@ -32,6 +32,7 @@ def magnitudes(model: LoadedModel) -> tuple[float, ...]:
 
     Source: Kim et al. 2024, "Shortened LLaMA", arXiv:2402.02834, Magnitude, as in the released code.
     """
+    refuse_graph(model, "The criterion magnitude")
     return tuple(math.fsum(_total(weight.detach().abs()) for weight in own) for own in _weights(model))
 
 
@@ -53,6 +54,7 @@ def sensitivities(model: LoadedModel, samples: Samples, batch_size: int) -> tupl
 
     Source: Kim et al. 2024, "Shortened LLaMA", arXiv:2402.02834, Taylor.
     """
+    refuse_graph(model, "The criterion taylor")
     task = model.task
     batches = task.batches(samples, model.processor, batch_size)
     total = -(-len(samples) // batch_size)

@@ -19,7 +19,8 @@ def render_plan(plan: Plan) -> str:
         ("candidates", _span(plan.evaluations, lambda n: f"{n:,}")),
         ("layer forwards", _span(plan.layer_forwards, lambda n: f"{n:,}")),
         ("tokens through layers", _span(plan.layer_tokens, lambda n: f"{n:,}")),
-        ("operations", _span(plan.flops, lambda n: scaled(n, POWERS))),
+        # Those of ONNX Runtime are not seen.
+        ("operations", _span(plan.flops, lambda n: scaled(n, POWERS)) if plan.flops.most else "not counted"),
         ("time, estimated", _span(plan.seconds, lambda n: scaled(n, TIMES))),
         (
             "peak memory",

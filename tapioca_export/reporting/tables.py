@@ -264,7 +264,8 @@ def export_table(exports: dict[str, Export]) -> TextTable:
     columns = [_export_cells(export) for export in exports.values()]
     names = list(columns[0]) if columns else []
     rows = tuple((name, *(cells[name] for cells in columns)) for name in names)
-    caption = "Exported files and their parity with PyTorch"
+    references = dict.fromkeys(export.reference for export in exports.values())
+    caption = f"Exported files and their parity with {' and '.join(references) or 'PyTorch'}"
     return TextTable(caption, ("", *exports), rows, is_numeric=False)
 
 

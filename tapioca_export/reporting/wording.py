@@ -430,7 +430,7 @@ def _about_export(name: str, export: Export) -> str:
     own = f"; PyTorch's own in {export.dtype} {half:.1e}" if half else ""
     return (
         f"Export {name} ({export.format}, {export.dtype}) "
-        f"{'agrees' if agrees else 'does NOT agree'} with PyTorch: "
+        f"{'agrees' if agrees else 'does NOT agree'} with {export.reference}: "
         f"largest difference {export.max_abs_difference:.1e} (tolerance {export.tolerance:.1e}{own}), "
         f"label agreement {export.label_agreement * 100:.1f} %, on "
         f"{_count(export.rows_checked, 'row')} and "

@@ -1,0 +1,91 @@
+"""An ONNX file that came from elsewhere: proven on the user's rows, and described as an export is.
+
+What it is held against is itself, run layer by layer; of a file without layers, the whole one with these
+layers skipped. Nothing is said of the checkpoint that it was made of.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..artifacts import Export, LayerName, sha256, write
+from ..errors import ParityError
+from ..generation import PAST, CacheShapes
+from ..graphs import read_graph, weight_paths
+from ..models import LoadedModel, skipping
+from ..precision import DTYPES, FULL
+from ..samples import Samples
+from .formats import Written
+from .onnx import open_onnx
+from .parity import Reference, prove_outputs
+
+REFERENCE = "the given file run layer by layer"
+NOTE = "Made of an ONNX file; no checkpoint was there to hold it against."
+
+
+def describe(
+    model: LoadedModel,
+    samples: Samples,
+    file: Path,
+    drop: tuple[LayerName, ...] = (),
+    tolerance: float | None = None,
+) -> Export:
+    """Prove a file equal to a model whose network is the whole file, and write `export.json` beside it.
+
+    Args:
+        model: The whole file.
+        samples: The user's rows to compare on.
+        file: The file that is described.
+        drop: The layers that it lacks.
+        tolerance: The largest difference of outputs that is allowed (default: that of an export).
+
+    Raises:
+        ExportError: If ONNX Runtime refuses the file.
+        ParityError: If it computes something else; it is then `<name>.invalid`.
+    """
+    graph = read_graph(file)
+    inputs, outputs = (
+        tuple(str(v.name) for v in values) for values in (graph.graph.inputs, graph.graph.outputs)
+    )
+    cache: CacheShapes = {
+        str(value.name): (int(value.shape[1]), int(value.shape[3]))
+        for value in graph.graph.inputs
+        if str(value.name).startswith(PAST) and len(value.shape or ()) == 4
+    }
+    made = " ".join(filter(None, (graph.producer_name, graph.producer_version))) or "not named in the file"
+    opset = graph.opset_imports.get("")
+    written = Written(made, opset, inputs, outputs, (file.name,), cache)
+    run = open_onnx(file.parent, written)
+    try:
+        with skipping(model, model.units.indices(drop)):
+            proof = prove_outputs(Reference(model, model, FULL, tolerance), samples, run, written)
+    except ParityError as error:
+        file.rename(file.with_name(f"{file.name}.invalid"))
+        raise ParityError(f"{file.name}: {error.message}", error.hint) from error
+    files = [file, *weight_paths(file)]
+    answer = next(v for v in graph.graph.outputs if v.name == model.task.outputs[0])
+    precision = "float32" if answer.dtype is None else answer.dtype.numpy().name
+    export = Export(
+        model=model.source,
+        task=model.task.name,
+        format="onnx",
+        files={path.name: sha256(path) for path in files},
+        exporter=made,
+        dtype=next(name for name, known in DTYPES.items() if known.name == precision),
+        opset=opset,
+        inputs=inputs,
+        outputs=outputs,
+        cache=dict(cache),
+        size_bytes=sum(path.stat().st_size for path in files),
+        sha256=sha256(file),
+        num_layers=model.num_layers,
+        drop=drop,
+        max_length=model.processor.max_length,
+        metric=model.task.metric,
+        prompting=model.processor.prompting,
+        reference=REFERENCE,
+        note=NOTE,
+        **proof,
+    )
+    write(file.with_name("export.json"), export)
+    return export

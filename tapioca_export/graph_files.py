@@ -1,0 +1,56 @@
+"""The job on an ONNX file: the file as it was given, and the file without layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import graphs
+from .artifacts import Export, Selection, write
+from .config import RunConfig
+from .errors import ConfigError
+from .exporting import describe
+from .models import LoadedModel, mend_config_file
+from .samples import Samples
+
+
+def check(config: RunConfig) -> None:
+    """Refuse what cannot be made of an ONNX file.
+
+    Raises:
+        ConfigError: If a checkpoint, another format or other operators are asked for.
+    """
+    if not graphs.is_graph(config.model):
+        return
+    if config.format != ("onnx",) or config.opset is not None or config.dtype != RunConfig.dtype:
+        raise ConfigError(
+            f"{config.model} is a graph already, and stays ONNX of its opset and precision.",
+            "Leave out --format, --opset and --dtype, or name the checkpoint.",
+        )
+
+
+def export_pair(
+    config: RunConfig, model: LoadedModel, rows: Samples, selection: Selection, folder: Path
+) -> dict[str, Export]:
+    """Write `original/onnx` and `pruned/onnx` of a run folder: the file, and the file without layers.
+
+    Both are proven on the rows: they compute what the file's layers compute one by one.
+
+    Raises:
+        TapiocaError: If a file cannot be read, cut or run, or computes something else.
+    """
+    source, names = Path(config.model), ("original/onnx", "pruned/onnx")
+    original, pruned = (folder / name for name in names)
+    for place in (original, pruned):
+        place.mkdir(parents=True)
+    graphs.copy_graph(source, original)
+    layers = [layer for layer in selection.drop if isinstance(layer, int)]
+    graphs.prune_graph(
+        source, layers, pruned, made=None, proof="logits", mend_config=mend_config_file,
+        selection=selection, tolerance=config.atol or graphs.TOLERANCE,
+    )  # fmt: skip
+    write(pruned / "selection.json", selection)  # `benchmark` asks it which rows may be reported
+    drops = ((), selection.drop)
+    return {
+        name: describe(model, rows, folder / name / source.name, drop, config.atol)
+        for name, drop in zip(names, drops, strict=True)
+    }
