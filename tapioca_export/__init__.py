@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .gating import Thresholds, check
     from .pipeline import demo, run
     from .pruning import prune
+    from .variants import export_variants
 
 __version__ = "0.1.0"
 
@@ -45,6 +46,7 @@ _HOMES = {
     "gating": ("Thresholds", "check"),
     "pipeline": ("demo", "run"),
     "pruning": ("prune",),
+    "variants": ("export_variants",),
 }
 
 __all__ = [
@@ -65,6 +67,7 @@ __all__ = [
     "compare",
     "demo",
     "export",
+    "export_variants",
     "intervene",
     "plan",
     "profile",

@@ -142,14 +142,14 @@ def prune_checkpoint(
     steps.check(config)
     steps.refuse_pruned(config)
     with staged(config.output, overwrite=config.overwrite) as folder, steps.using_threads(config):
-        options = _as_before(config, selection, "The selection")
+        options = loading_as_before(config, selection, "The selection")
         model = outline_model(config.model, config.task, options)
         if proof == "logits":
             refuse_larger_than_memory(model)
             model = load_model(config.model, model.task.name, options)
         if selection is None:
             selection = _as_named(config, model, scale)
-        _refuse_other_model(config, selection, model)
+        refuse_other_model(config, selection, model)
         if proof == "weights":
             return steps.save_checkpoint(folder, model, selection, None)
         rows = reading.given_rows(config, model.task, model.processor)
@@ -193,13 +193,10 @@ def export(config: RunConfig) -> dict[str, Export]:
     if is_graph(config.model):
         raise ConfigError(f"{config.model} is exported already.", "Cut layers out of it with: prune.")
     steps.check(config)
-    if config.id is None and config.target is None:
-        raise ConfigError(
-            "Parity is proven on your own samples, and none were given.", "Add --id or --target."
-        )
+    reading.refuse_no_rows(config)
     with staged(config.output, overwrite=config.overwrite) as folder, steps.using_threads(config):
         chosen = steps.selection_of(config.model)
-        model = load_model(config.model, config.task, _as_before(config, chosen, config.model))
+        model = load_model(config.model, config.task, loading_as_before(config, chosen, config.model))
         rows = reading.given_rows(config, model.task, model.processor)
         assert rows is not None
         several = len(config.format) > 1
@@ -225,7 +222,7 @@ def benchmark(original: Path, pruned: Path, config: RunConfig) -> Benchmark:
     if config.max_length is None:
         config = replace(config, max_length=first.max_length)
     with staged(config.output, overwrite=config.overwrite) as folder, steps.using_threads(config):
-        task, processor = reading.load_task(config, _as_before(config, first, original))
+        task, processor = reading.load_task(config, loading_as_before(config, first, original))
         roles = reading.load_roles(config, task, processor, ("report",))
         rows = {name: roles[f"{name}-report"] for name in ("id", "target")}
         result = compare_exports(original, pruned, task, rows, processor, steps.benchmark_settings(config))
@@ -265,13 +262,13 @@ def intervene(
     steps.check(config, replaces=run_folder is None)
     steps.refuse_pruned(config)
     _refuse_other_split(config, selection)
-    options = replace(_as_before(config, selection, "The selection"), device=config.device)
+    options = replace(loading_as_before(config, selection, "The selection"), device=config.device)
     with _kept_or_staged(config, run_folder, "intervention.json") as folder, steps.using_threads(config):
         task, processor = reading.load_task(config, options)
         roles = reading.load_roles(config, task, processor, ("report",))
         model = load_model(config.model, task.name, options)
         if selection is not None:
-            _refuse_other_model(config, selection, model)
+            refuse_other_model(config, selection, model)
         named = (*selection.drop, *selection.scales) if selection else layers
         chosen = model.numbering.indices(named)
         result = intervening.intervene(config, model, roles, chosen, doses)
@@ -341,7 +338,7 @@ def _refuse_other_split(config: RunConfig, chosen: Selection | None) -> None:
         )
 
 
-def _refuse_other_model(config: RunConfig, selection: Selection, model: LoadedModel) -> None:
+def refuse_other_model(config: RunConfig, selection: Selection, model: LoadedModel) -> None:
     """Refuse a selection of layers that the model does not have.
 
     Raises:
@@ -352,7 +349,9 @@ def _refuse_other_model(config: RunConfig, selection: Selection, model: LoadedMo
         raise ConfigError(f"The selection is for {of} ({selection.model}), {config.model} has {here}.")
 
 
-def _as_before(config: RunConfig, earlier: Selection | Export | None, where: Path | str) -> LoadOptions:
+def loading_as_before(
+    config: RunConfig, earlier: Selection | Export | None, where: Path | str
+) -> LoadOptions:
     """Return how to load: metric and prompts are those of an earlier step on the same task.
 
     Args:

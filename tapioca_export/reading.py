@@ -91,6 +91,18 @@ def given_rows(config: RunConfig, task: Task, processor: Processor) -> Samples |
     return _joined(parts) if parts else None
 
 
+def refuse_no_rows(config: RunConfig) -> None:
+    """Refuse to prove a file on nothing.
+
+    Raises:
+        ConfigError: If no sample file was given.
+    """
+    if config.id is None and config.target is None:
+        raise ConfigError(
+            "Parity is proven on your own samples, and none were given.", "Add --id or --target."
+        )
+
+
 def parity_rows(roles: Mapping[str, Samples]) -> Samples:
     """Return the rows of all roles: parity is proven on any of the user's rows."""
     return _joined(list(roles.values()))

@@ -49,6 +49,7 @@ STORY = [
     "intervening",
     "pipeline",
     "commands",
+    "variants",
     "pruning",
 ]
 HEAVY = {

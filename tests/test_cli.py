@@ -27,6 +27,7 @@ HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "numpy", "pandas", "pya
 PUBLIC = [
     "Benchmark", "Comparison", "Doses", "Export", "Intervention", "Plan", "Profile", "Report", "RunConfig",
     "Selection", "TapiocaError", "Thresholds", "benchmark", "check", "compare", "demo", "export",
+    "export_variants",
     "intervene", "plan", "profile", "prune", "report", "run", "select",
 ]  # fmt: skip
 

@@ -16,7 +16,7 @@ import tapioca_export as library
 from ..config import RunConfig
 from ..errors import ConfigError, LoadError, TapiocaError
 from ..numbering import LayerName, Numbering, whole_layers
-from .options import FIELDS, _scales, comparing, options, planning, printing
+from .options import FIELDS, VARIANTS, _scales, comparing, options, planning, printing
 
 LOADING = (
     "model", "task", "max_length", "trust_remote_code", "local_files_only", "num_threads", "seed",
@@ -311,17 +311,19 @@ def prune(
 
 @main.command()
 @options(*LOADING, "id", "target", "columns", *PROMPTS, *OUTPUT, *EXPORT)
-def export(as_json: bool, quiet: bool, **flags: Any) -> None:
+@VARIANTS
+def export(variants: str | None, as_json: bool, quiet: bool, **flags: Any) -> None:
     """Export a checkpoint, and prove on your samples that the file computes the same."""
     config = _config(flags)
-    results = library.export(config)
+    results = library.export_variants(config, variants.split(",")) if variants else library.export(config)
 
     def text() -> str:
         return "\n".join(
-            f"{config.output}: {result.format} in {result.dtype}, {result.size_bytes:,} bytes, "
+            f"{config.output / name if others else config.output}: {result.format} in {result.dtype}, "
+            f"{result.size_bytes:,} bytes, "
             f"largest difference {result.max_abs_difference:.1e} on {result.rows_checked} rows "
             f"(tolerance {result.tolerance:.1e})."
-            for result in results.values()
+            for name, result in results.items()
         )
 
     one, *others = results.values()

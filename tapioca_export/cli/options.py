@@ -273,3 +273,11 @@ def _parse_config(path: Path) -> Mapping[str, Any]:
             f"Config file {path} is not a table of options.", "Write lines such as epsilon = 0.05."
         )
     return values
+
+
+VARIANTS = click.option(
+    "--variants",
+    metavar="SELECTIONS",
+    help="Write the whole model and these variants over one weight file: selection files, comma-separated; "
+    "FILE@K takes the first K layers of its search.",
+)

@@ -1,7 +1,7 @@
-"""An ONNX file that came from elsewhere: proven on the user's rows, and described as an export is.
+"""An ONNX file that no exporter wrote here: proven on the user's rows, and described as an export is.
 
-What it is held against is itself, run layer by layer; of a file without layers, the whole one with these
-layers skipped. Nothing is said of the checkpoint that it was made of.
+A file that came from elsewhere is held against itself, run layer by layer, and nothing is said of the
+checkpoint that it was made of; a file without layers, against the whole model with these layers skipped.
 """
 
 from __future__ import annotations
@@ -29,15 +29,20 @@ def describe(
     file: Path,
     drop: tuple[LayerName, ...] = (),
     tolerance: float | None = None,
+    *,
+    reference: str = REFERENCE,
+    note: str = NOTE,
 ) -> Export:
-    """Prove a file equal to a model whose network is the whole file, and write `export.json` beside it.
+    """Prove a file equal to a whole model without some layers, and write `export.json` beside it.
 
     Args:
-        model: The whole file.
+        model: The whole file, or the checkpoint that it was exported from.
         samples: The user's rows to compare on.
         file: The file that is described.
         drop: The layers that it lacks.
         tolerance: The largest difference of outputs that is allowed (default: that of an export).
+        reference: What the model is, for the record.
+        note: What else is to be known.
 
     Raises:
         ExportError: If ONNX Runtime refuses the file.
@@ -83,8 +88,8 @@ def describe(
         max_length=model.processor.max_length,
         metric=model.task.metric,
         prompting=model.processor.prompting,
-        reference=REFERENCE,
-        note=NOTE,
+        reference=reference,
+        note=note,
         **proof,
     )
     write(file.with_name("export.json"), export)

@@ -6,7 +6,7 @@ layer by layer.
 """
 
 from .cutting import cut, find_layers
-from .files import copy_graph, is_graph, read_graph, weight_paths
+from .files import copy_graph, is_graph, put_weights_beside, read_graph, weight_paths
 from .pieces import Pieces
 from .stage import TOLERANCE, export_of, prune_graph
 
@@ -19,6 +19,7 @@ __all__ = [
     "find_layers",
     "is_graph",
     "prune_graph",
+    "put_weights_beside",
     "read_graph",
     "weight_paths",
 ]

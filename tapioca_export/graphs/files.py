@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from ..errors import LoadError, OutputError, UnsupportedModelError, first_line
+from ..errors import LoadError, OutputError, ParityError, UnsupportedModelError, first_line
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -119,6 +119,31 @@ def copy_graph(file: Path, folder: Path) -> None:
         raise OutputError(
             f"Cannot write {folder}: {error.strerror}.", "Make room, or name another."
         ) from error
+
+
+def put_weights_beside(file: Path) -> None:
+    """Move weights out of a graph, into one file beside it; those that are there already stay.
+
+    Raises:
+        LoadError: If the graph cannot be read.
+        OutputError: If the folder cannot be written.
+        ParityError: If a weight is another one afterwards.
+    """
+    import onnx_ir
+
+    if weight_paths(file):
+        return
+    model = read_graph(file)
+    try:
+        onnx_ir.save(model, file, external_data=f"{file.name}_data")
+    except OSError as error:
+        raise _not_written(file, error) from error
+    before, after = (found.graph.initializers for found in (model, read_graph(file)))
+    for name, value in before.items():
+        if name not in after or after[name].const_value.tobytes() != value.const_value.tobytes():
+            raise ParityError(
+                f"{file}: the weight {name} changed on its way out of the graph.", "Export again."
+            )
 
 
 def _not_written(path: Path, error: OSError) -> OutputError:
