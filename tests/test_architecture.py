@@ -21,6 +21,7 @@ GROUND = {
     "numbering",
     "precision",
     "registry",
+    "tensors",
 }
 STAGES = {
     "samples": set(),
@@ -31,9 +32,15 @@ STAGES = {
     "costing": {"models", "profiling", "tasks", "samples"},
     "selection": set(),
     "generation": {"tasks"},
+    "programs": {"tasks", "generation"},
     "graphs": set(),
+<<<<<<< HEAD
     "exporting": {"models", "tasks", "samples", "generation", "graphs"},
     "benchmarking": {"tasks", "samples", "generation"},
+=======
+    "exporting": {"models", "tasks", "samples", "generation", "programs"},
+    "benchmarking": {"tasks", "samples", "generation", "programs"},
+>>>>>>> 866f6ea (export --format pt2: torch.export beside TorchScript, dynamic in batch and sequence, proven on your rows)
     "reporting": set(),
     "gating": set(),
     "provenance": {"graphs"},

@@ -276,7 +276,7 @@ def test_a_network_that_branches_on_its_values_is_refused_in_one_line(
 ) -> None:
     model = make_encoder_decoder("bart")
     monkeypatch.setattr(graphs, "_taking_values_as_finite", contextlib.nullcontext)
-    with pytest.raises(ExportError, match="The ONNX exporter refuses bart: GuardOnDataDependentSymNode"):
+    with pytest.raises(ExportError, match="OnnxExporter refuses bart: GuardOnDataDependentSymNode"):
         export_model(model, make_texts(model), tmp_path, FP16)
     printed = capsys.readouterr()
     assert "forward" not in printed.out + printed.err

@@ -16,7 +16,8 @@ from ..generation import DECODER_FILES, LOGITS, PAST, PRESENT, CacheShapes
 from ..models import LoadedModel, to_tensors
 from ..tasks import Inputs
 from .formats import Written
-from .graphs import CACHED_TOKENS, cached, dynamic, exporter_name, name_axes, names_of, rename, save, traced
+from .graphs import CACHED_TOKENS, cached, name_axes, names_of, rename, save, traced
+from .tracing import dynamic, exporter_name
 
 _LAYER = r"past_key_values\.{}_attention_cache\.layers\.(\d+)\.(key|value)s$"
 _NAMES = {
@@ -64,7 +65,7 @@ def write_encoder_decoder(model: LoadedModel, example: Inputs, folder: Path, ops
             _finish(program, shapes)
         save(program, folder / name)
     return Written(
-        exporter_name(),
+        exporter_name("OnnxExporter"),
         programs[0].opset_imports.get(""),
         tuple(example),
         names_of(programs[1].graph.outputs),
@@ -94,7 +95,7 @@ def _cache(model: LoadedModel, sample: Mapping[str, Any]) -> tuple[Any, CacheSha
         raise ExportError(
             f"{model.source} keeps something else than keys and values of every layer while it generates "
             f"({type(kept).__name__}); such models are not exported with their cache.",
-            "Try --format torchscript, which has none.",
+            "Try --format pt2 or torchscript, which have none.",
         )
     # A window is left to the mask, so that one axis fits all layers.
     plain = EncoderDecoderCache(DynamicCache(), DynamicCache())
