@@ -52,6 +52,7 @@ from .samples import Samples, Side, check_exists
 from .selection import CRITERIA, SEARCHES, SelectionSettings, Weigh, select_layers
 from .tasks import TASKS
 
+SESSION_FILE = "ort_session.json"
 # Settings that decide what a search measures; a budget and a pick do not.
 SEARCH_SETTINGS = (
     "criterion", "search", "epsilon", "max_drop_layers", "protect_first", "protect_last", "tie_break",
@@ -395,7 +396,15 @@ def benchmark_settings(config: RunConfig) -> BenchmarkSettings:
         warmup=config.warmup,
         iterations=config.iterations,
         seed=config.seed,
+        tune_seconds=config.tune_seconds if config.tune else None,
     )
+
+
+def write_sessions(measured: Benchmark, original: Path, pruned: Path) -> None:
+    """Write into export folders what they were fastest with, if that was searched for."""
+    for name, folder in (("original", original), ("pruned", pruned)):
+        for session in measured.sessions.get(name, ())[:1]:
+            write(folder / SESSION_FILE, session)
 
 
 def fingerprint(config: RunConfig, roles: Mapping[str, Samples]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ SEARCH = (
     "budget_seconds", "budget_evaluations", "engine", "num_workers", "ray_address",
 )  # fmt: skip
 EXPORT = ("format", "opset", "dtype", "atol")
-TIMING = ("provider", "batch_size", "sequence_length", "warmup", "iterations")
+TIMING = ("provider", "batch_size", "sequence_length", "warmup", "iterations", "tune", "tune_seconds")
 
 
 class TapiocaGroup(click.Group):
