@@ -86,8 +86,8 @@ def session_options(settings: SessionSettings) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
     for name, value in settings.session_options.items():
-        kind = type(getattr(options, name))
-        setattr(options, name, getattr(kind, value) if isinstance(value, str) else value)
+        # A text is the name of a member of the attribute's enumeration.
+        setattr(options, name, getattr(type(getattr(options, name)), str(value), value))
     for key, entry in settings.config_entries.items():
         options.add_session_config_entry(key, entry)
     return options

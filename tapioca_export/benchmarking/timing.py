@@ -276,7 +276,7 @@ def time_rounds(
     generator = np.random.default_rng(settings.seed)
     names = list(sessions)
     seconds = {name: np.empty(settings.iterations) for name in names}
-    with _without_garbage_collection():
+    with without_garbage_collection():
         for i in range(settings.iterations):
             inputs = batches[i % len(batches)]
             for chosen in generator.permutation(len(names)):
@@ -316,13 +316,14 @@ def noise_floor(ratios: np.ndarray, seed: int = 0) -> Interval:
 
 
 @contextmanager
-def _without_garbage_collection() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
     """Keep Python's collector from running inside somebody's turn."""
-    was_enabled = gc.isenabled()
+    if not gc.isenabled():
+        yield
+        return
     gc.collect()
     gc.disable()
     try:
         yield
     finally:
-        if was_enabled:
-            gc.enable()
+        gc.enable()

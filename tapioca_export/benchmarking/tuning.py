@@ -24,10 +24,11 @@ from ..tasks import Inputs
 from .runtimes import ExportFolder
 from .sessions import CPU, default_settings
 from .statistics import bootstrap_interval
-from .timing import BenchmarkSettings, Workload, time_rounds
+from .timing import BenchmarkSettings, Workload, time_rounds, without_garbage_collection
 
-# Rounds between two looks at a duel: all of 5 on one side are as rare as 1 in 16 where both are equal.
-ROUNDS, MOST_ROUNDS = 5, 40
+# Rounds between two looks at a duel, and most of them; and how rare rounds as one-sided as those seen must be
+# where both are equal. All of 8 on one side are: 2 in 256.
+ROUNDS, MOST_ROUNDS, LEVEL = 8, 40, 0.01
 SPINNING = "session.intra_op.allow_spinning"
 
 
@@ -104,14 +105,15 @@ def tune(
     planned = changes(plain.provider, settings.threads)
     tried, deadline = 0, perf_counter() + budget_seconds
     sessions = {name: folder.open(plain) for name, folder in folders.items()}
-    for place, change in enumerate(progress_bar(planned, desc=f"Tuning on {plain.provider}")):
-        ends = perf_counter() + (deadline - perf_counter()) / (len(planned) - place)
-        duel = _Duel(folders, sessions, {name: change.of(best[name]) for name in folders})
-        if not duel.fight(workloads, settings, ends, deadline):
-            break
-        tried += 1
-        for name in duel.won():
-            best[name], sessions[name] = duel.challengers[name], duel.sessions[_rival(name)]
+    with without_garbage_collection():
+        for place, change in enumerate(progress_bar(planned, desc=f"Tuning on {plain.provider}")):
+            ends = perf_counter() + (deadline - perf_counter()) / (len(planned) - place)
+            duel = _Duel(folders, sessions, {name: change.of(best[name]) for name in folders})
+            if not duel.fight(workloads, settings, ends, deadline):
+                break
+            tried += 1
+            for name in duel.won():
+                best[name], sessions[name] = duel.challengers[name], duel.sessions[_rival(name)]
     del sessions
     confirmed = _confirm(folders, plain, best, workloads, settings)
     return {
@@ -182,13 +184,15 @@ class _Duel:
 
     def _is_decided(self) -> bool:
         found = list(self.logs.values())
-        return len(found[0]) >= MOST_ROUNDS or all(
-            low > 1 or high < 1 for low, high in (_ratio(logs).interval for logs in found)
-        )
+        return len(found[0]) >= MOST_ROUNDS or all(map(_is_one_sided, found))
 
     def won(self) -> list[str]:
         """Return the files for which the change is faster."""
-        return [name for name, logs in self.logs.items() if len(logs) and _is_faster(logs)]
+        return [
+            name
+            for name, logs in self.logs.items()
+            if len(logs) and _is_one_sided(logs) and _halves_are_faster(logs)
+        ]
 
 
 def _log_ratios(seconds: Sequence[Mapping[str, np.ndarray]], slow: str, fast: str) -> np.ndarray:
@@ -202,13 +206,19 @@ def _ratio(logs: np.ndarray) -> Ratio:
     return Ratio(float(np.exp(np.median(logs))), (float(low), float(high)))
 
 
-def _is_faster(logs: np.ndarray) -> bool:
-    """Tell whether the interval is above 1, and the median of either half of the rounds.
+def _is_one_sided(logs: np.ndarray) -> bool:
+    """Tell whether the rounds favour one session, by the exact sign test."""
+    from scipy.stats import binomtest
 
-    The halves catch drift and bursts, to which the interval, taking rounds as independent, is blind.
+    return float(binomtest(int((logs > 0).sum()), len(logs)).pvalue) < LEVEL
+
+
+def _halves_are_faster(logs: np.ndarray) -> bool:
+    """Tell whether the median of either half of the rounds is above 0.
+
+    That catches drift and bursts, to which tests that take rounds as independent are blind.
     """
-    halves = [np.median(half) for half in np.array_split(logs, 2)]
-    return _ratio(logs).interval[0] > 1 and min(halves) > 0
+    return bool(min(np.median(half) for half in np.array_split(logs, 2)) > 0)
 
 
 def _difference(one: Session, other: Session, batches: Sequence[Inputs]) -> float:
@@ -247,9 +257,11 @@ def _confirm(
         )
         if name in names:
             logs = _log_ratios(seconds, name, _rival(name))
-            made = replace(made, speedup=_ratio(logs), rounds=len(logs))
+            speedup = _ratio(logs)
+            made = replace(made, speedup=speedup, rounds=len(logs))
             difference = _difference(sessions[name], sessions[_rival(name)], batches)
-            if _is_faster(logs) and difference <= tolerance:
+            is_faster = speedup.interval[0] > 1 and _halves_are_faster(logs)
+            if is_faster and difference <= tolerance:
                 made = replace(made, **_settings_of(best[name]), tuned=True, max_abs_difference=difference)
         found[name] = made
     return found
