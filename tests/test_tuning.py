@@ -346,7 +346,11 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
     exports: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != exports[1] and may(path, mode))
+
+    def denied(path: Any, mode: int, **options: Any) -> bool:
+        return not (Path(path) == exports[1] and mode & os.W_OK) and may(path, mode, **options)
+
+    monkeypatch.setattr(os, "access", denied)
     result = invoke_benchmark(exports, tmp_path, "--tune")
     assert result.exit_code == 1
     assert f"{exports[1]} cannot be written" in result.stderr
