@@ -21,6 +21,13 @@ from ..errors import BenchmarkError, TapiocaError
 from ..memory import peak_resident_bytes
 from .runtimes import ONNXRUNTIME, RUNTIMES, described, runtime_of
 
+# What a runtime imports, at the latest when it opens its first file; that is no part of opening a file.
+_LIBRARIES = {
+    ONNXRUNTIME: "onnxruntime",
+    "torchscript": "torch",
+    "pt2": "torch.export.pt2_archive._package",
+}
+
 
 def main(arguments: list[str]) -> dict[str, object]:
     """Open the file, run the batch once, and return peak bytes and seconds to open."""
@@ -33,8 +40,7 @@ def main(arguments: list[str]) -> dict[str, object]:
         inputs = dict(arrays)
     try:
         runtime = runtime_of(described(folder)["format"])
-        # Importing the library is not part of opening a file.
-        importlib.import_module("onnxruntime" if runtime == ONNXRUNTIME else "torch.export")
+        importlib.import_module(_LIBRARIES[runtime])
         start = perf_counter()
         session = RUNTIMES[runtime](folder, settings)
         load_seconds = perf_counter() - start
