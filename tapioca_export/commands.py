@@ -233,8 +233,8 @@ def benchmark(original: Path, pruned: Path, config: RunConfig) -> Benchmark:
         roles = reading.load_roles(config, task, processor, ("report",))
         rows = {name: roles[f"{name}-report"] for name in ("id", "target")}
         result = compare_exports(original, pruned, task, rows, processor, steps.benchmark_settings(config))
-        steps.write_sessions(result, original, pruned)
         write(folder / "benchmark.json", result)
+    steps.write_sessions(result, original, pruned)
     return result
 
 

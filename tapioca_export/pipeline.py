@@ -81,7 +81,7 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
             measured = benchmark(*graphs, task, report_rows, processor, settings)
             steps.write_sessions(measured, *graphs)
             latency = list(measured.latency)
-            for name in formats[1:]:
+            for name in config.format[1:]:
                 pair = (folder / "original" / name, folder / "pruned" / name)
                 latency += time_exports(*pair, task, report_rows["target"], processor, settings)
             gap = steps.optimism_gap(selection, measured)

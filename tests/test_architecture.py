@@ -34,13 +34,8 @@ STAGES = {
     "generation": {"tasks"},
     "programs": {"tasks", "generation"},
     "graphs": set(),
-<<<<<<< HEAD
-    "exporting": {"models", "tasks", "samples", "generation", "graphs"},
-    "benchmarking": {"tasks", "samples", "generation"},
-=======
-    "exporting": {"models", "tasks", "samples", "generation", "programs"},
+    "exporting": {"models", "tasks", "samples", "generation", "graphs", "programs"},
     "benchmarking": {"tasks", "samples", "generation", "programs"},
->>>>>>> 866f6ea (export --format pt2: torch.export beside TorchScript, dynamic in batch and sequence, proven on your rows)
     "reporting": set(),
     "gating": set(),
     "provenance": {"graphs"},

@@ -296,7 +296,7 @@ def test_an_exported_whisper_is_scored_by_what_its_graphs_write(
     assert found.loss == pytest.approx(alone.loss, rel=1e-4)
     settings = BenchmarkSettings(batch_sizes=(2,), warmup=0, iterations=2)
     works = make_workloads(pruned.task, recordings, pruned.processor, settings, export.cache)
-    session = RUNTIMES["onnxruntime"](tmp_path / "onnx", "cpu", 1)
+    session = RUNTIMES["onnxruntime"](tmp_path / "onnx", default_settings("cpu", 1))
     assert [(work.phase, work.sequence_length) for work in works] == [("prefill", 40), ("decode", 40)]
     assert session(works[1].batches[0])["logits"].shape == (2, 1, len(TOKENS_OF))
     assert works[1].batches[0]["past_key_values.0.encoder.key"].shape[2] == 20

@@ -15,13 +15,9 @@ from .. import polynomial  # registers the embedded example with transformers
 from ..errors import ConfigError, LoadError, UnknownNameError, UnsupportedModelError, first_line
 from ..graphs import is_graph
 from ..tasks import TASKS, Processor, ProcessorOptions, Task, answering
-<<<<<<< HEAD
-from .graph_network import load_graph
-from .loaded import SPREAD, LoadedModel, LoadOptions, answer_of, to_tensors
-=======
 from ..tensors import to_tensors
+from .graph_network import load_graph
 from .loaded import SPREAD, LoadedModel, LoadOptions, answer_of
->>>>>>> 866f6ea (export --format pt2: torch.export beside TorchScript, dynamic in batch and sequence, proven on your rows)
 from .shards import read_weights
 from .stacks import in_order, prunable_stacks
 from .sublayers import with_branches
