@@ -31,6 +31,7 @@ from .artifacts import (
     staged,
     write,
 )
+from .benchmarking import SESSION_FILE, write_sessions
 from .benchmarking import benchmark as compare_exports
 from .config import Doses, RunConfig
 from .errors import ConfigError, LoadError, OutputError
@@ -234,7 +235,7 @@ def benchmark(original: Path, pruned: Path, config: RunConfig) -> Benchmark:
         rows = {name: roles[f"{name}-report"] for name in ("id", "target")}
         result = compare_exports(original, pruned, task, rows, processor, steps.benchmark_settings(config))
         write(folder / "benchmark.json", result)
-    steps.write_sessions(result, original, pruned)
+    write_sessions(result, original, pruned)
     return result
 
 
@@ -264,7 +265,7 @@ def _refuse_read_only(config: RunConfig, *folders: Path) -> None:
     for folder in folders:
         if config.tune and not os.access(folder, os.W_OK | os.X_OK):
             raise OutputError(
-                f"{folder} cannot be written, and --tune puts {steps.SESSION_FILE} there.", "Copy it first."
+                f"{folder} cannot be written, and --tune puts {SESSION_FILE} there.", "Copy it first."
             )
 
 

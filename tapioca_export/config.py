@@ -130,6 +130,9 @@ class RunConfig:
     )  # fmt: skip
     format: tuple[str, ...] = _option(("onnx",), "Export format; repeatable.", None, "FORMAT")
     opset: int | None = _option(None, "ONNX opset (default: the exporter's).")
+    target_ort: str | None = _option(
+        None, "Write ONNX that this version of ONNX Runtime reads, such as 1.17.", None, "X.Y"
+    )
     dtype: str = _option(FULL, f"Precision of exported files: {', '.join(DTYPES)}.", None, "DTYPE")
     atol: float | None = _option(
         None,

@@ -17,7 +17,7 @@ import numpy as np
 
 from . import graph_files, measuring, provenance, reading, reporting, steps, trading
 from .artifacts import Export, Report, Selection, sha256, staged, write
-from .benchmarking import benchmark, time_exports
+from .benchmarking import benchmark, time_exports, write_sessions
 from .config import RunConfig
 from .exporting import parity_batches
 from .graphs import is_graph
@@ -79,7 +79,7 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
             report_rows = {name: roles[f"{name}-report"] for name in ("id", "target")}
             graphs = (folder / "original" / "onnx", folder / "pruned" / "onnx")
             measured = benchmark(*graphs, task, report_rows, processor, settings)
-            steps.write_sessions(measured, *graphs)
+            write_sessions(measured, *graphs)
             latency = list(measured.latency)
             for name in config.format[1:]:
                 pair = (folder / "original" / name, folder / "pruned" / name)

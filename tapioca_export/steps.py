@@ -33,7 +33,7 @@ from .config import RunConfig
 from .costing import PlanSettings, predict
 from .engines import ENGINES, Engine, EngineSettings, open_engine
 from .errors import ConfigError, first_line
-from .exporting import ExportSettings, export_model
+from .exporting import ExportSettings, dialect_for, export_model
 from .graphs import is_graph
 from .models import (
     SPREAD,
@@ -52,7 +52,6 @@ from .samples import Samples, Side, check_exists
 from .selection import CRITERIA, SEARCHES, SelectionSettings, Weigh, select_layers
 from .tasks import TASKS
 
-SESSION_FILE = "ort_session.json"
 # Settings that decide what a search measures; a budget and a pick do not.
 SEARCH_SETTINGS = (
     "criterion", "search", "epsilon", "max_drop_layers", "protect_first", "protect_last", "tie_break",
@@ -340,7 +339,15 @@ def export_all(
 
 def _export_settings(config: RunConfig, format_: str) -> ExportSettings:
     """Return what of the configuration concerns an export; refuses what cannot be written or run."""
-    return ExportSettings(format_, config.opset, config.atol, config.dtype)
+    if config.target_ort is None:
+        return ExportSettings(format_, config.opset, config.atol, config.dtype)
+    if config.opset is not None or "onnx" not in config.format:
+        raise ConfigError(
+            "--target-ort chooses the opset of ONNX files.",
+            "Leave out --opset, or export with --format onnx.",
+        )
+    dialect = dialect_for(config.target_ort)
+    return ExportSettings(format_, dialect.opset, config.atol, config.dtype, dialect.ir_version)
 
 
 def selection_of(folder: str) -> Selection | None:
@@ -398,13 +405,6 @@ def benchmark_settings(config: RunConfig) -> BenchmarkSettings:
         seed=config.seed,
         tune_seconds=config.tune_seconds if config.tune else None,
     )
-
-
-def write_sessions(measured: Benchmark, original: Path, pruned: Path) -> None:
-    """Write into export folders what they were fastest with, if that was searched for."""
-    for name, folder in (("original", original), ("pruned", pruned)):
-        for session in measured.sessions.get(name, ())[:1]:
-            write(folder / SESSION_FILE, session)
 
 
 def fingerprint(config: RunConfig, roles: Mapping[str, Samples]) -> dict[str, Any]:

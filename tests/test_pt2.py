@@ -33,7 +33,7 @@ from tapioca_export.artifacts import Export, read, write
 from tapioca_export.benchmarking import RUNTIMES, benchmark, default_settings, score_exported, time_exports
 from tapioca_export.cli import main
 from tapioca_export.errors import BenchmarkError, ExportError, LoadError
-from tapioca_export.exporting import FORMATS, ExportSettings, export_model
+from tapioca_export.exporting import FORMATS, Dialect, ExportSettings, export_model
 from tapioca_export.models import LoadOptions, drop_layers, load_model
 from tapioca_export.programs import PROGRAMS, open_program
 
@@ -155,7 +155,7 @@ def test_what_cannot_be_traced_or_saved_is_one_clear_error(
             export_model(model, rows, tmp_path, ExportSettings("pt2"))
     monkeypatch.setattr(type(model.network), "forward", fail)
     with pytest.raises(ExportError, match=r"DynamoExporter refuses .*: AssertionError: no place for it$"):
-        FORMATS["pt2"].write(model, model.task.examples(model.processor)[0], tmp_path, None)
+        FORMATS["pt2"].write(model, model.task.examples(model.processor)[0], tmp_path, Dialect())
     assert "forward" not in vars(model.network)
 
 

@@ -19,14 +19,20 @@ from reports import report
 from test_benchmarking import CLASSIFICATION, QUICK, TEXT, make_text_export, text_samples
 
 from tapioca_export.artifacts import Benchmark, OrtSession, SessionSettings, read, write
-from tapioca_export.benchmarking import BenchmarkSettings, benchmark, default_settings, timing, tuning
+from tapioca_export.benchmarking import (
+    BenchmarkSettings,
+    benchmark,
+    default_settings,
+    timing,
+    tuning,
+    write_sessions,
+)
 from tapioca_export.benchmarking.sessions import CPU, open_session, session_options
 from tapioca_export.benchmarking.timing import Workload
 from tapioca_export.benchmarking.tuning import changes, tune
 from tapioca_export.cli import main
 from tapioca_export.errors import BenchmarkError
 from tapioca_export.reporting import render_html, render_markdown
-from tapioca_export.steps import write_sessions
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = BenchmarkSettings(num_threads=4, warmup=1, iterations=20)

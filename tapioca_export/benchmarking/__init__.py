@@ -12,12 +12,13 @@ from __future__ import annotations
 from .memory import measure_memory_and_load
 from .runtimes import RUNTIMES, Runtime
 from .sessions import default_settings, resolve_provider
-from .stage import benchmark, score_exported, time_exports
+from .stage import SESSION_FILE, benchmark, score_exported, time_exports, write_sessions
 from .statistics import compare
 from .timing import BenchmarkSettings, Workload, make_workloads, measure_latency
 
 __all__ = [
     "RUNTIMES",
+    "SESSION_FILE",
     "BenchmarkSettings",
     "Runtime",
     "Workload",
@@ -30,4 +31,5 @@ __all__ = [
     "resolve_provider",
     "score_exported",
     "time_exports",
+    "write_sessions",
 ]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..artifacts import Accuracy, Benchmark, Latency, OrtSession, Pair
+from ..artifacts import Accuracy, Benchmark, Latency, OrtSession, Pair, write
 from ..bars import progress_bar
 from ..errors import BenchmarkError
 from ..generation import CacheShapes, cache_bytes, generate
@@ -26,6 +26,7 @@ from .timing import BenchmarkSettings, Workload, make_workloads, measure_latency
 from .tuning import tune
 
 SCORING_BATCH_SIZE = 32  # sequences: a row takes one an answer
+SESSION_FILE = "ort_session.json"
 NO_STEPS = "Single tokens were not timed: layers cache keys and values of several shapes."
 _DEFAULTS = BenchmarkSettings()
 
@@ -155,6 +156,13 @@ def time_exports(
     cache = shared_cache(before.export.cache, after.export.cache)
     workloads = make_workloads(task, samples, processor, settings, cache, before.export.dtype)
     return measure_latency(before, after, workloads, CPU, settings)
+
+
+def write_sessions(measured: Benchmark, original: Path, pruned: Path) -> None:
+    """Write into export folders what they were fastest with, if that was searched for."""
+    for name, folder in (("original", original), ("pruned", pruned)):
+        for session in measured.sessions.get(name, ())[:1]:
+            write(folder / SESSION_FILE, session)
 
 
 def _open_pair(

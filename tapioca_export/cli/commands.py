@@ -34,7 +34,7 @@ SEARCH = (
     "protect_last", "tie_break", "select_on", "drop", "full_scores", "confidence", "width", "shortlist",
     "budget_seconds", "budget_evaluations", "engine", "num_workers", "ray_address",
 )  # fmt: skip
-EXPORT = ("format", "opset", "dtype", "atol")
+EXPORT = ("format", "opset", "target_ort", "dtype", "atol")
 TIMING = ("provider", "batch_size", "sequence_length", "warmup", "iterations", "tune", "tune_seconds")
 
 

@@ -9,8 +9,19 @@ and `pt2` show how). Knows nothing about why layers are gone.
 
 from . import onnx, pt2, torchscript  # noqa: F401  (they register their formats)
 from .adopting import describe
-from .formats import FORMATS, ExportSettings, Format, Written
+from .formats import FORMATS, Dialect, ExportSettings, Format, Written
 from .parity import parity_batches
 from .stage import export_model
+from .targets import dialect_for
 
-__all__ = ["FORMATS", "ExportSettings", "Format", "Written", "describe", "export_model", "parity_batches"]
+__all__ = [
+    "FORMATS",
+    "Dialect",
+    "ExportSettings",
+    "Format",
+    "Written",
+    "describe",
+    "dialect_for",
+    "export_model",
+    "parity_batches",
+]

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import ExportError
 from ..models import LoadedModel
+from .formats import Dialect
 from .simplifying import leave_out_zeros
 from .tracing import exported
 
@@ -32,7 +33,7 @@ def cached(like: Any) -> Any:
 
 
 def traced(
-    model: LoadedModel, network: Any, sample: dict[str, Any], axes: dict[str, Any], opset: int | None
+    model: LoadedModel, network: Any, sample: dict[str, Any], axes: dict[str, Any], dialect: Dialect
 ) -> Any:
     """Trace a network, or a part of one, on a sample; return the ONNX model.
 
@@ -41,14 +42,14 @@ def traced(
         network: What is traced.
         sample: Its inputs; no axis that is to vary may be one long.
         axes: Of each input, which axes vary.
-        opset: The ONNX opset, None for the exporter's own.
+        dialect: The ONNX that is wanted.
 
     Raises:
         ExportError: If the exporter refuses the network, or writes another opset.
     """
     from transformers.exporters import OnnxConfig, OnnxExporter
 
-    config = OnnxConfig(dynamic=True, opset_version=opset, dynamic_shapes=axes)
+    config = OnnxConfig(dynamic=True, opset_version=dialect.opset, dynamic_shapes=axes)
     had_cache = getattr(model.network.config, "use_cache", None)
     try:
         if had_cache is not None:
@@ -62,8 +63,12 @@ def traced(
     if model.silent:
         leave_out_zeros(program)
     written = program.opset_imports.get("")
-    if opset not in (None, written):
-        raise ExportError(f"Opset {opset} was asked for, the exporter wrote {written}.", "Leave out --opset.")
+    if dialect.opset not in (None, written):
+        raise ExportError(
+            f"Opset {dialect.opset} was asked for, the exporter wrote {written}.", "Leave out --opset."
+        )
+    if dialect.ir_version is not None:  # newer ones add what these graphs do not hold
+        program.ir_version = min(program.ir_version, dialect.ir_version)
     return program
 
 

@@ -25,7 +25,7 @@ from ..models import LoadedModel, to_tensors
 from ..precision import DTYPES, FULL, NUMPY_TYPES
 from ..tasks import Inputs, Task
 from .encoder_decoder import write_encoder_decoder
-from .formats import FORMATS, OLDEST_OPSET, Format, Written
+from .formats import FORMATS, OLDEST_OPSET, Dialect, Format, Written
 from .graphs import CACHED_TOKENS, cached, name_axes, names_of, rename, save, traced
 from .tracing import dynamic, exporter_name
 
@@ -34,20 +34,20 @@ MODEL_FILE = "model.onnx"
 _CACHED = re.compile(r"^(?:input\.|output\.)?past_key_values\.layers\.(\d+)\.(key|value)s$")
 
 
-def write_onnx(model: LoadedModel, example: Inputs, folder: Path, opset: int | None) -> Written:
+def write_onnx(model: LoadedModel, example: Inputs, folder: Path, dialect: Dialect) -> Written:
     """Write ONNX; a task that generates gets inputs and outputs for cached keys and values.
 
     Raises:
         ExportError: If the exporter refuses the model, or writes another opset.
     """
     if model.task.generates and model.network.config.is_encoder_decoder:
-        return write_encoder_decoder(model, example, folder, opset)
+        return write_encoder_decoder(model, example, folder, dialect)
     sample: dict[str, Any] = to_tensors(example, dtype=model.network.dtype)
     axes: dict[str, Any] = {name: dynamic(range(len(model.task.axes(name)))) for name in sample}
     cache: CacheShapes = {}
     if model.task.generates:
         sample, axes, cache = _with_cache(model, example)
-    program = traced(model, model.network, sample, axes, opset)
+    program = traced(model, model.network, sample, axes, dialect)
     rename(program.graph.inputs, {_CACHED: rf"{PAST}.\1.\2"})
     rename(program.graph.outputs, {_CACHED: rf"{PRESENT}.\1.\2"})
     name_axes(program.graph, lambda name: _axes(name, model.task))

@@ -14,13 +14,13 @@ from ..errors import ExportError, first_line
 from ..models import LoadedModel, to_tensors
 from ..programs import open_program
 from ..tasks import Inputs
-from .formats import FORMATS, Format, Written
+from .formats import FORMATS, Dialect, Format, Written
 from .tracing import dynamic, exported, exporter_name
 
 MODEL_FILE = "model.pt2"
 
 
-def write_pt2(model: LoadedModel, example: Inputs, folder: Path, opset: int | None) -> Written:
+def write_pt2(model: LoadedModel, example: Inputs, folder: Path, dialect: Dialect) -> Written:
     """Write what `torch.export` makes of the network.
 
     Raises:

@@ -9,12 +9,12 @@ from ..errors import ExportError, first_line
 from ..models import LoadedModel, to_tensors
 from ..programs import open_program
 from ..tasks import Inputs
-from .formats import FORMATS, Format, Written
+from .formats import FORMATS, Dialect, Format, Written
 
 MODEL_FILE = "model.pt"
 
 
-def write_torchscript(model: LoadedModel, example: Inputs, folder: Path, opset: int | None) -> Written:
+def write_torchscript(model: LoadedModel, example: Inputs, folder: Path, dialect: Dialect) -> Written:
     """Write TorchScript by tracing; inputs are positional, in the order of export.json.
 
     Raises:
