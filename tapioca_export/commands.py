@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,6 +31,7 @@ from .artifacts import (
     staged,
     write,
 )
+from .benchmarking import SESSION_FILE, write_sessions
 from .benchmarking import benchmark as compare_exports
 from .config import Doses, RunConfig
 from .errors import ConfigError, LoadError, OutputError
@@ -46,6 +48,7 @@ from .models import (
 )
 from .numbering import lone_parts, part_of
 from .pipeline import JOURNAL
+from .programs import PROGRAMS
 
 
 def profile(config: RunConfig, drop: Sequence[LayerName] = ()) -> Profile:
@@ -216,6 +219,8 @@ def benchmark(original: Path, pruned: Path, config: RunConfig) -> Benchmark:
     steps.check(config)
     refuse_inside(config.output, (original, pruned))
     first = read(original / "export.json", Export)
+    _refuse_untrusted(config, original, pruned)
+    _refuse_read_only(config, original, pruned)
     chosen = steps.selection_of(str(pruned))
     _refuse_other_split(config, chosen)
     config = replace(config, model=str(original), task=first.task)
@@ -227,7 +232,38 @@ def benchmark(original: Path, pruned: Path, config: RunConfig) -> Benchmark:
         rows = {name: roles[f"{name}-report"] for name in ("id", "target")}
         result = compare_exports(original, pruned, task, rows, processor, steps.benchmark_settings(config))
         write(folder / "benchmark.json", result)
+    write_sessions(result, original, pruned)
     return result
+
+
+def _refuse_untrusted(config: RunConfig, *folders: Path) -> None:
+    """Refuse to run files that hold code, unless the user trusts them.
+
+    Raises:
+        ConfigError: Naming the folder.
+    """
+    for folder in folders:
+        format_ = read(folder / "export.json", Export).format
+        if format_ in PROGRAMS and not config.trust_remote_code:
+            raise ConfigError(
+                f"{folder} is a {format_} export: PyTorch runs whatever code such a file holds, while it is "
+                "opened.",
+                "Add --trust-remote-code if it is your own or you trust who made it, or benchmark the ONNX "
+                "exports.",
+            )
+
+
+def _refuse_read_only(config: RunConfig, *folders: Path) -> None:
+    """Refuse at once to tune what the result cannot be written to.
+
+    Raises:
+        OutputError: Naming the folder.
+    """
+    for folder in folders:
+        if config.tune and not os.access(folder, os.W_OK | os.X_OK):
+            raise OutputError(
+                f"{folder} cannot be written, and --tune puts {SESSION_FILE} there.", "Copy it first."
+            )
 
 
 def intervene(

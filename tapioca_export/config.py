@@ -130,6 +130,9 @@ class RunConfig:
     )  # fmt: skip
     format: tuple[str, ...] = _option(("onnx",), "Export format; repeatable.", None, "FORMAT")
     opset: int | None = _option(None, "ONNX opset (default: the exporter's).")
+    target_ort: str | None = _option(
+        None, "Write ONNX that this version of ONNX Runtime reads, such as 1.17.", None, "X.Y"
+    )
     dtype: str = _option(FULL, f"Precision of exported files: {', '.join(DTYPES)}.", None, "DTYPE")
     atol: float | None = _option(
         None,
@@ -160,9 +163,15 @@ class RunConfig:
     num_threads: int | None = _option(None, "Threads of PyTorch and ONNX Runtime (default: all cores).")
     warmup: int = _option(5, "Untimed runs before timing.")
     iterations: int = _option(30, "Timed rounds a shape.")
+    tune: bool = _option(
+        False, "Search for ONNX Runtime's fastest session settings, and time with them (ort_session.json)."
+    )
+    tune_seconds: float = _option(120.0, "How long --tune may search.")
     seed: int = _option(0, "Seed of splits, resampling and random choices.")
     drop_leaks: bool = _option(False, "Remove rows that stand in two roles instead of refusing them.")
-    trust_remote_code: bool = _option(False, "Run Python code that comes with the model.")
+    trust_remote_code: bool = _option(
+        False, "Run code that comes with the model, or is in a pt2 or TorchScript file."
+    )
     local_files_only: bool = _option(False, "Never ask the hub.")
     overwrite: bool = _option(False, "Replace the output folder if it holds something.")
 
@@ -201,6 +210,8 @@ class RunConfig:
             )
         if self.dtype not in DTYPES:
             raise UnknownNameError("dtype", self.dtype, DTYPES)
+        if not (math.isfinite(self.tune_seconds) and self.tune_seconds > 0):
+            raise ConfigError(f"--tune-seconds {self.tune_seconds} must be a number above 0.")
         if self.atol is not None and not (math.isfinite(self.atol) and self.atol > 0):
             raise ConfigError(f"--atol {self.atol} must be a number above 0.")
         if self.max_memory is not None and self.device != "auto":

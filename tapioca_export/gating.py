@@ -190,7 +190,7 @@ def _speedup(report: Report, limit: float) -> Check:
         all(row.speedup.interval[0] >= limit for row in rows),
         f"Least speed-up of {len(rows)}: {worst.speedup.median:.6g}, 95 % interval {low:.6g} to "
         f"{high:.6g}, at {worst.setting}, "
-        f"{worst.provider}; the low bound must be at least {limit:.6g}.",
+        f"{worst.provider}, {worst.runtime}; the low bound must be at least {limit:.6g}.",
     )
 
 

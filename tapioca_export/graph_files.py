@@ -21,10 +21,11 @@ def check(config: RunConfig) -> None:
     """
     if not graphs.is_graph(config.model):
         return
-    if config.format != ("onnx",) or config.opset is not None or config.dtype != RunConfig.dtype:
+    dialect = (config.opset, config.target_ort)
+    if config.format != ("onnx",) or dialect != (None, None) or config.dtype != RunConfig.dtype:
         raise ConfigError(
             f"{config.model} is a graph already, and stays ONNX of its opset and precision.",
-            "Leave out --format, --opset and --dtype, or name the checkpoint.",
+            "Leave out --format, --opset, --target-ort and --dtype, or name the checkpoint.",
         )
 
 

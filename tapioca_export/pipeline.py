@@ -17,7 +17,7 @@ import numpy as np
 
 from . import graph_files, measuring, provenance, reading, reporting, steps, trading
 from .artifacts import Export, Report, Selection, sha256, staged, write
-from .benchmarking import benchmark
+from .benchmarking import benchmark, time_exports, write_sessions
 from .config import RunConfig
 from .exporting import parity_batches
 from .graphs import is_graph
@@ -79,7 +79,13 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
             report_rows = {name: roles[f"{name}-report"] for name in ("id", "target")}
             graphs = (folder / "original" / "onnx", folder / "pruned" / "onnx")
             measured = benchmark(*graphs, task, report_rows, processor, settings)
-            measured = replace(measured, optimism_gap=steps.optimism_gap(selection, measured))
+            write_sessions(measured, *graphs)
+            latency = list(measured.latency)
+            for name in config.format[1:]:
+                pair = (folder / "original" / name, folder / "pruned" / name)
+                latency += time_exports(*pair, task, report_rows["target"], processor, settings)
+            gap = steps.optimism_gap(selection, measured)
+            measured = replace(measured, latency=tuple(latency), optimism_gap=gap)
             write(folder / "benchmark.json", measured)
         environment = provenance.environment()
     record = provenance.make_run(config, folder, clock.seconds, environment)

@@ -33,7 +33,7 @@ from .config import RunConfig
 from .costing import PlanSettings, predict
 from .engines import ENGINES, Engine, EngineSettings, open_engine
 from .errors import ConfigError, first_line
-from .exporting import ExportSettings, export_model
+from .exporting import ExportSettings, dialect_for, export_model
 from .graphs import is_graph
 from .models import (
     SPREAD,
@@ -339,7 +339,15 @@ def export_all(
 
 def _export_settings(config: RunConfig, format_: str) -> ExportSettings:
     """Return what of the configuration concerns an export; refuses what cannot be written or run."""
-    return ExportSettings(format_, config.opset, config.atol, config.dtype)
+    if config.target_ort is None:
+        return ExportSettings(format_, config.opset, config.atol, config.dtype)
+    if config.opset is not None or "onnx" not in config.format:
+        raise ConfigError(
+            "--target-ort chooses the opset of ONNX files.",
+            "Leave out --opset, or export with --format onnx.",
+        )
+    dialect = dialect_for(config.target_ort)
+    return ExportSettings(format_, dialect.opset, config.atol, config.dtype, dialect.ir_version)
 
 
 def selection_of(folder: str) -> Selection | None:
@@ -395,6 +403,7 @@ def benchmark_settings(config: RunConfig) -> BenchmarkSettings:
         warmup=config.warmup,
         iterations=config.iterations,
         seed=config.seed,
+        tune_seconds=config.tune_seconds if config.tune else None,
     )
 
 

@@ -21,6 +21,7 @@ GROUND = {
     "numbering",
     "precision",
     "registry",
+    "tensors",
 }
 STAGES = {
     "samples": set(),
@@ -31,9 +32,10 @@ STAGES = {
     "costing": {"models", "profiling", "tasks", "samples"},
     "selection": set(),
     "generation": {"tasks"},
+    "programs": {"tasks", "generation"},
     "graphs": set(),
-    "exporting": {"models", "tasks", "samples", "generation", "graphs"},
-    "benchmarking": {"tasks", "samples", "generation"},
+    "exporting": {"models", "tasks", "samples", "generation", "graphs", "programs"},
+    "benchmarking": {"tasks", "samples", "generation", "programs"},
     "reporting": set(),
     "gating": set(),
     "provenance": {"graphs"},

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from tapioca_export.benchmarking import (
     BenchmarkSettings,
     benchmark,
     compare,
+    default_settings,
     make_workloads,
     measure_memory_and_load,
     resolve_provider,
@@ -246,19 +249,19 @@ def test_a_silent_fallback_is_an_error(exports: tuple[Path, Path], monkeypatch: 
     fallen = staticmethod(lambda: ["OtherExecutionProvider"])
     monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", fallen)
     with pytest.raises(BenchmarkError, match=r"CPUExecutionProvider was asked for.*fell back to"):
-        RUNTIMES["onnxruntime"](exports[0], "cpu", 1)
+        RUNTIMES["onnxruntime"](exports[0], default_settings("cpu", 1))
 
 
 def test_a_file_that_is_not_onnx_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"not a model")
     save_export(tmp_path, 2, (), "text-classification")
     with pytest.raises(BenchmarkError, match=r"cannot open .*model\.onnx") as caught:
-        RUNTIMES["onnxruntime"](tmp_path, "cpu", 1)
+        RUNTIMES["onnxruntime"](tmp_path, default_settings("cpu", 1))
     assert "\n" not in caught.value.message
 
 
 def test_a_session_takes_what_it_needs_in_its_own_number_type(exports: tuple[Path, Path]) -> None:
-    session = RUNTIMES["onnxruntime"](exports[0], "cpu", 1)
+    session = RUNTIMES["onnxruntime"](exports[0], default_settings("cpu", 1))
     ids = np.array([[1, 2, 3]])
     logits = session({"input_ids": ids.astype(np.int32), "attention_mask": np.ones_like(ids)})["logits"]
     np.testing.assert_array_equal(logits, session({"input_ids": ids})["logits"])
@@ -274,7 +277,7 @@ def test_a_session_takes_what_it_needs_in_its_own_number_type(exports: tuple[Pat
 def test_results_come_back_in_the_order_of_the_rows(exports: tuple[Path, Path]) -> None:
     samples = text_samples(70)  # several batches, sorted by length inside
     scores = score_exported(exports[0], CLASSIFICATION, samples, TEXT, QUICK)
-    session = RUNTIMES["onnxruntime"](exports[0], "cpu", 1)
+    session = RUNTIMES["onnxruntime"](exports[0], default_settings("cpu", 1))
     lengths = [len(row.features["text"].split()) for row in samples.rows]
     # Without a mask in the graph only rows padded to themselves are comparable.
     same = [i for i in range(70) if lengths[i] == max(lengths)]
@@ -389,7 +392,7 @@ def test_the_order_of_the_rounds_follows_from_the_seed() -> None:
 def test_memory_and_load_time_are_measured_in_a_fresh_process(exports: tuple[Path, Path]) -> None:
     ballast = np.ones(400 << 20, dtype=np.uint8)  # resident here, not there
     inputs = {"input_ids": np.ones((2, 4), dtype=np.int64)}
-    peak_bytes, load_seconds = measure_memory_and_load(exports[0], "cpu", 1, inputs)
+    peak_bytes, load_seconds = measure_memory_and_load(exports[0], default_settings("cpu", 1), inputs)
     assert 1 << 20 < peak_bytes < len(ballast)
     assert 0 < load_seconds < 60
 
@@ -399,7 +402,7 @@ def test_errors_of_the_fresh_process_arrive_as_they_are(tmp_path: Path) -> None:
     save_export(tmp_path, 2, (), "text-classification")
     inputs = {"input_ids": np.ones((2, 4), dtype=np.int64)}
     with pytest.raises(BenchmarkError, match="ONNX Runtime cannot open"):
-        measure_memory_and_load(tmp_path, "cpu", 1, inputs)
+        measure_memory_and_load(tmp_path, default_settings("cpu", 1), inputs)
 
 
 def test_the_fresh_process_imports_neither_pytorch_nor_scipy(
@@ -412,7 +415,8 @@ def test_the_fresh_process_imports_neither_pytorch_nor_scipy(
         "assert main(sys.argv[1:])['peak_bytes'] > 0\n"
         "print([name for name in ('torch', 'transformers', 'scipy') if name in sys.modules])"
     )
-    arguments = [str(exports[0]), "cpu", "1", str(tmp_path / "inputs.npz")]
+    settings = json.dumps(asdict(default_settings("cpu", 1)))
+    arguments = [str(exports[0]), settings, str(tmp_path / "inputs.npz")]
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,17 @@ from conftest import LABELS, text_records, write_jsonl
 
 import tapioca_export
 from tapioca_export import RunConfig, pipeline
-from tapioca_export.artifacts import Benchmark, Export, Profile, Report, Run, Selection, read, sha256
+from tapioca_export.artifacts import (
+    Benchmark,
+    Export,
+    OrtSession,
+    Profile,
+    Report,
+    Run,
+    Selection,
+    read,
+    sha256,
+)
 from tapioca_export.cli import main
 from tapioca_export.models import LoadedModel, load_model
 from tapioca_export.reading import load_roles, load_task
@@ -55,7 +66,8 @@ def finished(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = write_samples(folder)
     result = invoke(
         "run", "-m", tiny("bert"), "--id", files["id"], "--target", files["target"], "-o", folder / "out",
-        "--epsilon", 1, "--pick", 2, "--format", "torchscript", *FAST,
+        "--epsilon", 1, "--pick", 2, "--format", "torchscript", "--format", "pt2", "--tune",
+        "--tune-seconds", 1, *FAST,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert str((folder / "out" / "report.html").resolve()) in result.stdout
@@ -65,7 +77,9 @@ def finished(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_folder_holds_what_the_contract_names(finished: Path) -> None:
     files = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
     assert set(LAYOUT) <= files
-    assert "pruned/torchscript/model.pt" in files
+    assert {"pruned/torchscript/model.pt", "pruned/pt2/model.pt2"} <= files
+    assert {"original/onnx/ort_session.json", "pruned/onnx/ort_session.json"} <= files
+    assert not any("ort_session" in name and "onnx" not in name for name in files)
     assert not any(name.endswith(("partial", ".invalid")) for name in files)
 
 
@@ -162,9 +176,47 @@ def test_the_export_says_which_layers_are_gone(finished: Path) -> None:
 
 
 def test_the_benchmark_sets_the_measured_beside_the_ideal_speedup(finished: Path) -> None:
-    for row in read(finished / "benchmark.json", Benchmark).latency:
+    rows = read(finished / "benchmark.json", Benchmark).latency
+    for row in rows:
         assert row.ideal_speedup == pytest.approx(4 / 2)
         assert row.speedup.interval[0] <= row.speedup.median <= row.speedup.interval[1]
+    settings = {
+        runtime: [row.setting for row in rows if row.runtime == runtime]
+        for runtime in ("onnxruntime", "torchscript", "pt2")
+    }
+    assert sum(map(len, settings.values())) == len(rows)
+    assert settings["onnxruntime"] == settings["torchscript"] == settings["pt2"]
+    assert "torchscript" in (finished / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_run_that_tunes_leaves_the_settings_it_timed_with(finished: Path) -> None:
+    measured = read(finished / "benchmark.json", Benchmark)
+    for name in ("original", "pruned"):
+        found = read(finished / name / "onnx/ort_session.json", OrtSession)
+        assert (found,) == measured.sessions[name]
+        assert found.sha256 == sha256(finished / name / "onnx/model.onnx")
+        assert found.num_threads == 1
+
+
+@pytest.mark.slow
+def test_folders_are_tuned_and_programs_timed_on_their_own(finished: Path, tmp_path: Path) -> None:
+    config = read(finished / "run.json", Run).config
+    data = ["--id", config["id"], "--target", config["target"]]
+    for name in ("original", "pruned"):
+        shutil.copytree(finished / name / "onnx", tmp_path / name)
+        (tmp_path / name / "ort_session.json").unlink()
+    pair = [tmp_path / name for name in ("original", "pruned")]
+    result = invoke("benchmark", *pair, *data, "-o", tmp_path / "b", "--tune", "--tune-seconds", 1, *FAST)
+    assert result.exit_code == 0, result.output
+    assert "Sessions were tuned on CPU" in result.stdout
+    for folder in pair:
+        assert read(folder / "ort_session.json", OrtSession).planned > 0
+    programs = [finished / name / "pt2" for name in ("original", "pruned")]
+    result = invoke("benchmark", *programs, *data, "-o", tmp_path / "p", "--trust-remote-code", *FAST)
+    assert result.exit_code == 0, result.output
+    assert "1 thread, pt2: " in result.stdout
+    accuracy = read(tmp_path / "p/benchmark.json", Benchmark).accuracy
+    assert accuracy == read(finished / "benchmark.json", Benchmark).accuracy
 
 
 def test_report_renders_a_run_folder_again(finished: Path) -> None:

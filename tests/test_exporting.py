@@ -15,7 +15,7 @@ from conftest import ALL_FAMILIES, NUM_LAYERS
 from tapioca_export import exporting
 from tapioca_export.artifacts import Export, read
 from tapioca_export.errors import ExportError, ParityError, UnknownNameError
-from tapioca_export.exporting import FORMATS, ExportSettings, Format, export_model, parity_batches
+from tapioca_export.exporting import FORMATS, Dialect, ExportSettings, Format, export_model, parity_batches
 from tapioca_export.models import LoadedModel, drop_layers, load_model
 from tapioca_export.samples import Samples, read_samples
 
@@ -102,7 +102,7 @@ def test_torchscript_equals_pytorch_and_says_that_it_is_deprecated(
 def add_format(monkeypatch: pytest.MonkeyPatch, off_by: float) -> None:
     """Register a format whose file computes something else."""
 
-    def write(model: LoadedModel, example: object, folder: Path, opset: int | None) -> exporting.Written:
+    def write(model: LoadedModel, example: object, folder: Path, dialect: Dialect) -> exporting.Written:
         (folder / "model.lie").write_bytes(b"weights")
         add_format.model = model  # type: ignore[attr-defined]
         return exporting.Written("a liar", None, (), ("logits",), ("model.lie",))

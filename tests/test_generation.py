@@ -21,7 +21,7 @@ from forking import run_script
 from numpy.testing import assert_allclose
 
 from tapioca_export.artifacts import Export
-from tapioca_export.benchmarking import RUNTIMES, BenchmarkSettings, make_workloads
+from tapioca_export.benchmarking import RUNTIMES, BenchmarkSettings, default_settings, make_workloads
 from tapioca_export.benchmarking.stage import shared_cache
 from tapioca_export.benchmarking.timing import time_rounds
 from tapioca_export.errors import ExportError, ParityError
@@ -126,7 +126,7 @@ def test_the_exported_graph_generates_the_tokens_of_pytorch(case: str, tmp_path:
     model = make_model(case)
     export = export_model(model, make_rows(model), tmp_path, ExportSettings(), DROPPED)
     assert (export.prompts_continued, export.tokens_generated) == (4, TOKENS)
-    session = RUNTIMES["onnxruntime"](tmp_path, "cpu", 1)
+    session = RUNTIMES["onnxruntime"](tmp_path, default_settings("cpu", 1))
     expected = generated(model, prompts(model), TOKENS)
     assert len(np.unique(expected)) > 2  # a graph that repeats itself would prove little
     np.testing.assert_array_equal(generate(session, prompts(model), export.cache, TOKENS), expected)
@@ -193,7 +193,7 @@ def test_a_prompt_read_in_two_parts_gives_the_logits_of_one_read_at_once(
     exported: tuple[LoadedModel, Export, Path],
 ) -> None:
     model, export, folder = exported
-    session, inputs = RUNTIMES["onnxruntime"](folder, "cpu", 1), prompts(model)
+    session, inputs = RUNTIMES["onnxruntime"](folder, default_settings("cpu", 1)), prompts(model)
     whole = session(inputs)
     first = session({name: value[:, :9] for name, value in inputs.items()})
     rest = {"input_ids": inputs["input_ids"][:, 9:], "attention_mask": inputs["attention_mask"]}
@@ -420,7 +420,7 @@ def test_an_encoder_and_its_decoder_generate_the_tokens_of_pytorch(family: str, 
     export = export_model(model, make_texts(model), tmp_path, ExportSettings())
     assert (export.prompts_continued, export.tokens_generated) == (4, TOKENS)
     assert tuple(export.files) == DECODER_FILES
-    session = RUNTIMES["onnxruntime"](tmp_path, "cpu", 1)
+    session = RUNTIMES["onnxruntime"](tmp_path, default_settings("cpu", 1))
     inputs = {**prompts(model), "decoder_input_ids": np.full((3, 1), model.processor.prompt[0])}
     expected = generated(model, inputs, TOKENS)
     assert len(np.unique(expected)) > 2  # a graph that repeats itself would prove little
@@ -463,7 +463,7 @@ def test_prompts_and_single_tokens_are_timed_apart(exported: tuple[LoadedModel, 
     assert step["attention_mask"].shape == (2, 17)
     assert step["position_ids"].tolist() == [[16], [16]]
     assert step["past_key_values.1.value"].shape == (2, 2, 16, 8)
-    session = RUNTIMES["onnxruntime"](folder, "cpu", 1)
+    session = RUNTIMES["onnxruntime"](folder, default_settings("cpu", 1))
     assert session(step)["present.1.key"].shape == (2, 2, 17, 8)
     assert (time_rounds({"one": session}, works[-1], settings)["one"] > 0).all()
 

@@ -24,7 +24,7 @@ from test_generation import TOKENS, make_encoder_decoder, make_model, make_rows,
 
 from tapioca_export import RunConfig
 from tapioca_export.artifacts import Benchmark, Export, read
-from tapioca_export.benchmarking import RUNTIMES, BenchmarkSettings, make_workloads
+from tapioca_export.benchmarking import RUNTIMES, BenchmarkSettings, default_settings, make_workloads
 from tapioca_export.cli import main
 from tapioca_export.errors import ConfigError, ExportError, ParityError
 from tapioca_export.exporting import FORMATS, ExportSettings, Written, export_model, graphs
@@ -276,7 +276,7 @@ def test_a_network_that_branches_on_its_values_is_refused_in_one_line(
 ) -> None:
     model = make_encoder_decoder("bart")
     monkeypatch.setattr(graphs, "_taking_values_as_finite", contextlib.nullcontext)
-    with pytest.raises(ExportError, match="The ONNX exporter refuses bart: GuardOnDataDependentSymNode"):
+    with pytest.raises(ExportError, match="OnnxExporter refuses bart: GuardOnDataDependentSymNode"):
         export_model(model, make_texts(model), tmp_path, FP16)
     printed = capsys.readouterr()
     assert "forward" not in printed.out + printed.err
@@ -296,7 +296,7 @@ def test_only_whether_all_values_are_finite_is_answered_beforehand() -> None:
 
 def test_steps_with_given_tokens_are_those_of_generation(llama: Exported) -> None:
     model, _, export, folder = llama
-    session, inputs = RUNTIMES["onnxruntime"](folder, "cpu", 1), prompts(model)
+    session, inputs = RUNTIMES["onnxruntime"](folder, default_settings("cpu", 1)), prompts(model)
     tokens = generate(session, inputs, export.cache, 12)
     logits = step_logits(session, inputs, export.cache, tokens)
     assert (logits.dtype, logits.shape[:2]) == (np.float32, (3, 12))
@@ -313,7 +313,9 @@ def test_single_tokens_are_timed_with_a_cache_in_half_precision(llama: Exported)
     works = make_workloads(model.task, rows, model.processor, settings, export.cache, export.dtype)
     (step,) = works[-1].batches
     assert {step[name].dtype for name in export.cache} == {np.dtype("float16")}
-    assert RUNTIMES["onnxruntime"](folder, "cpu", 1)(step)["present.0.key"].dtype == np.float16
+    assert (
+        RUNTIMES["onnxruntime"](folder, default_settings("cpu", 1))(step)["present.0.key"].dtype == np.float16
+    )
 
 
 def test_the_example_generates_in_half_precision(llama: Exported) -> None:

@@ -20,7 +20,13 @@ from planting import assert_found, plant
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from tapioca_export.artifacts import Export, read
-from tapioca_export.benchmarking import RUNTIMES, BenchmarkSettings, make_workloads, score_exported
+from tapioca_export.benchmarking import (
+    RUNTIMES,
+    BenchmarkSettings,
+    default_settings,
+    make_workloads,
+    score_exported,
+)
 from tapioca_export.costing import predict
 from tapioca_export.errors import ConfigError, LoadError
 from tapioca_export.exporting import ExportSettings, export_model
@@ -132,7 +138,7 @@ def test_the_three_graphs_of_a_pruned_whisper_generate_the_tokens_of_pytorch(
     export = export_model(model, rows, tmp_path, ExportSettings())
     assert tuple(export.files) == DECODER_FILES
     assert (export.prompts_continued, export.tokens_generated) == (4, TOKENS)
-    session = RUNTIMES["onnxruntime"](tmp_path, "cpu", 1)
+    session = RUNTIMES["onnxruntime"](tmp_path, default_settings("cpu", 1))
     heard = np.stack([row.features["context"] for row in make_rows(2, 3).rows])
     prompts = {"input_features": heard, "decoder_input_ids": np.full((3, 1), START)}
     expected = generated(model, prompts, TOKENS)
@@ -290,7 +296,7 @@ def test_an_exported_whisper_is_scored_by_what_its_graphs_write(
     assert found.loss == pytest.approx(alone.loss, rel=1e-4)
     settings = BenchmarkSettings(batch_sizes=(2,), warmup=0, iterations=2)
     works = make_workloads(pruned.task, recordings, pruned.processor, settings, export.cache)
-    session = RUNTIMES["onnxruntime"](tmp_path / "onnx", "cpu", 1)
+    session = RUNTIMES["onnxruntime"](tmp_path / "onnx", default_settings("cpu", 1))
     assert [(work.phase, work.sequence_length) for work in works] == [("prefill", 40), ("decode", 40)]
     assert session(works[1].batches[0])["logits"].shape == (2, 1, len(TOKENS_OF))
     assert works[1].batches[0]["past_key_values.0.encoder.key"].shape[2] == 20

@@ -36,6 +36,7 @@ from .records import (
     Prediction,
     Profile,
     Proof,
+    Ratio,
     Selection,
     Step,
 )
@@ -48,10 +49,10 @@ from .results import (
     Export,
     Latency,
     Phase,
-    Ratio,
     Run,
     Timing,
 )
+from .sessions import OrtSession, SessionSettings
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -81,6 +82,7 @@ __all__ = [
     "Ledger",
     "NormControl",
     "Numbering",
+    "OrtSession",
     "Outcome",
     "Pair",
     "Phase",
@@ -97,6 +99,7 @@ __all__ = [
     "Report",
     "Run",
     "Selection",
+    "SessionSettings",
     "Step",
     "Timing",
     "Trend",

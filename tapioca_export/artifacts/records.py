@@ -203,6 +203,14 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Ratio:
+    """A ratio of times: the median over interleaved rounds, with a 95 % bootstrap interval."""
+
+    median: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
 class Pair:
     """One quantity of the original and of the pruned model."""
 

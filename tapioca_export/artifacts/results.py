@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from ..numbering import LayerName
 from .prompts import Prompting
-from .records import SCHEMA_VERSION, SPARSE, Cost, Damping, Interval, Pair
+from .records import SCHEMA_VERSION, SPARSE, Cost, Damping, Interval, Pair, Ratio
+from .sessions import OrtSession
 
 # --- export.json ----------------------------------------------------------------------------
 
@@ -125,14 +126,6 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """A ratio of times: the median over interleaved rounds, with a 95 % bootstrap interval."""
-
-    median: float
-    interval: Interval
-
-
-@dataclass(frozen=True)
 class Latency:
     """Original against pruned at one shape, measured interleaved in one process.
 
@@ -141,7 +134,9 @@ class Latency:
     `noise_floor` is the interval of the ratio between two sessions of the SAME original model.
     `phase` tells, where a model generates, what was timed: "prefill" reads a prompt of
     `sequence_length` tokens, "decode" makes one token more with that many cached.
-    `unit` is what the sequence length counts.
+    `unit` is what the sequence length counts. `threads` are the pruned model's, and where the original was
+    faster with others (`--tune`), those are `original_threads`.
+    `provider` is ONNX Runtime's; with another runtime, the device.
     """
 
     runtime: str
@@ -156,6 +151,7 @@ class Latency:
     noise_floor: Interval
     phase: Phase = "forward"
     unit: str = "tokens"
+    original_threads: int | None = field(default=None, metadata=SPARSE)
 
     @property
     def setting(self) -> str:
@@ -173,7 +169,8 @@ class Benchmark:
     Of several targets, "target" is the objective's row, and `targets` has each domain's by its name.
     `optimism_gap` is the gain on the select rows minus the gain on the report rows.
     `cache_bytes_per_token` is what keys and values of one token take; None where nothing is cached.
-    `skipped` says in words what was asked for and could not be measured here.
+    `skipped` says in words what was asked for and could not be measured here. `sessions` has, with `--tune`,
+    the settings with which "original" and "pruned" were timed on each provider, the fastest first.
     """
 
     task: str
@@ -189,6 +186,7 @@ class Benchmark:
     skipped: tuple[str, ...] = ()
     objective: str | None = field(default=None, metadata=SPARSE)
     targets: dict[str, Accuracy] = field(default_factory=dict, metadata=SPARSE)
+    sessions: dict[str, tuple[OrtSession, ...]] = field(default_factory=dict, metadata=SPARSE)
     kind: Literal["benchmark"] = "benchmark"
     schema_version: int = SCHEMA_VERSION
 

@@ -1,29 +1,35 @@
 """Benchmark: two export folders, original and pruned, compared as users will meet them.
 
-`runtimes` opens an exported file, `statistics` compares per-sample results, `timing` measures
-interleaved latency, `memory` starts a child process for memory and load time (`child` is what
-runs there), `stage` puts them together. Knows nothing about PyTorch: what is measured is the file.
+`runtimes` opens an exported file, `sessions` ONNX Runtime's, `statistics` compares per-sample results,
+`timing` measures interleaved latency, `tuning` searches for the fastest settings, `memory` starts a child
+process for memory and load time (`child` is what runs there), `stage` puts them together. Knows nothing
+about networks: what is measured is the file.
 To add a runtime, register one function in `RUNTIMES`.
 """
 
 from __future__ import annotations
 
 from .memory import measure_memory_and_load
-from .runtimes import RUNTIMES, Runtime, resolve_provider
-from .stage import benchmark, score_exported
+from .runtimes import RUNTIMES, Runtime
+from .sessions import default_settings, resolve_provider
+from .stage import SESSION_FILE, benchmark, score_exported, time_exports, write_sessions
 from .statistics import compare
 from .timing import BenchmarkSettings, Workload, make_workloads, measure_latency
 
 __all__ = [
     "RUNTIMES",
+    "SESSION_FILE",
     "BenchmarkSettings",
     "Runtime",
     "Workload",
     "benchmark",
     "compare",
+    "default_settings",
     "make_workloads",
     "measure_latency",
     "measure_memory_and_load",
     "resolve_provider",
     "score_exported",
+    "time_exports",
+    "write_sessions",
 ]

@@ -1,12 +1,14 @@
 """What runs in the fresh process that measures memory and load time.
 
-    python -m tapioca_export.benchmarking.child FOLDER PROVIDER THREADS INPUTS.npz
+    python -m tapioca_export.benchmarking.child FOLDER SETTINGS INPUTS.npz
 
-Prints one JSON object. Nothing heavy may be imported here or above: it would be measured.
+SETTINGS is a JSON object of what the file is opened with. Prints one JSON object. Nothing heavy may be
+imported here or above: it would be measured.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -14,28 +16,40 @@ from time import perf_counter
 
 import numpy as np
 
-from ..errors import BenchmarkError
+from ..artifacts import SessionSettings
+from ..errors import BenchmarkError, TapiocaError
 from ..memory import peak_resident_bytes
-from .runtimes import RUNTIMES, resolve_provider
-from .timing import RUNTIME
+from .runtimes import ONNXRUNTIME, RUNTIMES, described, runtime_of
+
+# What a runtime imports, at the latest when it opens its first file; that is no part of opening a file.
+_LIBRARIES = {
+    ONNXRUNTIME: "onnxruntime",
+    "torchscript": "torch",
+    "pt2": "torch.export.pt2_archive._package",
+}
 
 
 def main(arguments: list[str]) -> dict[str, object]:
     """Open the file, run the batch once, and return peak bytes and seconds to open."""
-    folder, provider, num_threads, inputs_file = arguments
+    folder, settings, inputs_file = (
+        Path(arguments[0]),
+        SessionSettings(**json.loads(arguments[1])),
+        arguments[2],
+    )
     with np.load(inputs_file, allow_pickle=False) as arrays:
         inputs = dict(arrays)
     try:
-        resolve_provider(provider)  # imports the runtime, which is not part of opening a file
+        runtime = runtime_of(described(folder)["format"])
+        importlib.import_module(_LIBRARIES[runtime])
         start = perf_counter()
-        session = RUNTIMES[RUNTIME](Path(folder), provider, int(num_threads))
+        session = RUNTIMES[runtime](folder, settings)
         load_seconds = perf_counter() - start
         session(inputs)
         peak_bytes = peak_resident_bytes()
         if not peak_bytes:
             raise BenchmarkError(f"Peak memory cannot be read on {sys.platform}.")
         return {"peak_bytes": peak_bytes, "load_seconds": load_seconds}
-    except BenchmarkError as error:
+    except TapiocaError as error:
         return {"error": error.message, "hint": error.hint}
 
 

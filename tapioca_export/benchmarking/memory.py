@@ -10,28 +10,28 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from ..artifacts import SessionSettings
 from ..errors import BenchmarkError
 from ..tasks import Inputs
 
 NUM_CHILDREN = 3
 _CHILD = f"{__package__}.child"
+_SETTINGS = [item.name for item in fields(SessionSettings)]
 
 
-def measure_memory_and_load(
-    folder: Path, provider: str, num_threads: int, inputs: Inputs
-) -> tuple[int, float]:
+def measure_memory_and_load(folder: Path, settings: SessionSettings, inputs: Inputs) -> tuple[int, float]:
     """Open a file and run one batch in fresh processes; return the medians.
 
     Args:
         folder: Export folder.
-        provider: Execution provider, by short or full name.
-        num_threads: Threads of one operator.
+        settings: What it is opened with.
         inputs: The batch to run, the largest one.
 
     Returns:
@@ -44,7 +44,8 @@ def measure_memory_and_load(
     with TemporaryDirectory() as scratch:
         file = Path(scratch) / "inputs.npz"
         np.savez(file, **inputs)  # type: ignore[arg-type]
-        arguments = [str(folder.resolve()), provider, str(num_threads), str(file)]
+        opened_with = json.dumps({name: getattr(settings, name) for name in _SETTINGS})
+        arguments = [str(folder.resolve()), opened_with, str(file)]
         results = [_run_child(arguments) for _ in range(NUM_CHILDREN)]
     peaks, seconds = zip(*results, strict=True)
     return int(median(peaks)), float(median(seconds))

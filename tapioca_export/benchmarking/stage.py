@@ -6,11 +6,12 @@ Knows which measurement comes when and what to leave out; how each is done is it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from ..artifacts import Accuracy, Benchmark, Latency, Pair
+from ..artifacts import Accuracy, Benchmark, Latency, OrtSession, Pair, write
 from ..bars import progress_bar
 from ..errors import BenchmarkError
 from ..generation import CacheShapes, cache_bytes, generate
@@ -18,19 +19,14 @@ from ..precision import DTYPES
 from ..samples import Samples
 from ..tasks import Processor, Scores, Task
 from .memory import measure_memory_and_load
-from .runtimes import (
-    CPU,
-    CUDA,
-    RUNTIMES,
-    ExportFolder,
-    available_providers,
-    read_export_folder,
-    resolve_provider,
-)
+from .runtimes import ONNXRUNTIME, ExportFolder, read_export_folder
+from .sessions import CPU, CUDA, available_providers, default_settings, resolve_provider
 from .statistics import compare
-from .timing import RUNTIME, BenchmarkSettings, Workload, make_workloads, measure_latency
+from .timing import BenchmarkSettings, Workload, make_workloads, measure_latency
+from .tuning import tune
 
 SCORING_BATCH_SIZE = 32  # sequences: a row takes one an answer
+SESSION_FILE = "ort_session.json"
 NO_STEPS = "Single tokens were not timed: layers cache keys and values of several shapes."
 _DEFAULTS = BenchmarkSettings()
 
@@ -47,7 +43,9 @@ def benchmark(
 
     Results are scored on the first provider of the settings. Latency is measured on the CPU
     always, on the providers asked for, and by default on CUDA where there is one; its batches are
-    made of the target's rows, since that is what production sends. Memory is the CPU's.
+    made of the target's rows, since that is what production sends. Memory is the CPU's. With a budget for
+    tuning, latency, memory and load time are those of the fastest settings found for each file. Files that
+    PyTorch runs are code: they are trusted here.
 
     Args:
         original: Export folder of the original model.
@@ -61,17 +59,19 @@ def benchmark(
         BenchmarkError: If the folders do not belong together, are not usable exports, or a
             provider that was asked for cannot be used.
     """
-    before, after = _open_pair(original, pruned, task)
+    before, after = _open_pair(original, pruned, task, settings)
     providers = tuple(dict.fromkeys(map(resolve_provider, settings.providers)))
     rows = samples.get("target") or samples["id"]
     cache = shared_cache(before.export.cache, after.export.cache)
     workloads = make_workloads(task, rows, processor, settings, cache, before.export.dtype)
     accuracy, targets = _accuracy(before, after, task, samples, processor, settings)
     domains = rows.domains
-    latency, skipped = _latency(before, after, workloads, providers, settings)
+    latency, tuned, skipped = _latency(before, after, workloads, providers, settings)
     largest = max(workloads, key=lambda work: work.batch_size * work.sequence_length).batches[0]
+    plain = default_settings(CPU, settings.threads)
     memory = [
-        measure_memory_and_load(folder.path, CPU, settings.threads, largest) for folder in (before, after)
+        measure_memory_and_load(folder.path, tuned.get(CPU, {}).get(name, plain), largest)
+        for name, folder in (("original", before), ("pruned", after))
     ]
     num_bytes = DTYPES[before.export.dtype].num_bytes
     caches = Pair(*(cache_bytes(folder.export.cache, num_bytes) for folder in (before, after)))
@@ -87,6 +87,7 @@ def benchmark(
         cache_bytes_per_token=caches if before.export.cache else None,
         objective=domains.objective if domains.are_named else None,
         targets=targets,
+        sessions=_fastest_first(tuned, latency),
         skipped=skipped if cache or not after.export.cache else (*skipped, NO_STEPS),
     )
 
@@ -108,9 +109,10 @@ def score_exported(
     Raises:
         BenchmarkError: If the runtime refuses the provider, the file or a batch.
     """
-    session = RUNTIMES[RUNTIME](folder, settings.providers[0], settings.threads)
+    exported = read_export_folder(folder)
+    session = exported.open(default_settings(settings.providers[0], settings.threads))
     num_rows = max(1, SCORING_BATCH_SIZE // task.num_answers(samples))
-    cache = read_export_folder(folder).export.cache
+    cache = exported.export.cache
     parts = []
     with progress_bar(total=len(samples), desc=f"Scoring {samples.role}") as progress:
         for batch in task.batches(samples, processor, num_rows):
@@ -124,6 +126,11 @@ def score_exported(
                 )
             answers = task.evidence(logits, batch)
             if (wanted := batch.continuation) is not None:
+                if not cache:
+                    raise BenchmarkError(
+                        f"{folder} has no cache, and answers are written with one.",
+                        "Benchmark the ONNX exports.",
+                    )
                 prompts, most = wanted.inputs(batch.inputs), int(wanted.limits.max())
                 answers = wanted.joined(answers, generate(session, prompts, cache, most, wanted.ends))
             parts.append((batch.indices, task.score_by_domain(answers, samples, batch.indices)))
@@ -131,7 +138,36 @@ def score_exported(
     return Scores.joined(parts)
 
 
-def _open_pair(original: Path, pruned: Path, task: Task) -> tuple[ExportFolder, ExportFolder]:
+def time_exports(
+    original: Path,
+    pruned: Path,
+    task: Task,
+    samples: Samples,
+    processor: Processor,
+    settings: BenchmarkSettings = _DEFAULTS,
+) -> tuple[Latency, ...]:
+    """Compare the latency of two exported files on the CPU, as `benchmark` does, and nothing else.
+
+    Raises:
+        BenchmarkError: If the folders do not belong together, or are not usable exports.
+    """
+    settings = replace(settings, providers=("cpu",), tune_seconds=None)
+    before, after = _open_pair(original, pruned, task, settings)
+    cache = shared_cache(before.export.cache, after.export.cache)
+    workloads = make_workloads(task, samples, processor, settings, cache, before.export.dtype)
+    return measure_latency(before, after, workloads, CPU, settings)
+
+
+def write_sessions(measured: Benchmark, original: Path, pruned: Path) -> None:
+    """Write into export folders what they were fastest with, if that was searched for."""
+    for name, folder in (("original", original), ("pruned", pruned)):
+        for session in measured.sessions.get(name, ())[:1]:
+            write(folder / SESSION_FILE, session)
+
+
+def _open_pair(
+    original: Path, pruned: Path, task: Task, settings: BenchmarkSettings
+) -> tuple[ExportFolder, ExportFolder]:
     """Check that two folders are usable and about the same task."""
     before, after = read_export_folder(original), read_export_folder(pruned)
     for folder in (before, after):
@@ -140,6 +176,13 @@ def _open_pair(original: Path, pruned: Path, task: Task) -> tuple[ExportFolder, 
                 f"{folder.path} was exported for task {folder.export.task}, not {task.name}.",
                 f"Both {before.path} and {after.path} must be of the task that is measured.",
             )
+    if before.export.format != after.export.format:
+        raise BenchmarkError(
+            f"{before.path} is {before.export.format}, {after.path} is {after.export.format}.",
+            "Export both with the same --format: the layers' part could not be told from the format's.",
+        )
+    if before.runtime != ONNXRUNTIME:
+        _refuse_providers(before, settings)
     if before.export.dtype != after.export.dtype:
         raise BenchmarkError(
             f"{before.path} was exported in {before.export.dtype}, {after.path} in {after.export.dtype}.",
@@ -178,27 +221,60 @@ def _accuracy(
     return accuracy, targets
 
 
+def _refuse_providers(folder: ExportFolder, settings: BenchmarkSettings) -> None:
+    """Refuse what only ONNX Runtime has.
+
+    Raises:
+        BenchmarkError: Naming the option.
+    """
+    what = f"{folder.path} is a {folder.export.format} file, which PyTorch runs on the CPU"
+    if set(map(resolve_provider, settings.providers)) != {CPU}:
+        raise BenchmarkError(f"{what}: --provider is for ONNX files.", "Leave out --provider.")
+    if settings.tune_seconds is not None:
+        raise BenchmarkError(f"{what}: --tune is for ONNX files.", "Leave out --tune.")
+
+
+Tuned = Mapping[str, Mapping[str, OrtSession]]
+
+
 def _latency(
     before: ExportFolder,
     after: ExportFolder,
     workloads: Sequence[Workload],
     providers: Sequence[str],
     settings: BenchmarkSettings,
-) -> tuple[tuple[Latency, ...], tuple[str, ...]]:
-    """Measure on every provider; return the rows, and in words what was left out."""
-    rows: list[Latency] = []
-    for provider in dict.fromkeys((CPU, *providers)):
-        rows.extend(measure_latency(before, after, workloads, provider, settings))
-    if tuple(providers) != (CPU,):
-        return tuple(rows), ()
+) -> tuple[tuple[Latency, ...], Tuned, tuple[str, ...]]:
+    """Measure on every provider; return rows, settings by provider, and in words what was left out."""
     # Nobody asked for CUDA by name, so that its absence is worth a sentence, not an error.
+    tries_cuda = tuple(providers) == (CPU,) and before.runtime == ONNXRUNTIME
     available = available_providers()
-    if CUDA not in available:
+    asked = tuple(dict.fromkeys((CPU, *providers)))
+    timed = (*asked, CUDA) if tries_cuda and CUDA in available else asked
+    rows: list[Latency] = []
+    tuned: dict[str, Mapping[str, OrtSession]] = {}
+    for provider in timed:
+        try:
+            if settings.tune_seconds is not None:
+                share = settings.tune_seconds / len(timed)
+                tuned[provider] = tune(before, after, workloads, provider, settings, share)
+            rows += measure_latency(before, after, workloads, provider, settings, tuned.get(provider))
+        except BenchmarkError as error:
+            if provider in asked:
+                raise
+            reason = error.message.rstrip(".")
+            return tuple(rows), tuned, (f"{CUDA}: {reason}; GPU latency was not measured.",)
+    if tries_cuda and CUDA not in available:
         reason = f"not in this build of onnxruntime (available: {', '.join(available)})"
-        return tuple(rows), (f"{CUDA}: {reason}; GPU latency was not measured.",)
-    try:
-        rows.extend(measure_latency(before, after, workloads, CUDA, settings))
-    except BenchmarkError as error:
-        reason = error.message.rstrip(".")
-        return tuple(rows), (f"{CUDA}: {reason}; GPU latency was not measured.",)
-    return tuple(rows), ()
+        return tuple(rows), tuned, (f"{CUDA}: {reason}; GPU latency was not measured.",)
+    return tuple(rows), tuned, ()
+
+
+def _fastest_first(tuned: Tuned, rows: Sequence[Latency]) -> dict[str, tuple[OrtSession, ...]]:
+    """Return the settings of either file, those of the provider first that took it the least time."""
+
+    def seconds(name: str, provider: str) -> float:
+        mine = (row for row in rows if row.provider == provider)
+        return float(np.mean([np.log(getattr(row, name).p50_ms) for row in mine]))
+
+    by_time = {name: sorted(tuned, key=lambda own: seconds(name, own)) for name in ("original", "pruned")}
+    return {name: tuple(tuned[own][name] for own in order) for name, order in by_time.items() if order}

@@ -15,17 +15,17 @@ from time import perf_counter
 
 import numpy as np
 
-from ..artifacts import Interval, Latency, Phase, Ratio, Timing
+from ..artifacts import Interval, Latency, Phase, Ratio, SessionSettings, Timing
 from ..bars import progress_bar
 from ..errors import ConfigError
 from ..generation import CacheShapes, Session, first_step, one_token_step
 from ..precision import DTYPES, FULL
 from ..samples import Samples
 from ..tasks import Inputs, Processor, Task
-from .runtimes import RUNTIMES, ExportFolder, default_num_threads, resolve_provider
+from .runtimes import ONNXRUNTIME, ExportFolder, default_num_threads
+from .sessions import default_settings
 from .statistics import bootstrap_interval
 
-RUNTIME = "onnxruntime"
 # With fewer runs than this, the 90th percentile is the second-slowest run or the slowest.
 MIN_RUNS_FOR_P90 = 20
 NUM_BATCHES = 8
@@ -39,7 +39,8 @@ class BenchmarkSettings:
 
     `providers` are ONNX Runtime's, by short or full name; results are scored on the first. Without
     `sequence_lengths`, typical lengths of the samples are used. `num_threads` of None means all
-    CPUs this process may use. `warmup` and `iterations` count runs a session and shape.
+    CPUs this process may use. `warmup` and `iterations` count runs a session and shape. `tune_seconds` is
+    what a search for the fastest sessions may take; None searches for none.
     """
 
     providers: tuple[str, ...] = ("cpu",)
@@ -49,6 +50,7 @@ class BenchmarkSettings:
     warmup: int = 5
     iterations: int = 30
     seed: int = 0
+    tune_seconds: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be measured.
@@ -211,35 +213,42 @@ def measure_latency(
     workloads: Sequence[Workload],
     provider: str,
     settings: BenchmarkSettings,
+    tuned: Mapping[str, SessionSettings] | None = None,
 ) -> tuple[Latency, ...]:
     """Time both files on every workload; copies to and from the device are part of a run.
 
     Args:
         original: Export of the original model; opened twice.
-        pruned: Export of the pruned model.
+        pruned: Export of the pruned model, of the same format.
         workloads: Batches by shape.
         provider: Execution provider, by short or full name.
         settings: Threads, warm-up, rounds and seed.
+        tuned: What "original" and "pruned" are opened with (default: what every session is).
 
     Raises:
-        BenchmarkError: If the runtime refuses the provider, a file or a batch.
+        TapiocaError: If the runtime refuses the provider, a file or a batch.
     """
-    provider = resolve_provider(provider)
-    folders = {"original": original, "original again": original, "pruned": pruned}
+    plain = default_settings(provider, settings.threads)
+    opened_with = tuned or {"original": plain, "pruned": plain}
     sessions = {
-        name: RUNTIMES[RUNTIME](folder.path, provider, settings.threads) for name, folder in folders.items()
+        "original": original.open(opened_with["original"]),
+        "original again": original.open(opened_with["original"]),
+        "pruned": pruned.open(opened_with["pruned"]),
     }
+    where = plain.provider if original.runtime == ONNXRUNTIME else "CPU"
+    before, after = (opened_with[name].num_threads for name in ("original", "pruned"))
     rows = []
-    for workload in progress_bar(workloads, desc=f"Timing on {provider}"):
+    for workload in progress_bar(workloads, desc=f"Timing {original.export.format} on {where}"):
         seconds = time_rounds(sessions, workload, settings)
         speedup = seconds["original"] / seconds["pruned"]
         interval = bootstrap_interval(speedup, np.median, settings.seed)
         row = Latency(
-            runtime=RUNTIME,
-            provider=provider,
+            runtime=original.runtime,
+            provider=where,
             batch_size=workload.batch_size,
             sequence_length=workload.sequence_length,
-            threads=settings.threads,
+            threads=after,
+            original_threads=None if before == after else before,
             phase=workload.phase,
             original=summarize(seconds["original"], workload),
             pruned=summarize(seconds["pruned"], workload),
@@ -267,7 +276,7 @@ def time_rounds(
     generator = np.random.default_rng(settings.seed)
     names = list(sessions)
     seconds = {name: np.empty(settings.iterations) for name in names}
-    with _without_garbage_collection():
+    with without_garbage_collection():
         for i in range(settings.iterations):
             inputs = batches[i % len(batches)]
             for chosen in generator.permutation(len(names)):
@@ -307,13 +316,14 @@ def noise_floor(ratios: np.ndarray, seed: int = 0) -> Interval:
 
 
 @contextmanager
-def _without_garbage_collection() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
     """Keep Python's collector from running inside somebody's turn."""
-    was_enabled = gc.isenabled()
+    if not gc.isenabled():
+        yield
+        return
     gc.collect()
     gc.disable()
     try:
         yield
     finally:
-        if was_enabled:
-            gc.enable()
+        gc.enable()

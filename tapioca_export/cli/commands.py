@@ -34,8 +34,8 @@ SEARCH = (
     "protect_last", "tie_break", "select_on", "drop", "full_scores", "confidence", "width", "shortlist",
     "budget_seconds", "budget_evaluations", "engine", "num_workers", "ray_address",
 )  # fmt: skip
-EXPORT = ("format", "opset", "dtype", "atol")
-TIMING = ("provider", "batch_size", "sequence_length", "warmup", "iterations")
+EXPORT = ("format", "opset", "target_ort", "dtype", "atol")
+TIMING = ("provider", "batch_size", "sequence_length", "warmup", "iterations", "tune", "tune_seconds")
 
 
 class TapiocaGroup(click.Group):
@@ -340,6 +340,8 @@ def benchmark(original: Path, pruned: Path, as_json: bool, quiet: bool, **flags:
     result = library.benchmark(original, pruned, config)
 
     def text() -> str:
+        from ..reporting import about_sessions, setting_text
+
         lines = []
         for role, row in result.rows.items():
             low, high = row.interval
@@ -352,11 +354,11 @@ def benchmark(original: Path, pruned: Path, as_json: bool, quiet: bool, **flags:
         for cell in result.latency:
             low, high = cell.speedup.interval
             lines.append(
-                f"{cell.provider}, {cell.setting}: "
+                f"{setting_text(cell)}: "
                 f"{cell.speedup.median:.2f}x the speed ({low:.2f} to {high:.2f}; "
                 f"ideal {cell.ideal_speedup:.2f})"
             )
-        lines += result.skipped
+        lines += [*about_sessions(result), *result.skipped]
         return "\n".join(lines)
 
     _show(result, as_json, quiet, text)

@@ -4,13 +4,24 @@ The proof runs on the user's own samples, at several lengths and batch sizes, pa
 side; a file that fails it is left as `<name>.invalid` and the export is an error. A decoder that
 generates goes out with its cache of keys and values, and the proof is then that it generates the
 same tokens as well. To add a format, write one function and register a `Format` in `FORMATS` (`onnx`
-and `torchscript` show how). Knows nothing about why layers are gone.
+and `pt2` show how). Knows nothing about why layers are gone.
 """
 
-from . import onnx, torchscript  # noqa: F401  (they register their formats)
+from . import onnx, pt2, torchscript  # noqa: F401  (they register their formats)
 from .adopting import describe
-from .formats import FORMATS, ExportSettings, Format, Written
+from .formats import FORMATS, Dialect, ExportSettings, Format, Written
 from .parity import parity_batches
 from .stage import export_model
+from .targets import dialect_for
 
-__all__ = ["FORMATS", "ExportSettings", "Format", "Written", "describe", "export_model", "parity_batches"]
+__all__ = [
+    "FORMATS",
+    "Dialect",
+    "ExportSettings",
+    "Format",
+    "Written",
+    "describe",
+    "dialect_for",
+    "export_model",
+    "parity_batches",
+]

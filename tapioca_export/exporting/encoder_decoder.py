@@ -15,8 +15,9 @@ from ..errors import ExportError
 from ..generation import DECODER_FILES, LOGITS, PAST, PRESENT, CacheShapes
 from ..models import LoadedModel, to_tensors
 from ..tasks import Inputs
-from .formats import Written
-from .graphs import CACHED_TOKENS, cached, dynamic, exporter_name, name_axes, names_of, rename, save, traced
+from .formats import Dialect, Written
+from .graphs import CACHED_TOKENS, cached, name_axes, names_of, rename, save, traced
+from .tracing import dynamic, exporter_name
 
 _LAYER = r"past_key_values\.{}_attention_cache\.layers\.(\d+)\.(key|value)s$"
 _NAMES = {
@@ -32,7 +33,7 @@ _OUTPUTS = {
 }
 
 
-def write_encoder_decoder(model: LoadedModel, example: Inputs, folder: Path, opset: int | None) -> Written:
+def write_encoder_decoder(model: LoadedModel, example: Inputs, folder: Path, dialect: Dialect) -> Written:
     """Write the three graphs.
 
     Raises:
@@ -45,7 +46,7 @@ def write_encoder_decoder(model: LoadedModel, example: Inputs, folder: Path, ops
     ours = {name: value for name, value in tensors.items() if not name.startswith("decoder_")}
     axes = {name: dynamic(range(len(model.task.axes(name)))) for name in ours}
     encoder = model.network.get_encoder()
-    programs = [traced(model, encoder, dict(ours), axes, opset)]
+    programs = [traced(model, encoder, dict(ours), axes, dialect)]
     name_axes(programs[0].graph, lambda name: dict(enumerate(model.task.axes(name))))
     with torch.no_grad():
         states = encoder(**ours).last_hidden_state
@@ -56,15 +57,15 @@ def write_encoder_decoder(model: LoadedModel, example: Inputs, folder: Path, ops
     }
     steps = {name: dynamic((0, 1)) for name in sample} | {"encoder_outputs": [dynamic((0, 1))]}
     cache, shapes = _cache(model, sample)
-    programs.append(traced(model, model.network, dict(sample), steps, opset))
+    programs.append(traced(model, model.network, dict(sample), steps, dialect))
     steps[PAST] = [dynamic((0, 2))] * len(shapes)
-    programs.append(traced(model, model.network, {**sample, PAST: cache}, steps, opset))
+    programs.append(traced(model, model.network, {**sample, PAST: cache}, steps, dialect))
     for program, name in zip(programs, DECODER_FILES, strict=True):
         if program is not programs[0]:
             _finish(program, shapes)
         save(program, folder / name)
     return Written(
-        exporter_name(),
+        exporter_name("OnnxExporter"),
         programs[0].opset_imports.get(""),
         tuple(example),
         names_of(programs[1].graph.outputs),
@@ -94,7 +95,7 @@ def _cache(model: LoadedModel, sample: Mapping[str, Any]) -> tuple[Any, CacheSha
         raise ExportError(
             f"{model.source} keeps something else than keys and values of every layer while it generates "
             f"({type(kept).__name__}); such models are not exported with their cache.",
-            "Try --format torchscript, which has none.",
+            "Try --format pt2 or torchscript, which have none.",
         )
     # A window is left to the mask, so that one axis fits all layers.
     plain = EncoderDecoderCache(DynamicCache(), DynamicCache())

@@ -17,6 +17,14 @@ OLDEST_OPSET = 18
 
 
 @dataclass(frozen=True)
+class Dialect:
+    """The ONNX that is written: its opset, and the newest IR version; None leaves it to the exporter."""
+
+    opset: int | None = None
+    ir_version: int | None = None
+
+
+@dataclass(frozen=True)
 class Written:
     """What an exporter says about the files it wrote.
 
@@ -40,12 +48,12 @@ def _refuse_nothing(dtype: str) -> None:
 class Format:
     """One file format: how to write it, and how to run it back.
 
-    `write(model, example, folder, opset)` traces the model on the example and writes its files;
+    `write(model, example, folder, dialect)` traces the model on the example and writes its files;
     `open(folder, written)` returns a function from inputs to outputs, by name. Both raise an `ExportError`
     where the model is refused. `refuse(dtype)` raises one where no file of that precision can be run here.
     """
 
-    write: Callable[[LoadedModel, Inputs, Path, int | None], Written]
+    write: Callable[[LoadedModel, Inputs, Path, Dialect], Written]
     open: Callable[[Path, Written], Session]
     help: str
     note: str | None = None
@@ -56,13 +64,15 @@ class Format:
 class ExportSettings:
     """What to export, in which precision, and how closely it must agree with PyTorch in float32.
 
-    `tolerance` is absolute, on logits; None stands for what the precision allows.
+    `tolerance` is absolute, on logits; None stands for what the precision allows. `ir_version` is the newest
+    version of ONNX's file format that may be written; None leaves it to the exporter.
     """
 
     format: str = "onnx"
     opset: int | None = None
     tolerance: float | None = None
     dtype: str = FULL
+    ir_version: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse a name, an opset or a precision that cannot be written and run.

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from ..errors import ExportError, first_line
+from ..errors import ExportError
 from ..models import LoadedModel
+from .formats import Dialect
 from .simplifying import leave_out_zeros
+from .tracing import exported
 
 # Above this the weights go to one file beside the graph. Protobuf ends at 2 GB; long before, a session opens
 # faster and in less memory from it, and layers are cut out without touching it (benchmarks/surgery.py).
@@ -32,24 +33,8 @@ def cached(like: Any) -> Any:
     return like.new_zeros((*like.shape[:2], CACHED_TOKENS, like.shape[3]))
 
 
-def exporter_name() -> str:
-    """Return what traces and writes, with versions."""
-    import torch
-    import transformers
-
-    return f"transformers {transformers.__version__} OnnxExporter, torch {torch.__version__}"
-
-
-def dynamic(axes: Iterable[int]) -> dict[int, Any]:
-    """Let axes vary from batch to batch."""
-    import torch
-
-    # AUTO, as models bound the sequence by their positions, and a named dimension must state the bound.
-    return dict.fromkeys(axes, torch.export.Dim.AUTO)
-
-
 def traced(
-    model: LoadedModel, network: Any, sample: dict[str, Any], axes: dict[str, Any], opset: int | None
+    model: LoadedModel, network: Any, sample: dict[str, Any], axes: dict[str, Any], dialect: Dialect
 ) -> Any:
     """Trace a network, or a part of one, on a sample; return the ONNX model.
 
@@ -58,61 +43,34 @@ def traced(
         network: What is traced.
         sample: Its inputs; no axis that is to vary may be one long.
         axes: Of each input, which axes vary.
-        opset: The ONNX opset, None for the exporter's own.
+        dialect: The ONNX that is wanted.
 
     Raises:
         ExportError: If the exporter refuses the network, or writes another opset.
     """
-    import torch
     from transformers.exporters import OnnxConfig, OnnxExporter
 
-    config = OnnxConfig(dynamic=True, opset_version=opset, dynamic_shapes=axes)
+    config = OnnxConfig(dynamic=True, opset_version=dialect.opset, dynamic_shapes=axes)
     had_cache = getattr(model.network.config, "use_cache", None)
     try:
         if had_cache is not None:
             model.network.config.use_cache = model.task.generates
-        with _taking_values_as_finite() if network.dtype == torch.float16 else nullcontext():
-            exported = OnnxExporter().export(network, sample, config=config)
-    # The exporter, torch.export and onnxscript raise errors of their own without a common base.
-    except Exception as error:
-        raise ExportError(
-            f"The ONNX exporter refuses {model.source}: {type(error).__name__}: {first_line(error)}",
-            "Try --format torchscript, or another --opset.",
-        ) from error
+        program = exported(model.source, network, sample, OnnxExporter(), config)
+    except ExportError as error:
+        raise ExportError(error.message, "Try --format pt2 or torchscript, or another --opset.") from error
     finally:
         if had_cache is not None:
             model.network.config.use_cache = had_cache
-    # transformers 5.23 returns a model of its own, 5.20 (Python 3.10) torch's ONNXProgram.
-    program = exported.program if hasattr(exported, "program") else exported.model
     if model.silent:
         leave_out_zeros(program)
     written = program.opset_imports.get("")
-    if opset not in (None, written):
-        raise ExportError(f"Opset {opset} was asked for, the exporter wrote {written}.", "Leave out --opset.")
+    if dialect.opset not in (None, written):
+        raise ExportError(
+            f"Opset {dialect.opset} was asked for, the exporter wrote {written}.", "Leave out --opset."
+        )
+    if dialect.ir_version is not None:  # newer ones add what these graphs do not hold
+        program.ir_version = min(program.ir_version, dialect.ir_version)
     return program
-
-
-def _taking_values_as_finite() -> Any:
-    """Answer `torch.isfinite(...).all()` with True while a network is traced.
-
-    Layers of BART and its kin ask it in float16 alone, to clamp what is infinite, and a graph has no
-    branches. Where values are not finite, PyTorch clamps and the file does not, so that the proof fails.
-    """
-    import torch
-    from torch.overrides import TorchFunctionMode
-
-    class Finite(TorchFunctionMode):
-        asked: Any = None
-
-        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if function is torch.Tensor.all and args[0] is self.asked:
-                return True
-            found = function(*args, **(kwargs or {}))
-            if function is torch.isfinite:
-                self.asked = found
-            return found
-
-    return Finite()
 
 
 def names_of(values: Iterable[Any]) -> tuple[str, ...]:

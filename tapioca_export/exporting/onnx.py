@@ -25,34 +25,37 @@ from ..models import LoadedModel, to_tensors
 from ..precision import DTYPES, FULL, NUMPY_TYPES
 from ..tasks import Inputs, Task
 from .encoder_decoder import write_encoder_decoder
-from .formats import FORMATS, OLDEST_OPSET, Format, Written
-from .graphs import CACHED_TOKENS, cached, dynamic, exporter_name, name_axes, names_of, rename, save, traced
+from .formats import FORMATS, OLDEST_OPSET, Dialect, Format, Written
+from .graphs import CACHED_TOKENS, cached, name_axes, names_of, rename, save, traced
+from .tracing import dynamic, exporter_name
 
 MODEL_FILE = "model.onnx"
 # What the exporter makes of a cache's tensors.
 _CACHED = re.compile(r"^(?:input\.|output\.)?past_key_values\.layers\.(\d+)\.(key|value)s$")
 
 
-def write_onnx(model: LoadedModel, example: Inputs, folder: Path, opset: int | None) -> Written:
+def write_onnx(model: LoadedModel, example: Inputs, folder: Path, dialect: Dialect) -> Written:
     """Write ONNX; a task that generates gets inputs and outputs for cached keys and values.
 
     Raises:
         ExportError: If the exporter refuses the model, or writes another opset.
     """
     if model.task.generates and model.network.config.is_encoder_decoder:
-        return write_encoder_decoder(model, example, folder, opset)
+        return write_encoder_decoder(model, example, folder, dialect)
     sample: dict[str, Any] = to_tensors(example, dtype=model.network.dtype)
     axes: dict[str, Any] = {name: dynamic(range(len(model.task.axes(name)))) for name in sample}
     cache: CacheShapes = {}
     if model.task.generates:
         sample, axes, cache = _with_cache(model, example)
-    program = traced(model, model.network, sample, axes, opset)
+    program = traced(model, model.network, sample, axes, dialect)
     rename(program.graph.inputs, {_CACHED: rf"{PAST}.\1.\2"})
     rename(program.graph.outputs, {_CACHED: rf"{PRESENT}.\1.\2"})
     name_axes(program.graph, lambda name: _axes(name, model.task))
     save(program, folder / MODEL_FILE)
     inputs, outputs = names_of(program.graph.inputs), names_of(program.graph.outputs)
-    return Written(exporter_name(), program.opset_imports.get(""), inputs, outputs, (MODEL_FILE,), cache)
+    return Written(
+        exporter_name("OnnxExporter"), program.opset_imports.get(""), inputs, outputs, (MODEL_FILE,), cache
+    )
 
 
 def _axes(name: str, task: Task) -> Mapping[int, str]:
@@ -107,7 +110,7 @@ def _cached_layers(model: LoadedModel, example: Inputs) -> list[tuple[Any, Any]]
     if not model.num_caching:
         raise ExportError(
             f"No layer of {model.source} is left with attention, and without one there is nothing to cache.",
-            "Keep one, or try --format torchscript.",
+            "Keep one, or try --format pt2 or torchscript.",
         )
     few = {name: value[:, :CACHED_TOKENS] for name, value in to_tensors(example).items()}
     with torch.no_grad():
@@ -119,7 +122,7 @@ def _cached_layers(model: LoadedModel, example: Inputs) -> list[tuple[Any, Any]]
         raise ExportError(
             f"{model.source} keeps something else than keys and values of every layer while it generates "
             f"({type(kept).__name__}); such models are not exported with their cache.",
-            "Try --format torchscript, which has none.",
+            "Try --format pt2 or torchscript, which have none.",
         )
     return layers
 
@@ -147,7 +150,7 @@ def _open(model: str | bytes) -> Session:
     except onnxruntime_errors() as error:
         raise ExportError(
             f"ONNX Runtime cannot run the file on the CPU: {first_line(error)}",
-            "Try another --opset or --dtype, or --format torchscript.",
+            "Try another --opset or --dtype, or --format pt2.",
         ) from error
     types = {value.name: NUMPY_TYPES[value.type] for value in session.get_inputs()}
     outputs = [value.name for value in session.get_outputs()]
@@ -183,7 +186,7 @@ def refuse_without_kernels(dtype: str) -> None:
         raise ExportError(
             f"ONNX Runtime {onnxruntime.__version__} runs no {dtype} on the CPU, where files are proven: "
             f"{first_line(error)} (of a single MatMul in {DTYPES[dtype].name}; no other device was tried).",
-            "Use --dtype fp16, or export with --format torchscript, which PyTorch runs.",
+            "Use --dtype fp16, or export with --format pt2 or torchscript, which PyTorch runs.",
         ) from error
 
 

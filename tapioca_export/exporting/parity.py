@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ParityError, UnsupportedModelError, first_line, onnxruntime_errors
+from ..errors import BenchmarkError, ParityError, UnsupportedModelError, first_line, onnxruntime_errors
 from ..generation import Session, first_step, step_logits, with_positions
 from ..models import LoadedModel, generated, reference_logits
 from ..precision import FULL
@@ -141,9 +141,10 @@ def _compare(reference: Reference, batch: Inputs, side: str, run: Session) -> _C
     """
     task = reference.exact.task
     expected, own = reference.answers(batch)
+    refusals: tuple[type[Exception], ...] = (*onnxruntime_errors(), BenchmarkError)
     try:
         found = run(batch)
-    except onnxruntime_errors() as error:  # TorchScript raises RuntimeError, one of them
+    except refusals as error:
         raise ParityError(f"the file does not run on your rows: {first_line(error)}") from error
     outputs = [np.asarray(found[name], np.float32) for name in task.outputs]
     actual = task.compared(task.joined(outputs), batch)

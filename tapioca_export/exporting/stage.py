@@ -15,7 +15,7 @@ from ..models import LoadedModel, cast, lacking
 from ..numbering import whole_layers
 from ..precision import FULL
 from ..samples import Samples
-from .formats import FORMATS, ExportSettings, Written
+from .formats import FORMATS, Dialect, ExportSettings, Written
 from .genai import write_genai_config
 from .graphs import data_file
 from .parity import Reference, prove_generation, prove_outputs
@@ -50,7 +50,8 @@ def export_model(
     same = model if settings.dtype == FULL else cast(model, settings.dtype)
     reference = Reference(model, same, settings.dtype, settings.tolerance)
     with lacking(same, silent or {}) as traced, _quiet():
-        written = format_.write(traced, model.task.examples(model.processor)[0], folder, settings.opset)
+        dialect = Dialect(settings.opset, settings.ir_version)
+        written = format_.write(traced, model.task.examples(model.processor)[0], folder, dialect)
         run = format_.open(folder, written)
     try:
         proof = prove_outputs(reference, samples, run, written)

@@ -5,18 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import ExportError, first_line
-from ..generation import Session
 from ..models import LoadedModel, to_tensors
+from ..programs import open_program
 from ..tasks import Inputs
-from .formats import FORMATS, Format, Written
+from .formats import FORMATS, Dialect, Format, Written
 
 MODEL_FILE = "model.pt"
 
 
-def write_torchscript(model: LoadedModel, example: Inputs, folder: Path, opset: int | None) -> Written:
+def write_torchscript(model: LoadedModel, example: Inputs, folder: Path, dialect: Dialect) -> Written:
     """Write TorchScript by tracing; inputs are positional, in the order of export.json.
 
     Raises:
@@ -56,27 +54,13 @@ def _tensors_only(model: LoadedModel, names: tuple[str, ...]) -> Any:
     return Outputs()
 
 
-def open_torchscript(folder: Path, written: Written) -> Session:
-    """Run a TorchScript file, whose inputs and outputs are positional."""
-    import torch
-
-    module = torch.jit.load(str(folder / MODEL_FILE)).eval()
-    dtype = next(module.parameters()).dtype
-
-    def run(inputs: Inputs) -> dict[str, np.ndarray]:
-        with torch.no_grad():
-            found = module(*to_tensors(inputs, dtype=dtype).values())
-        # NumPy has no bfloat16.
-        return {name: np.asarray(value.float()) for name, value in zip(written.outputs, found, strict=True)}
-
-    return run
-
-
 FORMATS.add("torchscript")(
     Format(
         write_torchscript,
-        open_torchscript,
+        lambda folder, written: open_program(
+            folder / MODEL_FILE, "torchscript", written.inputs, written.outputs
+        ),
         "TorchScript by tracing; deprecated by PyTorch.",
-        note="TorchScript is deprecated by PyTorch in favour of torch.export.",
+        note="TorchScript is deprecated by PyTorch in favour of torch.export (--format pt2).",
     )
 )

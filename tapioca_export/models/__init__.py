@@ -5,11 +5,12 @@ Knows nothing about metrics, selection or export formats. A layer index is alway
 in the model that was loaded, counted through its stacks in the order in which they run.
 """
 
+from ..tensors import to_tensors
 from .casting import cast
 from .damping import Damped, Offsets
 from .folding import damping_weights
 from .graph_network import GraphNetwork, refuse_graph
-from .loaded import SPREAD, LoadedModel, LoadOptions, generated, to_tensors
+from .loaded import SPREAD, LoadedModel, LoadOptions, generated
 from .loading import find_task, load_config, load_model, load_processor, outline_model
 from .proof import reference_logits, refuse_larger_than_memory, save_pruned
 from .rewriting import mend_config_file, write_pruned

@@ -16,6 +16,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from ..artifacts import Numbering, Prompting
 from ..numbering import PARTS
 from ..tasks import Batch, Inputs, Processor, Readings, Task
+from ..tensors import to_tensors
 from .silencing import Branch
 from .stacks import Stack
 
@@ -283,14 +284,3 @@ def device_of(network: Any) -> torch.device:
     # Weights that accelerate keeps on disk are nowhere; it moves inputs to where a layer runs.
     places = (weight.device for weight in network.parameters() if not weight.is_meta)
     return next(places, torch.device("cpu"))
-
-
-def to_tensors(
-    inputs: Inputs, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> dict[str, torch.Tensor]:
-    """Return the batch as tensors; `dtype` is that of what is no whole number."""
-    # Matrix products round differently where rows are cut off longer ones: what is equal must compute equals.
-    tensors = {
-        name: torch.from_numpy(np.ascontiguousarray(value)).to(device) for name, value in inputs.items()
-    }
-    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}

@@ -15,8 +15,9 @@ from .. import polynomial  # registers the embedded example with transformers
 from ..errors import ConfigError, LoadError, UnknownNameError, UnsupportedModelError, first_line
 from ..graphs import is_graph
 from ..tasks import TASKS, Processor, ProcessorOptions, Task, answering
+from ..tensors import to_tensors
 from .graph_network import load_graph
-from .loaded import SPREAD, LoadedModel, LoadOptions, answer_of, to_tensors
+from .loaded import SPREAD, LoadedModel, LoadOptions, answer_of
 from .shards import read_weights
 from .stacks import in_order, prunable_stacks
 from .sublayers import with_branches

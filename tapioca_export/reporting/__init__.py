@@ -7,6 +7,7 @@
     interventions.py
                   what `intervene` found, in sentences and tables
     rendering.py  report -> Markdown, report -> one self-contained HTML file, table -> plain text
+    sessions.py   what ONNX Runtime's sessions were opened with, in words
     tradeoffs.py  several target domains: what each number of layers trades, and their profiles
     planning.py   what a search would cost -> a few lines
 
@@ -24,15 +25,17 @@ from ..artifacts import Benchmark, Export, Intervention, Profile, Report, Run, S
 from .interventions import dose_table, intervention_verdict
 from .planning import render_plan
 from .rendering import render_html, render_markdown, render_text
+from .sessions import about_sessions
 from .tables import comparison_table
 from .tradeoffs import domain_table, trade_off_table
-from .wording import findings, verdict
+from .wording import findings, setting_text, verdict
 
 # What `write_report` writes.
 FILES = ("report.html", "report.json", "report.md")
 
 __all__ = [
     "FILES",
+    "about_sessions",
     "comparison_table",
     "domain_table",
     "dose_table",
@@ -42,6 +45,7 @@ __all__ = [
     "render_markdown",
     "render_plan",
     "render_text",
+    "setting_text",
     "trade_off_table",
     "write_report",
 ]

@@ -64,6 +64,8 @@ def render_markdown(report: Report) -> str:
     )
     for title, table in shown:
         parts += [f"## {title}", _md_table(table) if table.rows else "Not measured."]
+    if benchmark.sessions:
+        parts += _md_captioned("Sessions", tables.session_table(benchmark))
     if selection.points:
         parts += _md_captioned("Trade-offs", tradeoffs.trade_off_table(selection))
     if report.profile.targets:
@@ -300,7 +302,10 @@ def _latency_section(report: Report) -> Section:
     if plot is None:
         return Section("latency", "Latency", "Latency was not measured.")
     intro = "Original and pruned timed in turn, in one process."
-    return Section("latency", "Latency", intro, figures=(plot,), tables=(tables.latency_table(rows),))
+    shown = [tables.latency_table(rows)]
+    if report.benchmark.sessions:
+        shown.append(tables.session_table(report.benchmark))
+    return Section("latency", "Latency", intro, figures=(plot,), tables=tuple(shown))
 
 
 def _export_section(report: Report) -> Section:

@@ -24,7 +24,18 @@ from ..artifacts import (
     Selection,
     Timing,
 )
-from .wording import choice_text, number, p_text, role_text, setting_text, signed, size_text, span
+from .sessions import gain_text, session_text
+from .wording import (
+    choice_text,
+    number,
+    p_text,
+    provider_text,
+    role_text,
+    setting_text,
+    signed,
+    size_text,
+    span,
+)
 
 Row = tuple[str, ...]
 
@@ -217,7 +228,7 @@ def _latency_row(row: Latency) -> Row:
     runs = {str(before.runs), str(after.runs)}
     low, high = row.speedup.interval
     return (
-        f"{setting_text(row)}, {row.runtime}",
+        setting_text(row),
         f"{before.p50_ms:.2f}",
         f"{after.p50_ms:.2f}",
         "too few runs" if before.p90_ms is None else f"{before.p90_ms:.2f}",
@@ -235,6 +246,23 @@ def _throughput(timing: Timing) -> str:
     if timing.tokens_per_s is None:
         return f"{timing.throughput_per_s:.1f}"
     return f"{timing.throughput_per_s:.1f} ({timing.tokens_per_s:,.0f} tokens)"
+
+
+def session_table(benchmark: Benchmark) -> TextTable:
+    """Return what sessions were opened with, where that was searched for."""
+    rows = tuple(
+        (
+            f"{name}, {provider_text(session.provider)}",
+            session_text(session),
+            gain_text(session),
+            f"{session.candidates} of {session.planned}",
+            f"{session.max_abs_difference:.1e}",
+        )
+        for name, sessions in benchmark.sessions.items()
+        for session in sessions
+    )
+    columns = ("file", "settings", "found", "tried", "outputs differ from the default's by")
+    return TextTable("Settings of ONNX Runtime's sessions", columns, rows, is_numeric=False)
 
 
 def resource_table(benchmark: Benchmark) -> TextTable:

@@ -27,6 +27,7 @@ from ..artifacts import (
     Step,
 )
 from ..numbering import counted, layers_text
+from .sessions import about_sessions
 
 Effect = Literal["gain", "harm", "unclear"]
 
@@ -35,7 +36,8 @@ PAPER_NOTE = (
     "computed here and the \"tapioca\" criterion are this project's own proposal, not the paper's."
 )
 TORCHSCRIPT_NOTE = (
-    "TorchScript is deprecated in PyTorch; use that export only where a runtime still needs it."
+    "TorchScript is deprecated in PyTorch; use that export only where a runtime still needs it (its "
+    "successor: --format pt2)."
 )
 
 
@@ -122,7 +124,10 @@ def provider_text(provider: str) -> str:
 
 def setting_text(row: Latency) -> str:
     """Return where a latency was measured."""
-    return f"{row.setting}, {provider_text(row.provider)}, {_count(row.threads, 'thread')}"
+    threads = _count(row.threads, "thread")
+    threads += "" if row.original_threads is None else f" (original: {row.original_threads})"
+    runtime = "" if row.runtime == "onnxruntime" else f", {row.runtime}"
+    return f"{row.setting}, {provider_text(row.provider)}, {threads}{runtime}"
 
 
 def _count(count: int, noun: str) -> str:
@@ -278,6 +283,7 @@ def findings(
         *_about_deviation(profile),
         *_about_prediction(selection),
         *_about_speed(benchmark),
+        *about_sessions(benchmark),
         *_about_resources(benchmark),
         *(_about_export(name, export) for name, export in exports.items()),
         *(f"Not measured here: {reason.strip().rstrip('.')}." for reason in benchmark.skipped),

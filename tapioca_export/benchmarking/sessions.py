@@ -1,0 +1,178 @@
+"""ONNX Runtime's sessions: one file, opened with settings -> a function from inputs to outputs.
+
+Knows nothing about export folders, tasks or timing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..artifacts import SessionSettings
+from ..errors import BenchmarkError, first_line, onnxruntime_errors
+from ..generation import Session, with_positions
+from ..precision import NUMPY_TYPES
+from ..tasks import Inputs
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+_SHORT_NAMES = {"cpu": CPU, "cuda": CUDA}
+# Where ONNX Runtime's outputs are to be, where that is not the machine's memory.
+_DEVICES = {CUDA: "cuda", "TensorrtExecutionProvider": "cuda"}
+
+
+def available_providers() -> tuple[str, ...]:
+    """Return the execution providers of the installed ONNX Runtime."""
+    import onnxruntime
+
+    return tuple(onnxruntime.get_available_providers())
+
+
+def resolve_provider(name: str) -> str:
+    """Return ONNX Runtime's full name of a provider (`cpu`, `cuda` or already a full name).
+
+    Raises:
+        BenchmarkError: If the installed ONNX Runtime does not have it.
+    """
+    provider = _SHORT_NAMES.get(name.lower(), name)
+    available = available_providers()
+    if provider in available:
+        return provider
+    if provider == CUDA:
+        hint = "Install onnxruntime-gpu in place of onnxruntime, or use --provider cpu."
+    else:
+        hint = "Use cpu, cuda, or one of the available names in full."
+    asked = name if name == provider else f"{name} ({provider})"
+    raise BenchmarkError(
+        f"Provider {asked} is not in this build of onnxruntime (available: {', '.join(available)}).",
+        hint,
+    )
+
+
+def default_settings(provider: str, num_threads: int) -> SessionSettings:
+    """Return what every session is opened with unless something faster is known.
+
+    Args:
+        provider: `cpu`, `cuda` or a provider's full name.
+        num_threads: Threads of one operator; operators run one after another.
+
+    Raises:
+        BenchmarkError: If the installed ONNX Runtime does not have the provider.
+    """
+    return SessionSettings(
+        providers=(resolve_provider(provider),),
+        session_options={
+            "intra_op_num_threads": num_threads,
+            "inter_op_num_threads": 1,
+            "execution_mode": "ORT_SEQUENTIAL",
+            "graph_optimization_level": "ORT_ENABLE_ALL",
+            "enable_cpu_mem_arena": True,
+            "enable_mem_pattern": True,
+        },
+        # Idle pools spin for a while after a run; sessions timed in turn would steal each other's CPUs.
+        config_entries={"session.force_spinning_stop": "1"},
+    )
+
+
+def session_options(settings: SessionSettings) -> Any:
+    """Return ONNX Runtime's own object of these settings."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    for name, value in settings.session_options.items():
+        # A text is the name of a member of the attribute's enumeration.
+        setattr(options, name, getattr(type(getattr(options, name)), str(value), value))
+    for key, entry in settings.config_entries.items():
+        options.add_session_config_entry(key, entry)
+    return options
+
+
+def open_session(file: Path, settings: SessionSettings) -> Session:
+    """Open one file, on the provider asked for and no other.
+
+    Returns:
+        A function from inputs to outputs, by name. It feeds what the file asks for, in its number types,
+        and ignores other inputs.
+
+    Raises:
+        BenchmarkError: If the provider is replaced by another, or the file is refused.
+    """
+    import onnxruntime
+
+    provider = settings.provider
+    if provider in _DEVICES:
+        # Finds CUDA and cuDNN in pip packages. It reports to stdout, which belongs to results.
+        with contextlib.redirect_stdout(sys.stderr):
+            onnxruntime.preload_dlls()
+    try:
+        session = onnxruntime.InferenceSession(
+            str(file), session_options(settings), providers=list(settings.providers), enable_fallback=0
+        )
+    except onnxruntime_errors() as error:
+        raise BenchmarkError(f"ONNX Runtime cannot open {file} on {provider}: {first_line(error)}") from error
+    used = session.get_providers()[0]
+    if used != provider:
+        raise BenchmarkError(
+            f"{provider} was asked for, but ONNX Runtime fell back to {used} "
+            f"(available: {', '.join(available_providers())}).",
+            "The provider's libraries or its device are missing: run tapioca-export doctor, "
+            "or use --provider cpu.",
+        )
+    outputs = [node.name for node in session.get_outputs()]
+    if settings.io_binding:
+        return _fed(session, file, _bound(session, outputs, _DEVICES.get(provider, "cpu")))
+    return _fed(session, file, lambda feed: session.run(outputs, feed))
+
+
+def _bound(session: Any, outputs: list[str], device: str) -> Callable[[Mapping[str, np.ndarray]], Any]:
+    """Return what runs a session on inputs bound to where it computes, its outputs taken from there."""
+    import onnxruntime
+
+    def run(feed: Mapping[str, np.ndarray]) -> Any:
+        binding = session.io_binding()
+        for name, value in feed.items():
+            array = np.asarray(value, order="C")
+            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0))
+        for name in outputs:
+            binding.bind_output(name, device)
+        session.run_with_iobinding(binding)
+        return binding.copy_outputs_to_cpu()
+
+    return run
+
+
+def _fed(session: Any, file: Path, call: Callable[[Mapping[str, np.ndarray]], Any]) -> Session:
+    """Return the function that feeds one session."""
+    types = {node.name: node.type for node in session.get_inputs()}
+    if unknown := sorted(set(types.values()) - NUMPY_TYPES.keys()):
+        raise BenchmarkError(f"{file} takes {unknown[0]}, which NumPy does not have.", "Export it in fp16.")
+    dtypes = {name: NUMPY_TYPES[kind] for name, kind in types.items()}
+    outputs = [node.name for node in session.get_outputs()]
+    errors = onnxruntime_errors()
+
+    def run(inputs: Inputs) -> dict[str, np.ndarray]:
+        inputs = with_positions(inputs, dtypes)
+        missing = dtypes.keys() - inputs.keys()
+        if missing:
+            raise BenchmarkError(
+                f"{file} needs input {', '.join(sorted(missing))}; "
+                f"the task gives {', '.join(sorted(inputs))}."
+            )
+        feed: dict[str, np.ndarray] = {
+            name: np.asarray(inputs[name], dtype=dtype) for name, dtype in dtypes.items()
+        }
+        try:
+            return dict(zip(outputs, call(feed), strict=True))
+        except errors as error:
+            shapes = ", ".join(f"{name} {value.shape}" for name, value in feed.items())
+            raise BenchmarkError(
+                f"ONNX Runtime cannot run {file} on {shapes}: {first_line(error)}"
+            ) from error
+
+    return run
