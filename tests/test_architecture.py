@@ -37,12 +37,14 @@ STAGES = {
     "reporting": set(),
     "gating": set(),
     "provenance": {"graphs"},
+    "cards": set(),
 }
 # The story, from the ground up: each may use those before it.
 STORY = [
     "reading",
     "steps",
     "graph_files",
+    "checkpoints",
     "measuring",
     "trading",
     "comparing",

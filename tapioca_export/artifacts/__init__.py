@@ -4,7 +4,20 @@ Knows nothing about models, runtimes or how any number came about.
 """
 
 from ..numbering import Choices, LayerName, Numbering
-from .files import check_output, read, refuse_inside, sha256, staged, to_json, write, write_text
+from .files import (
+    check_output,
+    combined,
+    hashes,
+    is_sealed,
+    read,
+    refuse_inside,
+    sha256,
+    staged,
+    to_json,
+    write,
+    write_sealed,
+    write_text,
+)
 from .interventions import (
     Dose,
     Flatness,
@@ -52,6 +65,16 @@ from .results import (
     Run,
     Timing,
 )
+from .verifications import (
+    Command,
+    FileCheck,
+    FileState,
+    ProofCheck,
+    ProofState,
+    Provenance,
+    Role,
+    Verification,
+)
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -60,6 +83,7 @@ __all__ = [
     "Bounds",
     "Candidate",
     "Choices",
+    "Command",
     "Compared",
     "Comparison",
     "Cost",
@@ -70,6 +94,8 @@ __all__ = [
     "Dose",
     "Evaluation",
     "Export",
+    "FileCheck",
+    "FileState",
     "Flatness",
     "Interval",
     "Intervention",
@@ -90,22 +116,31 @@ __all__ = [
     "Profile",
     "Prompting",
     "Proof",
+    "ProofCheck",
+    "ProofState",
+    "Provenance",
     "RandomLayers",
     "RandomSet",
     "Rank",
     "Ratio",
     "Report",
+    "Role",
     "Run",
     "Selection",
     "Step",
     "Timing",
     "Trend",
+    "Verification",
     "check_output",
+    "combined",
+    "hashes",
+    "is_sealed",
     "read",
     "refuse_inside",
     "sha256",
     "staged",
     "to_json",
     "write",
+    "write_sealed",
     "write_text",
 ]
