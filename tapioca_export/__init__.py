@@ -9,13 +9,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .artifacts import Benchmark, Comparison, Export, Intervention, Plan, Profile, Report, Selection
+    from .artifacts import (
+        Benchmark,
+        Comparison,
+        Export,
+        Intervention,
+        Plan,
+        Profile,
+        Report,
+        Selection,
+        Verification,
+    )
     from .commands import benchmark, compare, export, intervene, plan, profile, report, select
     from .config import Doses, RunConfig
     from .errors import TapiocaError
     from .gating import Thresholds, check
     from .pipeline import demo, run
     from .pruning import prune
+    from .verifying import verify
 
 __version__ = "0.1.0"
 
@@ -29,6 +40,7 @@ _HOMES = {
         "Profile",
         "Report",
         "Selection",
+        "Verification",
     ),
     "commands": (
         "benchmark",
@@ -45,6 +57,7 @@ _HOMES = {
     "gating": ("Thresholds", "check"),
     "pipeline": ("demo", "run"),
     "pruning": ("prune",),
+    "verifying": ("verify",),
 }
 
 __all__ = [
@@ -60,6 +73,7 @@ __all__ = [
     "Selection",
     "TapiocaError",
     "Thresholds",
+    "Verification",
     "benchmark",
     "check",
     "compare",
@@ -72,6 +86,7 @@ __all__ = [
     "report",
     "run",
     "select",
+    "verify",
 ]
 
 

@@ -164,6 +164,7 @@ def record_folder(
     named = {shown(path, folder, root): digest for path, digest in inputs.items()}
     model = shown(config.model, folder, root)
     values = {**resolved(config, folder, root), "model": model}
+    del values["output"]  # is where the record lies
     outputs = hash_outputs(folder, RECORD, known)
     record = Provenance(command, model, values, environment(), named, outputs, rows)
     write_sealed(folder / RECORD, record)

@@ -52,6 +52,8 @@ STORY = [
     "pipeline",
     "commands",
     "pruning",
+    "reproving",
+    "verifying",
 ]
 HEAVY = {
     "torch": {"models", "profiling", "polynomial", "steps", "costing"},

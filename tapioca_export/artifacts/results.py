@@ -254,7 +254,8 @@ class Run:
     """`run.json`: everything needed to do the run again and to tell whether a file changed.
 
     `inputs` and `outputs` map paths to SHA-256; outputs are all files of the run folder but this one,
-    relative to it. `sha256` is that of this file with zeros in its place; `report.json` holds the record without.
+    relative to it. `sha256` is that of this file with zeros in its place; `report.json` has the record
+    without it.
     """
 
     config: dict[str, Any]

@@ -11,6 +11,16 @@ from . import onnx, torchscript  # noqa: F401  (they register their formats)
 from .adopting import describe
 from .formats import FORMATS, ExportSettings, Format, Written
 from .parity import parity_batches
+from .reproving import prove_again
 from .stage import export_model
 
-__all__ = ["FORMATS", "ExportSettings", "Format", "Written", "describe", "export_model", "parity_batches"]
+__all__ = [
+    "FORMATS",
+    "ExportSettings",
+    "Format",
+    "Written",
+    "describe",
+    "export_model",
+    "parity_batches",
+    "prove_again",
+]
