@@ -115,9 +115,7 @@ class Prover:
         ):
             raise NotMadeError("It was cut out of a graph; prune that graph again to prove it again.")
         if isinstance(recorded, Selection) and recorded.proof != "logits":
-            raise NotMadeError(
-                "Names, shapes and bytes of its tensors were compared; their hashes say the same."
-            )
+            raise NotMadeError("Names, shapes and bytes of tensors were compared; hashes say the same.")
         config = self._config(record, places)
         options = replace(
             reading.load_options(config),

@@ -48,20 +48,6 @@ def write_samples(folder: Path, *, labelled: bool = True) -> dict[str, Path]:
     }
 
 
-@pytest.fixture(scope="module")
-def finished(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the run folder of a tiny BERT that lost two layers."""
-    folder = tmp_path_factory.mktemp("run")
-    files = write_samples(folder)
-    result = invoke(
-        "run", "-m", tiny("bert"), "--id", files["id"], "--target", files["target"], "-o", folder / "out",
-        "--epsilon", 1, "--pick", 2, "--format", "torchscript", *FAST,
-    )  # fmt: skip
-    assert result.exit_code == 0, result.output
-    assert str((folder / "out" / "report.html").resolve()) in result.stdout
-    return folder / "out"
-
-
 def test_a_run_folder_holds_what_the_contract_names(finished: Path) -> None:
     files = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
     assert set(LAYOUT) <= files

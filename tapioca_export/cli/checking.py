@@ -1,4 +1,4 @@
-"""The commands that hold a finished folder against something: `check` against thresholds, `verify` its record."""
+"""Commands that hold a finished folder against something: `check` thresholds, `verify` its record."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def check(folder: Path, junit: Path | None, **thresholds: float | None) -> None:
 def verify(
     folder: Path, hashes_only: bool, strict: bool, trust_remote_code: bool, as_json: bool, quiet: bool
 ) -> None:
-    """Hash a folder's files again and make its proofs again: exit code 3 when something is not as recorded."""
+    """Hash a folder's files and make its proofs again: exit code 3 when something is not as recorded."""
     if not hashes_only:
         _prepare_libraries()
     found = library.verify(folder, proofs=not hashes_only, strict=strict, trust_remote_code=trust_remote_code)

@@ -11,6 +11,7 @@ from ..samples import Samples
 from .formats import FORMATS, Written
 from .graphs import data_file
 from .parity import Reference, prove_generation, prove_outputs
+from .stage import quiet
 
 
 def prove_again(model: LoadedModel, samples: Samples, folder: Path, export: Export) -> float:
@@ -34,7 +35,8 @@ def prove_again(model: LoadedModel, samples: Samples, folder: Path, export: Expo
     written = Written(export.exporter, export.opset, export.inputs, export.outputs, files, export.cache)
     same = model if export.dtype == FULL else cast(model, export.dtype)
     reference = Reference(model, same, export.dtype, export.tolerance)
-    run = FORMATS[export.format].open(folder, written)
+    with quiet():
+        run = FORMATS[export.format].open(folder, written)
     differences = [prove_outputs(reference, samples, run, written)]
     if written.cache:
         differences.append(prove_generation(reference, samples, run, written))
