@@ -5,6 +5,7 @@ Knows nothing about models, runtimes or how any number came about.
 
 from ..numbering import Choices, LayerName, Numbering
 from .files import (
+    append_text,
     check_output,
     combined,
     hashes,
@@ -131,6 +132,7 @@ __all__ = [
     "Timing",
     "Trend",
     "Verification",
+    "append_text",
     "check_output",
     "combined",
     "hashes",

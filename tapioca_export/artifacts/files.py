@@ -91,6 +91,20 @@ def write_text(path: Path, text: str) -> None:
         raise OutputError(f"Cannot write {path}: {error.strerror}.") from error
 
 
+def append_text(path: Path, text: str) -> None:
+    """Add text to a file that others write to as well.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise OutputError(f"Cannot write {path}: {error.strerror}.") from error
+
+
 def read(path: Path, cls: type[T]) -> T:
     """Read an artifact and check its type.
 
