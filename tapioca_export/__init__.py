@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .gating import Thresholds, check
     from .pipeline import demo, run
     from .pruning import prune
+    from .schemas import schema
+    from .starting import init
     from .verifying import verify
 
 __version__ = "0.1.0"
@@ -57,6 +59,8 @@ _HOMES = {
     "gating": ("Thresholds", "check"),
     "pipeline": ("demo", "run"),
     "pruning": ("prune",),
+    "schemas": ("schema",),
+    "starting": ("init",),
     "verifying": ("verify",),
 }
 
@@ -79,12 +83,14 @@ __all__ = [
     "compare",
     "demo",
     "export",
+    "init",
     "intervene",
     "plan",
     "profile",
     "prune",
     "report",
     "run",
+    "schema",
     "select",
     "verify",
 ]

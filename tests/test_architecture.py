@@ -54,6 +54,8 @@ STORY = [
     "pruning",
     "reproving",
     "verifying",
+    "schemas",
+    "starting",
 ]
 HEAVY = {
     "torch": {"models", "profiling", "polynomial", "steps", "costing"},
