@@ -33,7 +33,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     worse = reports.benchmark(
         accuracy={"target": reports.HARM, "id": reports.HARM},
         latency=(reports.latency(low=0.9),),
-        size_bytes=Pair(400.0, 500.0),
+        size_bytes=Pair(438e6, 500e6),
     )
     made = {}
     for name, benchmark in (("good", reports.benchmark()), ("bad", worse)):
