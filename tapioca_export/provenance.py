@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
@@ -52,16 +53,23 @@ def versions() -> dict[str, str]:
     return found
 
 
-def environment() -> dict[str, Any]:
-    """Return versions, hardware and threads."""
-    import torch
-
+def machine() -> dict[str, Any]:
+    """Return versions and hardware, as far as they are known without PyTorch."""
     return {
         "python": platform.python_version(),
         "versions": versions(),
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, hardware and threads."""
+    import torch
+
+    return {
+        **machine(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "torch_threads": torch.get_num_threads(),
     }
@@ -166,7 +174,8 @@ def record_folder(
     values = {**resolved(config, folder, root), "model": model}
     del values["output"]  # is where the record lies
     outputs = hash_outputs(folder, RECORD, known)
-    record = Provenance(command, model, values, environment(), named, outputs, rows)
+    here = environment() if "torch" in sys.modules else machine()
+    record = Provenance(command, model, values, here, named, outputs, rows)
     write_sealed(folder / RECORD, record)
     return combined({**outputs, RECORD: sha256(folder / RECORD)})
 

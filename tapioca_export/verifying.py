@@ -10,12 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import provenance
 from .artifacts import FileCheck, ProofCheck, Provenance, Run, Verification, hashes, is_sealed, read
 from .errors import LoadError
+from .locating import Places
 from .provenance import RECORD, RUN
-from .reproving import Places, Prover
+
+if TYPE_CHECKING:
+    from .reproving import Prover
 
 NAMED = 5  # files that a line of the verdict names
 
@@ -44,7 +48,11 @@ def verify(
     Raises:
         LoadError: If the folder has no record, or one that cannot be read.
     """
-    prover = Prover(trust_remote_code=trust_remote_code) if proofs else None
+    prover = None
+    if proofs:  # which loads PyTorch
+        from .reproving import Prover
+
+        prover = Prover(trust_remote_code=trust_remote_code)
     found = [_look(record, folder, prover) for record in _records(folder)]
     files = [check for part in found for check in part.files]
     made = [check for part in found for check in part.proofs]
@@ -126,7 +134,7 @@ def _proven(record: Run | Provenance) -> list[Path]:
 
 def _environment(record: Run | Provenance) -> tuple[dict[str, tuple[str, str]], str]:
     """Return, of each library that is another, its version then and here; and the processors, in words."""
-    environment = provenance.environment()
+    environment = provenance.machine()
     now = {**environment["versions"], "python": environment["python"]}
     then = {**record.environment.get("versions", {}), "python": record.environment.get("python")}
     versions = {name: (str(then[name]), now[name]) for name in now if then.get(name) not in (None, now[name])}

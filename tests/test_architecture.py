@@ -52,6 +52,7 @@ STORY = [
     "pipeline",
     "commands",
     "pruning",
+    "locating",
     "reproving",
     "verifying",
     "schemas",

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import onnxruntime
 import pytest
@@ -18,7 +19,7 @@ from click.testing import CliRunner, Result
 from conftest import LABELS, text_records, write_jsonl
 
 import tapioca_export
-from tapioca_export import RunConfig, pipeline
+from tapioca_export import RunConfig, pipeline, schema, verify
 from tapioca_export.artifacts import Benchmark, Export, Profile, Report, Run, Selection, read, sha256
 from tapioca_export.cli import main
 from tapioca_export.models import LoadedModel, load_model
@@ -302,3 +303,8 @@ def test_the_demo_reports_fresh_rows_and_never_those_it_searched_on(tmp_path: Pa
     low, _ = report.benchmark.accuracy["target"].gain_interval
     assert ("lowers the target" in report.verdict) == (low > 0)
     assert str(tmp_path) not in json.dumps(report.run.outputs)
+    documents = [json.loads(file.read_text()) for file in (tmp_path / "out").rglob("*.json")]
+    for document in documents:
+        if "kind" in document:
+            jsonschema.validate(document, schema(document["kind"]))
+    assert verify(tmp_path / "out", strict=True).passed

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import reports
 import safetensors.torch
 from click.testing import CliRunner, Result
 from conftest import DECODERS, make_decoder, make_tokenizer, text_records, write_jsonl
 
 from tapioca_export import provenance, verify
-from tapioca_export.artifacts import Provenance, Run, is_sealed, read, sha256, write_sealed
+from tapioca_export.artifacts import Provenance, Run, is_sealed, read, sha256, write, write_sealed
 from tapioca_export.cli import main
 from tapioca_export.errors import LoadError
 from tapioca_export.exporting import FORMATS
@@ -306,6 +309,18 @@ def test_json_has_every_file_and_its_state(copied: Path) -> None:
     assert {"path": "run.json", "role": "output", "state": "same"} in printed["files"]
 
 
-def test_a_report_that_is_rendered_again_is_verified(copied: Path) -> None:
+def test_a_report_that_is_rendered_again_with_what_was_added_is_verified(copied: Path) -> None:
+    write(copied / "intervention.json", reports.intervention())
     assert invoke("report", copied, "-q").exit_code == 0
     assert wrong(copied) == []
+    with changed(copied / "intervention.json", 9):
+        assert wrong(copied) == [("intervention.json", "changed")]
+
+
+def test_comparing_hashes_loads_no_pytorch(copied: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tapioca_export import verify; "
+        f"print(verify(Path({str(copied)!r}), proofs=False).passed, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True False\n"
