@@ -258,6 +258,17 @@ def test_a_pruned_checkpoint_can_be_verified(tiny: Tiny, tmp_path: Path, proof: 
         assert wrong(tmp_path / "out") == [("model.safetensors", "changed")]
 
 
+def test_a_graph_that_was_cut_is_verified_by_its_hashes(finished: Path, tmp_path: Path) -> None:
+    made = invoke("prune", finished / "original/onnx/model.onnx", "--drop", "1", "-o", tmp_path / "cut")
+    assert made.exit_code == 0, made.output
+    found = verify(tmp_path / "cut")
+    assert found.passed
+    assert [check.state for check in found.proofs] == ["not run"]
+    assert "cut out of a graph" in found.proofs[0].message
+    with changed(tmp_path / "cut/model.onnx", 1000):
+        assert wrong(tmp_path / "cut") == [("model.onnx", "changed")]
+
+
 @pytest.mark.slow
 def test_a_decoder_in_two_formats_is_proven_again_token_by_token(tmp_path: Path) -> None:
     assert "gpt2" in DECODERS
