@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .artifacts import FileState, combined, sha256
+from .artifacts import FileState, combined
 from .provenance import HUB, hash_model
 
 
@@ -45,4 +45,4 @@ class Places:
         if path in self.hashed:
             return self.hashed[path]
         below = {p.relative_to(path).as_posix(): h for p, h in self.hashed.items() if path in p.parents}
-        return combined(below) if below else sha256(path)
+        return combined(below) if below else hash_model(str(path))

@@ -86,7 +86,7 @@ def _processor() -> str:
 
 
 def hash_model(model: str) -> str:
-    """Return the SHA-256 of a model's folder, or of an ONNX file and its weights; on the hub, name and commit."""
+    """Return the SHA-256 of a folder, or of an ONNX file and its weights; on the hub, name and commit."""
     path = Path(model)
     if path.is_file() and graphs.is_graph(path):
         return combined({file.name: sha256(file) for file in (path, *graphs.weight_paths(path))})

@@ -14,6 +14,7 @@ from .artifacts import Export, ProofCheck, Provenance, Selection, read
 from .config import RunConfig
 from .errors import LoadError, TapiocaError
 from .exporting import prove_again
+from .graphs import is_graph
 from .locating import Places
 from .models import LoadedModel, load_model, prove_saved
 from .provenance import HUB, RECORD, SAMPLE_FILES
@@ -72,9 +73,7 @@ class Prover:
             NotMadeError: If model or rows are not here, or are others.
             TapiocaError: If the proof fails.
         """
-        if not (folder / "config.json").is_file() or (
-            record.command == "prune" and recorded.kind == "export"
-        ):
+        if record.command == "prune" and is_graph(record.model):
             raise NotMadeError("It was cut out of a graph; prune that graph again to prove it again.")
         if isinstance(recorded, Selection) and recorded.proof != "logits":
             raise NotMadeError("Names, shapes and bytes of tensors were compared; hashes say the same.")
