@@ -5,11 +5,12 @@
 #   make lowest       the families and laws with the oldest transformers that is allowed
 #                     (the lock has the highest, with which `make test` runs)
 #   make consumers    exports generate in Optimum and onnxruntime-genai, in an environment of their own
+#   make junit        what `check --junit` writes is valid by the schema of Jenkins' xUnit plugin
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast slow lowest lowest-families lowest-laws consumers format clean
+.PHONY: demo test test-fast slow lowest lowest-families lowest-laws consumers junit format clean
 
 demo: .venv/ready
 	$(BIN)/tapioca-export demo --output demo-run --overwrite
@@ -24,7 +25,7 @@ test-fast: .venv/ready
 	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow"
 
 slow:
-	$(MAKE) -j 2 --keep-going lowest consumers
+	$(MAKE) -j 2 --keep-going lowest consumers junit
 
 lowest: lowest-families lowest-laws
 
@@ -49,6 +50,18 @@ consumers: .venv/ready .cache/consumers/venv/ready
 .cache/consumers/venv/ready: tests/consumers/requirements.lock
 	$(PYTHON) -m venv .cache/consumers/venv
 	.cache/consumers/venv/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+junit: .venv/ready .cache/junit/junit-10.xsd
+	PYTHONPATH=$(CURDIR):.cache/junit $(BIN)/python tests/consumers/check_junit.py .cache/junit/junit-10.xsd
+
+# pytest tests its own output by that schema, and has it in its source distribution.
+.cache/junit/junit-10.xsd: .venv/ready
+	rm -rf .cache/junit
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target .cache/junit xmlschema==4.3.2
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary pytest \
+		--dest .cache/junit $$(sed -n 's/^pytest==/&/p' requirements.lock)
+	tar -xzf .cache/junit/pytest-*.tar.gz --strip-components 3 -C .cache/junit --wildcards '*/junit-10.xsd'
 	touch $@
 
 format: .venv/ready

@@ -9,14 +9,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .artifacts import Benchmark, Comparison, Export, Intervention, Plan, Profile, Report, Selection
+    from .artifacts import (
+        Benchmark,
+        Comparison,
+        Export,
+        Intervention,
+        Plan,
+        Profile,
+        Report,
+        Selection,
+        Verification,
+    )
     from .commands import benchmark, compare, export, intervene, plan, profile, report, select
     from .config import Doses, RunConfig
     from .errors import TapiocaError
     from .gating import Thresholds, check
     from .pipeline import demo, run
     from .pruning import prune
+    from .schemas import schema
+    from .starting import init
     from .variants import export_variants
+    from .verifying import verify
 
 __version__ = "0.1.0"
 
@@ -30,6 +43,7 @@ _HOMES = {
         "Profile",
         "Report",
         "Selection",
+        "Verification",
     ),
     "commands": (
         "benchmark",
@@ -47,6 +61,9 @@ _HOMES = {
     "pipeline": ("demo", "run"),
     "pruning": ("prune",),
     "variants": ("export_variants",),
+    "schemas": ("schema",),
+    "starting": ("init",),
+    "verifying": ("verify",),
 }
 
 __all__ = [
@@ -62,19 +79,23 @@ __all__ = [
     "Selection",
     "TapiocaError",
     "Thresholds",
+    "Verification",
     "benchmark",
     "check",
     "compare",
     "demo",
     "export",
     "export_variants",
+    "init",
     "intervene",
     "plan",
     "profile",
     "prune",
     "report",
     "run",
+    "schema",
     "select",
+    "verify",
 ]
 
 

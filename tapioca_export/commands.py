@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from . import comparing, intervening, measuring, reading, reporting, steps, trading
+from . import checkpoints, comparing, intervening, measuring, provenance, reading, reporting, steps, trading
 from .artifacts import (
     Benchmark,
     Comparison,
@@ -30,12 +30,12 @@ from .artifacts import (
     sha256,
     staged,
     write,
+    write_sealed,
 )
 from .benchmarking import SESSION_FILE, write_sessions
 from .benchmarking import benchmark as compare_exports
 from .config import Doses, RunConfig
 from .errors import ConfigError, LoadError, OutputError
-from .exporting import parity_batches
 from .graphs import is_graph
 from .models import (
     LoadedModel,
@@ -153,12 +153,15 @@ def prune_checkpoint(
         if selection is None:
             selection = _as_named(config, model, scale)
         refuse_other_model(config, selection, model)
-        if proof == "weights":
-            return steps.save_checkpoint(folder, model, selection, None)
-        rows = reading.given_rows(config, model.task, model.processor)
-        batches = [batch for _, batch in parity_batches(model, rows)] if rows else []
-        batches = batches or model.task.examples(model.processor)
-        return steps.save_checkpoint(folder, model, selection, batches)
+        inputs, rows = provenance.hash_inputs(config), None
+        if proof == "logits":
+            rows = reading.given_rows(config, model.task, model.processor)
+            batches = checkpoints.proof_batches(model, rows)
+            selection = checkpoints.save_checkpoint(folder, model, selection, batches)
+        else:
+            selection = checkpoints.save_checkpoint(folder, model, selection, None)
+        provenance.record_folder(folder, "prune", config, inputs, rows.fingerprint if rows else "")
+        return selection
 
 
 def _as_named(config: RunConfig, model: LoadedModel, scale: Mapping[LayerName, float]) -> Selection:
@@ -202,12 +205,15 @@ def export(config: RunConfig) -> dict[str, Export]:
         model = load_model(config.model, config.task, loading_as_before(config, chosen, config.model))
         rows = reading.given_rows(config, model.task, model.processor)
         assert rows is not None
+        inputs = provenance.hash_inputs(config)
         several = len(config.format) > 1
         places = {name: folder / name if several else folder for name in config.format}
         exports = steps.export_all(config, model, rows, places, chosen)
-        if chosen:  # says on which rows the layers were chosen, so that they are never reported
-            for place in places.values():
+        for name, place in places.items():
+            if chosen:  # says on which rows the layers were chosen, so that they are never reported
                 write(place / "selection.json", chosen)
+            known = exports[name].files
+            provenance.record_folder(place, "export", config, inputs, rows.fingerprint, known=known)
         return exports
 
 
@@ -340,7 +346,7 @@ def report(folder: Path) -> Report:
         for path in sorted(folder.glob("*/*/export.json"))
     }
     added = folder / "intervention.json"
-    record = _renewed(read(folder / "run.json", Run), folder, (added.name,))
+    record = replace(_renewed(read(folder / provenance.RUN, Run), folder, (added.name,)), sha256="")
     result = reporting.make_report(
         record,
         read(folder / "selection.json", Selection),
@@ -350,7 +356,7 @@ def report(folder: Path) -> Report:
         read(added, Intervention) if added.is_file() else None,
     )
     reporting.write_report(result, folder)
-    write(folder / "run.json", _renewed(record, folder, reporting.FILES))
+    write_sealed(folder / provenance.RUN, _renewed(record, folder, reporting.FILES))
     return result
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from . import graph_files, measuring, provenance, reading, reporting, steps, trading
-from .artifacts import Export, Report, Selection, sha256, staged, write
+from . import cards, checkpoints, graph_files, measuring, provenance, reading, reporting, steps, trading
+from .artifacts import Benchmark, Export, Report, Selection, read, sha256, staged, write, write_sealed
 from .benchmarking import benchmark, time_exports, write_sessions
 from .config import RunConfig
-from .exporting import parity_batches
 from .graphs import is_graph
 from .models import LoadedModel, load_model
 from .polynomial import WEIGHTS, sample_prompts
@@ -57,6 +56,7 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
             task, processor = reading.load_task(config)
             roles = reading.load_roles(config, task, processor)
             model = load_model(config.model, task.name, reading.load_options(config))
+        inputs = provenance.hash_inputs(config)  # as they were read
         with steps.probing(config, model, roles, folder / JOURNAL) as probe:
             with clock("select"):
                 selection = trading.choose(config, model, probe, roles)
@@ -88,11 +88,12 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
             measured = replace(measured, latency=tuple(latency), optimism_gap=gap)
             write(folder / "benchmark.json", measured)
         environment = provenance.environment()
-    record = provenance.make_run(config, folder, clock.seconds, environment)
+    _record_parts(config, folder, inputs, rows.fingerprint, exports, measured)
+    record = provenance.make_run(config, folder, inputs, clock.seconds, environment)
     report = reporting.make_report(record, selection, profile, measured, exports)
     reporting.write_report(report, folder)
     reports = {name: sha256(folder / name) for name in reporting.FILES}
-    write(folder / "run.json", replace(record, outputs={**record.outputs, **reports}))
+    write_sealed(folder / provenance.RUN, replace(record, outputs={**record.outputs, **reports}))
     return report
 
 
@@ -104,8 +105,8 @@ def _export_original(
         places = {name: folder / "original" / name for name in config.format}
         exports = steps.export_all(config, model, rows, places)
     with clock("prune"):
-        batches = [batch for _, batch in parity_batches(model, rows)]
-        steps.save_checkpoint(folder / "pruned" / "checkpoint", model, selection, batches)
+        batches = checkpoints.proof_batches(model, rows)
+        checkpoints.save_checkpoint(folder / "pruned" / "checkpoint", model, selection, batches)
     return {f"original/{name}": export for name, export in exports.items()}
 
 
@@ -123,6 +124,27 @@ def _export_pruned(
         for place in places.values():  # `benchmark` asks it which rows may be reported
             write(place / "selection.json", selection)
     return {f"pruned/{name}": export for name, export in exports.items()}
+
+
+def _record_parts(
+    config: RunConfig,
+    folder: Path,
+    inputs: Mapping[str, str],
+    rows: str,
+    exports: Mapping[str, Export],
+    measured: Benchmark,
+) -> None:
+    """Write into each folder that may be handed on alone where it came from, and into the card its scores."""
+    checkpoint = folder / "pruned" / "checkpoint"
+    smaller, known = config, dict(inputs)
+    if checkpoint.is_dir():  # nothing is made of an ONNX file but ONNX files
+        cards.write_model_card(checkpoint, read(checkpoint / "selection.json", Selection), measured)
+        digest = provenance.record_folder(checkpoint, "run", config, inputs, rows, root=folder)
+        smaller, known[str(checkpoint)] = replace(config, model=str(checkpoint)), digest
+        del known[config.model]
+    for place, export in exports.items():
+        made = (smaller, known) if place.startswith("pruned/") else (config, inputs)
+        provenance.record_folder(folder / place, "run", *made, rows, known=export.files, root=folder)
 
 
 def demo(config: RunConfig, num_select: int = 1024, num_report: int = 1000) -> Report:

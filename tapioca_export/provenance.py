@@ -1,25 +1,27 @@
-"""Where a run came from: versions, hardware, hashes of inputs and outputs, and the model card.
+"""Where a folder came from: versions, hardware, hashes of inputs and outputs.
 
 Knows nothing about how any artifact was computed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from . import graphs
-from .artifacts import Run, Selection, sha256, write_text
+from .artifacts import Command, Provenance, Run, combined, hashes, read, sha256, write_sealed
 from .config import RunConfig
-from .numbering import LayerName, layers_text, lone_parts, whole_layers
 
+RUN, RECORD = "run.json", "provenance.json"
+# Begins the record of a model on the hub, which has a name and a commit in place of a hash.
+HUB = "hub:"
 PACKAGES = (
     "tapioca-export",
     "torch",
@@ -38,21 +40,6 @@ PACKAGES = (
     "jiwer",
 )
 SAMPLE_FILES = ("id", "target", "id_report", "target_report", "few_shot")
-# The hub's name of a task, where it is not ours; it has none for the embedded example.
-PIPELINE_TAGS = {"multiple-choice": "text-generation", "polynomial-regression": None}
-
-# What the model card says of how a checkpoint was proven.
-PROOFS = {
-    "logits": (
-        "After it was saved, this checkpoint was reloaded in a fresh process, and its logits equalled, bit\n"
-        "for bit, those of the original model with these layers {how}."
-    ),
-    "weights": (
-        "After it was saved, its files were read back: every tensor is one of the original's, byte for\n"
-        "byte, and together they are what the model's class wants. No logits were computed."
-    ),
-}
-DAMPED = "Layers damped, by folded weights that scale what each branch adds to the residual stream"
 
 
 def versions() -> dict[str, str]:
@@ -66,16 +53,23 @@ def versions() -> dict[str, str]:
     return found
 
 
-def environment() -> dict[str, Any]:
-    """Return versions, hardware and threads."""
-    import torch
-
+def machine() -> dict[str, Any]:
+    """Return versions and hardware, as far as they are known without PyTorch."""
     return {
         "python": platform.python_version(),
         "versions": versions(),
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, hardware and threads."""
+    import torch
+
+    return {
+        **machine(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "torch_threads": torch.get_num_threads(),
     }
@@ -92,81 +86,107 @@ def _processor() -> str:
 
 
 def hash_model(model: str) -> str:
-    """Return the SHA-256 of a checkpoint folder, or of an ONNX file and its weights; on the hub, the name."""
+    """Return the SHA-256 of a folder, or of an ONNX file and its weights; on the hub, name and commit."""
     path = Path(model)
     if path.is_file() and graphs.is_graph(path):
-        hashes = [sha256(file) for file in (path, *graphs.weight_paths(path))]
-        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-    return sha256(path) if path.is_dir() else f"hub:{model}"
+        return combined({file.name: sha256(file) for file in (path, *graphs.weight_paths(path))})
+    if path.exists():
+        return sha256(path)
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(model, "config.json")
+    commit = f"@{Path(cached).parent.name}" if isinstance(cached, str) else ""
+    return f"{HUB}{model}{commit}"
 
 
-def make_run(config: RunConfig, folder: Path, seconds: dict[str, float], environment: dict[str, Any]) -> Run:
-    """Record a run: its configuration, its inputs and every file that is in its folder now.
+def hash_inputs(config: RunConfig) -> dict[str, str]:
+    """Return the SHA-256 of the model and of every file that was given, by its path."""
+    files = [path for *_, path in config.files(*SAMPLE_FILES)]
+    if config.prompt_template and os.path.isfile(config.prompt_template):
+        files.append(Path(config.prompt_template))
+    return {config.model: hash_model(config.model), **{str(path): sha256(path) for path in files}}
 
-    Paths inside the folder are given relative to it, so that the folder can be moved.
+
+def shown(path: str | Path, folder: Path, root: Path | None = None) -> str:
+    """Return how a record in a folder names a path.
+
+    What is inside the root (default: the folder) is named relative to the folder, so that the root can be
+    moved; anything else as it was given.
     """
-    inputs = {config.model: hash_model(config.model)}
-    resolved = {**asdict(config), "columns": dict(config.columns), "output": str(config.output)}
+    if not Path(path).is_relative_to(root or folder):
+        return str(path)
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
+def resolved(config: RunConfig, folder: Path, root: Path | None = None) -> dict[str, Any]:
+    """Return the configuration as plain values, its sample files as `shown` names them."""
+    values = {**asdict(config), "columns": dict(config.columns), "output": str(config.output)}
     for setting, domain, path in config.files(*SAMPLE_FILES):
-        shown = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
-        inputs[shown] = sha256(path)
-        resolved[setting] = {**resolved[setting], domain: shown} if domain else shown
+        name = shown(path, folder, root)
+        values[setting] = {**values[setting], domain: name} if domain else name
     if not isinstance(config.target, Mapping):  # these have no say then
-        del resolved["objective"], resolved["weights"]
-    outputs = {
-        file.relative_to(folder).as_posix(): sha256(file)
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != "run.json"
-    }
-    plain = json.loads(json.dumps(resolved, default=str))
-    return Run(plain, environment, inputs, outputs, seconds)
+        del values["objective"], values["weights"]
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    return plain
 
 
-def _pipeline_tag(folder: Path, task: str) -> str | None:
-    """Return the hub's name of a task; choices are a matter of likelihood, or of a head of its own."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if any(name.endswith("ForMultipleChoice") for name in config.get("architectures") or ()):
-        return "multiple-choice"
-    return PIPELINE_TAGS.get(task, task)
+def hash_outputs(folder: Path, record: str, known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the SHA-256 of every file of a folder but the record itself.
+
+    Args:
+        folder: The folder.
+        record: The file's name.
+        known: Hashes that were taken already; those that records in folders below hold are taken over.
+    """
+    known = dict(known or {})
+    for below in sorted(folder.rglob(RECORD)):
+        place = below.parent.relative_to(folder)
+        if below != folder / record:
+            known |= {(place / name).as_posix(): h for name, h in read(below, Provenance).outputs.items()}
+    found = hashes(folder, known)
+    found.pop(record, None)
+    return found
 
 
-def note_of_zeros(drop: Sequence[LayerName]) -> str | None:
-    """Say what a checkpoint holds in the place of parts of layers that are gone, if any are."""
-    gone = [f"{layer}.{part}" for part, layers in lone_parts(drop).items() for layer in layers]
-    if not gone:
-        return None
-    return (
-        f"No stock transformers model has half a layer: for {layers_text(gone)} this checkpoint carries "
-        "zeros, which compute nothing, and it is no smaller for it. Exported files lack these parts."
-    )
+def record_folder(
+    folder: Path,
+    command: Command,
+    config: RunConfig,
+    inputs: Mapping[str, str],
+    rows: str = "",
+    *,
+    known: Mapping[str, str] | None = None,
+    root: Path | None = None,
+) -> str:
+    """Write `provenance.json` beside the files of a folder that is handed on; returns the folder's SHA-256.
+
+    Args:
+        folder: Holds all that it will hold.
+        command: What was asked for.
+        config: With what settings; the model is what was exported or pruned.
+        inputs: As `hash_inputs` returns it.
+        rows: The fingerprint of the rows that it was proven on, if any.
+        known: Hashes of the folder's files that were taken already.
+        root: The run folder that it is a part of, if it is.
+    """
+    named = {shown(path, folder, root): digest for path, digest in inputs.items()}
+    model = shown(config.model, folder, root)
+    values = {**resolved(config, folder, root), "model": model}
+    del values["output"]  # is where the record lies
+    outputs = hash_outputs(folder, RECORD, known)
+    here = environment() if "torch" in sys.modules else machine()
+    record = Provenance(command, model, values, here, named, outputs, rows)
+    write_sealed(folder / RECORD, record)
+    return combined({**outputs, RECORD: sha256(folder / RECORD)})
 
 
-def write_model_card(folder: Path, selection: Selection) -> None:
-    """Write the README.md of a pruned checkpoint."""
-    from huggingface_hub import ModelCardData
-
-    base = None if Path(selection.model).exists() else selection.model
-    data = ModelCardData(
-        base_model=base,
-        library_name="transformers",
-        pipeline_tag=_pipeline_tag(folder, selection.task),
-        tags=["pruned", "layer-pruning", "tapioca-export"],
-    )
-    whole = whole_layers(selection.drop)
-    layers, kept = ", ".join(map(str, whole)) or "none", selection.num_layers - len(whole)
-    zeros = f"{selection.note}\n" if lone_parts(selection.drop) else ""
-    damped = ", ".join(f"{part.layer} (times {part.scale:g})" for part in selection.damp)
-    damped = f"\n{DAMPED}: {damped}." if damped else ""
-    proof = PROOFS[selection.proof or "logits"].format(how="skipped or damped" if damped else "skipped")
-    done = "removed" if selection.drop else "damped"
-    text = f"""---
-{data.to_yaml()}
----
-# {Path(selection.model).name}, layers {done}
-
-Layers removed, no retraining: {layers} of {selection.num_layers} (counted from 0); {kept} are left.{damped}
-{zeros}Chosen by the criterion `{selection.criterion}` of tapioca-export; `selection.json` says why.
-{proof}
-
-"""
-    write_text(folder / "README.md", text)
+def make_run(
+    config: RunConfig,
+    folder: Path,
+    inputs: Mapping[str, str],
+    seconds: dict[str, float],
+    environment: dict[str, Any],
+) -> Run:
+    """Record a run: its configuration, its inputs and every file that is in its folder now."""
+    named = {shown(path, folder): digest for path, digest in inputs.items()}
+    return Run(resolved(config, folder), environment, named, hash_outputs(folder, RUN), seconds)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from . import graphs
+from . import graphs, provenance
 from .artifacts import LayerName, Proof, Selection, read, refuse_inside, staged, write
 from .config import RunConfig
 from .errors import ConfigError
@@ -84,6 +84,7 @@ def _prune_graph(config: RunConfig, selection: Selection | None, proof: Proof) -
         )
         chosen = replace(chosen, proof=proof, note=None)
         write(folder / "selection.json", chosen)
+        provenance.record_folder(folder, "prune", config, provenance.hash_inputs(config))
     return chosen
 
 

@@ -6,7 +6,7 @@ goes where, and nothing of any stage's inside.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,6 @@ from .artifacts import (
     read,
     refuse_inside,
     to_json,
-    write,
 )
 from .benchmarking import BenchmarkSettings, resolve_provider
 from .config import RunConfig
@@ -37,15 +36,11 @@ from .exporting import ExportSettings, dialect_for, export_model
 from .graphs import is_graph
 from .models import (
     SPREAD,
-    Damped,
     LoadedModel,
-    damping_weights,
     droppable_layers,
     load_model,
-    save_pruned,
-    write_pruned,
 )
-from .numbering import PARTS, whole_layers
+from .numbering import PARTS
 from .profiling import Changes, MakeReplayer, Probe, division_on
 from .reading import load_options
 from .samples import Samples, Side, check_exists
@@ -274,43 +269,6 @@ def plan(config: RunConfig, model: LoadedModel, roles: Mapping[str, Samples]) ->
 
     with using_threads(replace(config, num_threads=_worker_threads(config))):
         return predict(model, samples, search, settings)
-
-
-def save_checkpoint(
-    folder: Path, model: LoadedModel, selection: Selection, batches: Sequence[Any] | None
-) -> Selection:
-    """Write a checkpoint without the dropped layers, the damped ones folded, with selection and model card.
-
-    Args:
-        folder: Where to.
-        model: The whole model; an outline will do if there are no batches.
-        selection: Which layers go.
-        batches: What logits are compared on; None to compare names, shapes and bytes alone.
-
-    Returns:
-        The selection, which says now how the checkpoint was proven.
-
-    Raises:
-        UnsupportedModelError: If the checkpoint is not the model without these layers, or a layer cannot
-            be damped.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if batches is None:
-        write_pruned(model, model.numbering.indices(whole_layers(selection.drop)), folder)
-        selection = replace(selection, proof="weights", note=None)
-    else:
-        drop = model.units.indices(selection.drop)
-        scales = {model.numbering.index(part.layer): part.scale for part in selection.damp}
-        weights = damping_weights(model, sorted(scales)) if scales else {}
-        damped = {layer: Damped(scale, weights[layer]) for layer, scale in scales.items()}
-        notes = (
-            save_pruned(model, drop, folder, batches, damped),
-            provenance.note_of_zeros(selection.drop),
-        )
-        selection = replace(selection, proof="logits", note=" ".join(filter(None, notes)) or None)
-    write(folder / "selection.json", selection)
-    provenance.write_model_card(folder, selection)
-    return selection
 
 
 def export_all(

@@ -17,6 +17,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import pytest
 import torch
 import transformers
+from click.testing import CliRunner
 from forking import run_forked
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -27,6 +28,7 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
+from tapioca_export.cli import main
 from tapioca_export.models import proof
 from tapioca_export.polynomial import PolynomialConfig, PolynomialModel, sample_prompts
 
@@ -203,6 +205,25 @@ def sample_files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], di
         return paths
 
     return files
+
+
+@pytest.fixture(scope="session")
+def finished(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the run folder of a tiny BERT that lost two layers; leave it as it is."""
+    folder = tmp_path_factory.mktemp("run")
+    files = {
+        name: write_jsonl(folder / f"{name}.jsonl", text_records(80, seed))
+        for seed, name in ((11, "id"), (12, "target"))
+    }
+    arguments = [
+        "run", "-m", tiny("bert"), "--id", files["id"], "--target", files["target"], "-o", folder / "out",
+        "--epsilon", 1, "--pick", 2, "--format", "torchscript", "--format", "pt2", "--tune",
+        "--tune-seconds", 1, "--iterations", 5, "--warmup", 1, "--num-threads", 1,
+    ]  # fmt: skip
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    assert str((folder / "out" / "report.html").resolve()) in result.stdout
+    return folder / "out"
 
 
 @pytest.fixture(scope="session", autouse=True)

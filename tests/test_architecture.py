@@ -39,12 +39,14 @@ STAGES = {
     "reporting": set(),
     "gating": set(),
     "provenance": {"graphs"},
+    "cards": set(),
 }
 # The story, from the ground up: each may use those before it.
 STORY = [
     "reading",
     "steps",
     "graph_files",
+    "checkpoints",
     "measuring",
     "trading",
     "comparing",
@@ -53,6 +55,11 @@ STORY = [
     "commands",
     "variants",
     "pruning",
+    "locating",
+    "reproving",
+    "verifying",
+    "schemas",
+    "starting",
 ]
 HEAVY = {
     "torch": {"models", "profiling", "polynomial", "steps", "costing"},

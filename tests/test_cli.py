@@ -26,9 +26,9 @@ Files = Callable[[str], dict[str, Path]]
 HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "numpy", "pandas", "pyarrow", "pydantic")
 PUBLIC = [
     "Benchmark", "Comparison", "Doses", "Export", "Intervention", "Plan", "Profile", "Report", "RunConfig",
-    "Selection", "TapiocaError", "Thresholds", "benchmark", "check", "compare", "demo", "export",
-    "export_variants",
-    "intervene", "plan", "profile", "prune", "report", "run", "select",
+    "Selection", "TapiocaError", "Thresholds", "Verification", "benchmark", "check", "compare", "demo",
+    "export", "export_variants", "init", "intervene", "plan", "profile", "prune", "report", "run", "schema",
+    "select", "verify",
 ]  # fmt: skip
 
 
@@ -58,8 +58,9 @@ def test_every_option_has_help(name: str) -> None:
     assert [option.name for option in options if not option.help] == []
 
 
-def test_every_field_of_the_configuration_is_an_option_of_run() -> None:
-    options = {parameter.name for parameter in main.commands["run"].params}
+@pytest.mark.parametrize("command", ["run", "init"])
+def test_every_field_of_the_configuration_is_an_option(command: str) -> None:
+    options = {parameter.name for parameter in main.commands[command].params}
     assert {item.name for item in fields(RunConfig)} <= options
 
 

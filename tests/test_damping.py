@@ -39,6 +39,7 @@ from tapioca_export.artifacts import (
     Selection,
     read,
 )
+from tapioca_export.cards import write_model_card
 from tapioca_export.cli import main
 from tapioca_export.errors import UnsupportedModelError
 from tapioca_export.exporting import ExportSettings, export_model
@@ -53,7 +54,6 @@ from tapioca_export.models import (
 )
 from tapioca_export.models.proof import save_pruned
 from tapioca_export.profiling import Changes, Probe
-from tapioca_export.provenance import write_model_card
 from tapioca_export.samples import Samples, read_samples
 from tapioca_export.selection import SelectionSettings
 from tapioca_export.selection.search import _allowed

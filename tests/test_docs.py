@@ -9,10 +9,14 @@ from pathlib import Path
 
 import click
 import pytest
+import reports
+import yaml
 from click.testing import CliRunner
 from conftest import text_records, write_jsonl
 
 from tapioca_export.cli import main
+from tapioca_export.gating import check
+from tapioca_export.gating.expressions import fields_of
 from tapioca_export.selection import CRITERIA
 from tapioca_export.selection.criteria import Candidate, Round, Scored
 
@@ -39,6 +43,62 @@ def test_every_criterion_stands_in_readme_and_names_its_source() -> None:
 def test_every_option_named_in_readme_exists() -> None:
     known = {opt for command in main.commands.values() for p in command.params for opt in p.opts}
     assert set(re.findall(r"--[a-z][a-z-]+", README)) - {"--text", "--table"} <= known
+
+
+@pytest.mark.parametrize("name", ["ci.md", "provenance.md"])
+def test_every_option_named_in_the_documents_exists(name: str) -> None:
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    known = {opt for command in main.commands.values() for p in command.params for opt in p.opts}
+    assert set(re.findall(r"--[a-z][a-z-]+", text)) - {"--rm"} <= known
+
+
+def test_every_option_of_check_and_verify_is_documented() -> None:
+    for command, name in (("check", "ci.md"), ("verify", "provenance.md")):
+        text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        options = [p.opts[-1] for p in main.commands[command].params if p.opts[-1].startswith("--")]
+        assert [
+            option for option in options if option not in ("--json", "--quiet") and option not in text
+        ] == []
+
+
+def test_the_documents_expressions_are_understood() -> None:
+    text = (ROOT / "docs/ci.md").read_text(encoding="utf-8")
+    block = text.split("## Expressions")[1].split("```")[1]
+    measured = reports.benchmark(targets={"air-line": reports.GAIN})
+    expressions = [line for line in block.splitlines() if line]
+    verdict = check(reports.report(benchmark=measured), fail_if=expressions)
+    assert len(verdict.checks) == len(expressions) >= 7
+    assert not [item.message for item in verdict.checks if item.message.startswith("Not measured")]
+    table = text.split("Short names")[1].split("An expression that")[0]
+    names = re.findall(r"`(\w+)`", " ".join(line.split("|")[1] for line in table.splitlines() if "|" in line))
+    assert set(names) <= set(fields_of(reports.report()))
+    assert {"target", "id", "speedup", "size_ratio"} <= set(names)
+
+
+def test_the_documents_pipelines_name_inputs_that_exist() -> None:
+    text = (ROOT / "docs/ci.md").read_text(encoding="utf-8")
+    action, template = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.S))
+    inputs = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))["inputs"]
+    assert set(action[0]["with"]) <= set(inputs)
+    spec = next(yaml.safe_load_all((ROOT / "templates/check.yml").read_text(encoding="utf-8")))
+    given = template["include"][0]["inputs"]
+    required = {name for name, about in spec["spec"]["inputs"].items() if "default" not in (about or {})}
+    assert required <= set(given) <= set(spec["spec"]["inputs"])
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shells_complete_commands(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.shell_completion import get_completion_class
+
+    text = (ROOT / "docs/ci.md").read_text(encoding="utf-8")
+    variable = "_TAPIOCA_EXPORT_COMPLETE"
+    assert f"{shell}_source" in text
+    assert f"{variable}={'bash' if shell != 'fish' else 'fish'}_source tapioca-export" in text
+    found = get_completion_class(shell)
+    assert found
+    completion = found(main, {}, "tapioca-export", variable)
+    assert [item.value for item in completion.get_completions([], "ver")] == ["verify"]
+    assert "--hashes-only" in [item.value for item in completion.get_completions(["verify"], "--h")]
 
 
 @pytest.mark.slow

@@ -19,11 +19,11 @@ from test_laws import drop_by_hand
 from torch import nn
 
 from tapioca_export.artifacts import Selection
+from tapioca_export.cards import write_model_card
 from tapioca_export.costing.rehearsing import Shapes
 from tapioca_export.errors import LoadError, UnknownNameError
 from tapioca_export.models import LoadedModel, LoadOptions, find_task, load_model
 from tapioca_export.profiling import Probe
-from tapioca_export.provenance import write_model_card
 from tapioca_export.samples import Samples
 
 CHOICES = "multiple-choice"

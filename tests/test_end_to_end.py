@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import onnxruntime
 import pytest
@@ -19,7 +20,7 @@ from click.testing import CliRunner, Result
 from conftest import LABELS, text_records, write_jsonl
 
 import tapioca_export
-from tapioca_export import RunConfig, pipeline
+from tapioca_export import RunConfig, pipeline, schema, verify
 from tapioca_export.artifacts import (
     Benchmark,
     Export,
@@ -57,21 +58,6 @@ def write_samples(folder: Path, *, labelled: bool = True) -> dict[str, Path]:
         name: write_jsonl(folder / f"{name}.jsonl", text_records(80, seed, labelled=labelled))
         for seed, name in ((11, "id"), (12, "target"))
     }
-
-
-@pytest.fixture(scope="module")
-def finished(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the run folder of a tiny BERT that lost two layers."""
-    folder = tmp_path_factory.mktemp("run")
-    files = write_samples(folder)
-    result = invoke(
-        "run", "-m", tiny("bert"), "--id", files["id"], "--target", files["target"], "-o", folder / "out",
-        "--epsilon", 1, "--pick", 2, "--format", "torchscript", "--format", "pt2", "--tune",
-        "--tune-seconds", 1, *FAST,
-    )  # fmt: skip
-    assert result.exit_code == 0, result.output
-    assert str((folder / "out" / "report.html").resolve()) in result.stdout
-    return folder / "out"
 
 
 def test_a_run_folder_holds_what_the_contract_names(finished: Path) -> None:
@@ -368,3 +354,8 @@ def test_the_demo_reports_fresh_rows_and_never_those_it_searched_on(tmp_path: Pa
     low, _ = report.benchmark.accuracy["target"].gain_interval
     assert ("lowers the target" in report.verdict) == (low > 0)
     assert str(tmp_path) not in json.dumps(report.run.outputs)
+    documents = [json.loads(file.read_text()) for file in (tmp_path / "out").rglob("*.json")]
+    for document in documents:
+        if "kind" in document:
+            jsonschema.validate(document, schema(document["kind"]))
+    assert verify(tmp_path / "out", strict=True).passed

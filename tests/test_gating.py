@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -10,7 +11,7 @@ from reports import GAIN, HARM, NO_CHANGE, accuracy, benchmark, latency, report
 
 from tapioca_export.artifacts import Pair
 from tapioca_export.errors import ConfigError
-from tapioca_export.gating import Thresholds, check, render_junit, render_markdown
+from tapioca_export.gating import Thresholds, check, render_junit, render_markdown, render_metrics
 
 NMSE = accuracy(0.50, 0.40, (-0.15, -0.05), metric="nmse", higher_is_better=False)
 
@@ -134,3 +135,117 @@ def test_harm_on_the_target_misses_a_gate_of_no_loss():
     found = only(Thresholds(min_target_gain=0.0), accuracy={"target": HARM})
     assert not found.passed
     assert "-0.101" in found.message
+
+
+# --- against the last release ---------------------------------------------------------------
+
+
+def against(old, new, **limits):
+    """Return the checks of one report's benchmark against another's, by name."""
+    before, now = report(benchmark=benchmark(**old)), report(benchmark=benchmark(**new))
+    return {c.name: c for c in check(now, Thresholds(**limits), baseline=before).checks}
+
+
+def scored(pruned, half_width=0.02, **changes):
+    """Return a role whose pruned model scores this, give or take."""
+    interval = (pruned - half_width, pruned + half_width)
+    return replace(accuracy(0.7, pruned, (-0.1, 0.1), **changes), pruned_interval=interval)
+
+
+def test_a_report_is_no_regression_on_itself():
+    found = against({}, {})
+    assert set(found) == {"regression id", "regression target", "regression speed-up", "regression size"}
+    assert all(item.passed for item in found.values())
+
+
+# Two estimates, each within 0.02: their difference is known to 0.02 times the square root of 2, 0.0283.
+@pytest.mark.parametrize(("pruned", "passed"), [(0.80, True), (0.772, True), (0.771, False)])
+def test_a_metric_fails_where_its_fall_is_shown(pruned, passed):
+    found = against({"accuracy": {"target": scored(0.80)}}, {"accuracy": {"target": scored(pruned)}})
+    assert found["regression target"].passed is passed
+
+
+@pytest.mark.parametrize(("pruned", "passed"), [(0.20, True), (0.228, True), (0.229, False)])
+def test_an_error_fails_where_its_rise_is_shown(pruned, passed):
+    kind = {"metric": "nmse", "higher_is_better": False}
+    old, new = ({"accuracy": {"id": scored(value, **kind)}} for value in (0.20, pruned))
+    assert against(old, new)["regression id"].passed is passed
+
+
+def test_the_bounds_that_face_each_other_count():
+    """Below the new estimate and above the old one: the other two bounds say nothing of a fall."""
+    new = replace(scored(0.77), pruned_interval=(0.5, 0.775))
+    old = replace(scored(0.80), pruned_interval=(0.795, 0.99))
+    assert not against({"accuracy": {"id": old}}, {"accuracy": {"id": new}})["regression id"].passed
+
+
+@pytest.mark.parametrize(("limit", "passed"), [(0.0384, True), (0.0382, False)])
+def test_with_a_limit_no_larger_loss_must_be_possible(limit, passed):
+    accuracies = ({"accuracy": {"target": scored(value)}} for value in (0.80, 0.79))
+    assert against(*accuracies, max_regression=limit)["regression target"].passed is passed
+
+
+def test_each_target_domain_is_compared():
+    old = {"targets": {"airline": scored(0.80), "banking": scored(0.80)}}
+    found = against(old, {"targets": {"airline": scored(0.80), "banking": scored(0.60)}})
+    assert found["regression target airline"].passed
+    assert not found["regression target banking"].passed
+
+
+def test_what_was_measured_then_must_be_measured_now():
+    found = against(
+        {"accuracy": {"id": scored(0.8)}}, {"accuracy": {}, "latency": (), "size_bytes": Pair(0, 0)}
+    )
+    assert {name: item.passed for name, item in found.items()} == dict.fromkeys(found, False)
+    assert all(item.message.startswith("Not measured") for item in found.values())
+
+
+def timed(median, low, high, batch_size=1):
+    return replace(
+        latency(batch_size), speedup=replace(latency().speedup, median=median, interval=(low, high))
+    )
+
+
+@pytest.mark.parametrize(("low", "high", "passed"), [(1.15, 1.25, True), (1.01, 1.09, False)])
+def test_a_speedup_fails_where_it_is_shown_to_be_less(low, high, passed):
+    row = timed((low + high) / 2, low, high)
+    found = against({"latency": (timed(1.25, 1.2, 1.3),)}, {"latency": (row,)})
+    assert found["regression speed-up"].passed is passed
+
+
+def test_speedups_are_compared_at_the_same_setting():
+    old = (timed(1.5, 1.4, 1.6, 1), timed(1.1, 1.05, 1.15, 8))
+    assert against({"latency": old}, {"latency": old[::-1]})["regression speed-up"].passed
+    found = against({"latency": old[:1]}, {"latency": old[1:]})["regression speed-up"]
+    assert found.message.startswith("Not measured: no setting")
+
+
+@pytest.mark.parametrize(("size", "passed"), [(303.0, True), (303.1, False)])
+def test_a_file_may_grow_by_one_percent(size, passed):
+    found = against({"size_bytes": Pair(400.0, 300.0)}, {"size_bytes": Pair(400.0, size)})
+    assert found["regression size"].passed is passed
+
+
+def test_another_metric_or_task_cannot_be_compared():
+    with pytest.raises(ConfigError, match="metric on id rows is nmse"):
+        against({"accuracy": {"id": NMSE}}, {"accuracy": {"id": NO_CHANGE}})
+    with pytest.raises(ConfigError, match="of the task fill-mask"):
+        against({"task": "fill-mask"}, {})
+
+
+def test_a_limit_on_regression_needs_a_baseline():
+    with pytest.raises(ConfigError, match="against a baseline"):
+        check(report(), Thresholds(max_regression=0.1, min_speedup=1.0))
+
+
+# --- metrics --------------------------------------------------------------------------------
+
+
+def test_metrics_are_lines_of_openmetrics():
+    row = latency(provider='a"b\\c\nd')
+    lines = render_metrics(report(benchmark=benchmark(latency=(row,)))).splitlines()
+    assert lines[-1] == "# EOF"
+    pattern = re.compile(r'[a-z_]+\{[a-z]+="([^"\\]|\\["\\n])*"(,[a-z]+="([^"\\]|\\["\\n])*")*\} [-+.e0-9]+')
+    assert all(pattern.fullmatch(line) for line in lines[:-1])
+    assert 'tapioca_gain{rows="target",metric="accuracy",bound="low"} 0.024' in lines
+    assert len({line.rsplit(" ", 1)[0] for line in lines}) == len(lines)

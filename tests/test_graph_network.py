@@ -18,6 +18,7 @@ from conftest import NUM_LAYERS, make_decoder, make_model, make_tokenizer, write
 from onnx import TensorProto, helper
 from onnx_graphs import WIDTH, Builder, pre_norm
 
+from tapioca_export import verify
 from tapioca_export.artifacts import Export, Profile, Selection, read
 from tapioca_export.cli import main
 from tapioca_export.errors import ConfigError, TapiocaError, UnsupportedModelError
@@ -253,6 +254,11 @@ def test_the_whole_job_on_a_file(files: Callable[[str], dict[str, Path]], tmp_pa
     cli("prune", paths["graph"], "--selection", tmp_path / "run" / "selection.json", "-o", tmp_path / "cut")
     assert (tmp_path / "cut" / "model.onnx").read_bytes() == (pruned / "model.onnx").read_bytes()
     assert "agrees with the given file run layer by layer" in (tmp_path / "run" / "report.md").read_text()
+    verified = verify(tmp_path / "run", strict=True)
+    assert verified.passed, verified.verdict
+    assert [(check.folder, check.state) for check in verified.proofs] == [
+        ("original/onnx", "holds"), ("pruned/onnx", "holds"),
+    ]  # fmt: skip
     benchmark = json.loads((tmp_path / "run" / "benchmark.json").read_text())
     assert benchmark["drop"] == list(selection.drop)
     assert benchmark["accuracy"].keys() == {"id", "target"}

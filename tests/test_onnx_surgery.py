@@ -381,7 +381,7 @@ def test_weights_beside_a_file_stay_where_they_are(proof: str, tmp_path: Path) -
     new, old = tmp_path / "cut" / "model.onnx_data", file.with_name("model.onnx_data")
     assert new.stat().st_ino == old.stat().st_ino
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == [
-        "model.onnx", "model.onnx_data", "selection.json",
+        "model.onnx", "model.onnx_data", "provenance.json", "selection.json",
     ]  # fmt: skip
     expected = cut_bytes(pre_norm(cached=True).model(), [1, 2])
     feed = {f"past_key_values.{n}.key": np.ones((2, 3, WIDTH), np.float32) for n in range(2)}

@@ -335,7 +335,7 @@ def test_what_goes_with_a_checkpoint_is_carried_over_and_other_weights_are_not(t
     assert result.exit_code == 0, result.output
     assert {path.name for path in (tmp_path / "out").iterdir() if path.suffix != ".safetensors"} == {
         "LICENSE", "README.md", "config.json", "generation_config.json", "model.safetensors.index.json",
-        "selection.json", "tokenizer.json", "tokenizer_config.json",
+        "provenance.json", "selection.json", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     assert (tmp_path / "out/LICENSE").read_text() == "terms"
     assert not (tmp_path / "out/extra.safetensors").exists()

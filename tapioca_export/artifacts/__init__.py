@@ -4,7 +4,21 @@ Knows nothing about models, runtimes or how any number came about.
 """
 
 from ..numbering import Choices, LayerName, Numbering
-from .files import check_output, read, refuse_inside, sha256, staged, to_json, write, write_text
+from .files import (
+    append_text,
+    check_output,
+    combined,
+    hashes,
+    is_sealed,
+    read,
+    refuse_inside,
+    sha256,
+    staged,
+    to_json,
+    write,
+    write_sealed,
+    write_text,
+)
 from .interventions import (
     Dose,
     Flatness,
@@ -53,6 +67,16 @@ from .results import (
     Timing,
 )
 from .sessions import OrtSession, SessionSettings
+from .verifications import (
+    Command,
+    FileCheck,
+    FileState,
+    ProofCheck,
+    ProofState,
+    Provenance,
+    Role,
+    Verification,
+)
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -61,6 +85,7 @@ __all__ = [
     "Bounds",
     "Candidate",
     "Choices",
+    "Command",
     "Compared",
     "Comparison",
     "Cost",
@@ -71,6 +96,8 @@ __all__ = [
     "Dose",
     "Evaluation",
     "Export",
+    "FileCheck",
+    "FileState",
     "Flatness",
     "Interval",
     "Intervention",
@@ -92,23 +119,33 @@ __all__ = [
     "Profile",
     "Prompting",
     "Proof",
+    "ProofCheck",
+    "ProofState",
+    "Provenance",
     "RandomLayers",
     "RandomSet",
     "Rank",
     "Ratio",
     "Report",
+    "Role",
     "Run",
     "Selection",
     "SessionSettings",
     "Step",
     "Timing",
     "Trend",
+    "Verification",
+    "append_text",
     "check_output",
+    "combined",
+    "hashes",
+    "is_sealed",
     "read",
     "refuse_inside",
     "sha256",
     "staged",
     "to_json",
     "write",
+    "write_sealed",
     "write_text",
 ]

@@ -8,8 +8,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import MISSING, is_dataclass
+from dataclasses import MISSING, is_dataclass, replace
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,8 @@ T = TypeVar("T")
 # Ends the name of a folder that is being filled; nobody else has such folders.
 PARTIAL = ".tapioca-partial"
 JOURNALS = "search*.jsonl"
+# Stands in a record for its own SHA-256 while that is taken.
+UNSEALED = "0" * 64
 
 
 def _adapter(cls: Any) -> Any:
@@ -61,6 +64,18 @@ def write(path: Path, artifact: Any) -> None:
     write_text(path, to_json(artifact))
 
 
+def write_sealed(path: Path, record: Any) -> None:
+    """Write a record that holds the SHA-256 of its own text, with zeros in that place."""
+    text = to_json(replace(record, sha256=UNSEALED))
+    write(path, replace(record, sha256=hashlib.sha256(text.encode()).hexdigest()))
+
+
+def is_sealed(path: Path, digest: str) -> bool:
+    """Tell whether a record is, to the byte, what was written with this digest in it."""
+    unsealed = path.read_bytes().replace(digest.encode(), UNSEALED.encode(), 1)
+    return hashlib.sha256(unsealed).hexdigest() == digest
+
+
 def write_text(path: Path, text: str) -> None:
     """Write text aside and move it into place.
 
@@ -72,6 +87,20 @@ def write_text(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside.write_text(text, encoding="utf-8")
         os.replace(aside, path)
+    except OSError as error:
+        raise OutputError(f"Cannot write {path}: {error.strerror}.") from error
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add text to a file that others write to as well.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
     except OSError as error:
         raise OutputError(f"Cannot write {path}: {error.strerror}.") from error
 
@@ -98,16 +127,35 @@ def read(path: Path, cls: type[T]) -> T:
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, or of the names and contents of a folder's files."""
+    """Return the SHA-256 of a file, or of the names of a folder's files and their SHA-256s."""
+    if path.is_dir():
+        return combined(hashes(path))
     digest = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for file in files:
-        if path.is_dir():
-            digest.update(file.relative_to(path).as_posix().encode() + b"\0")
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
+
+
+def hashes(folder: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the SHA-256 of every file of a folder, by its path in it; files are read at the same time.
+
+    Args:
+        folder: The folder.
+        known: Those that need not be taken again.
+    """
+    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    taken = {name: digest for name, digest in (known or {}).items() if name in names}
+    rest = [name for name in names if name not in taken]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing lets other threads run
+        taken |= zip(rest, pool.map(lambda name: sha256(folder / name), rest), strict=True)
+    return {name: taken[name] for name in names}
+
+
+def combined(files: Mapping[str, str]) -> str:
+    """Return one hash of files, each by its path and SHA-256."""
+    text = "".join(f"{name}\0{digest}\n" for name, digest in sorted(files.items()))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @contextmanager

@@ -251,7 +251,9 @@ class Comparison:
 class Run:
     """`run.json`: everything needed to do the run again and to tell whether a file changed.
 
-    `inputs` and `outputs` map paths to SHA-256; outputs are relative to the run folder.
+    `inputs` and `outputs` map paths to SHA-256; outputs are all files of the run folder but this one,
+    relative to it. `sha256` is that of this file with zeros in its place; `report.json` has the record
+    without it.
     """
 
     config: dict[str, Any]
@@ -259,5 +261,6 @@ class Run:
     inputs: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    sha256: str = field(default="", metadata=SPARSE)
     kind: Literal["run"] = "run"
     schema_version: int = SCHEMA_VERSION

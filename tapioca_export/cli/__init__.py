@@ -2,14 +2,14 @@
 
 Option names, defaults and help come from `config.RunConfig`. Results go to stdout, everything else
 to stderr; `--json` prints the artifact and nothing else. Heavy imports happen inside commands.
-`options` turns fields and config files into options, `commands` and `intervening` are the commands.
+`options` turns fields and config files into options; the other modules are the commands.
 
 Exit codes: 0 done; 1 an error the user can mend; 2 usage; 3 a gate was missed.
 """
 
 from __future__ import annotations
 
-from . import intervening
+from . import checking, intervening, starting
 from .commands import main
 
-__all__ = ["intervening", "main"]
+__all__ = ["checking", "intervening", "main", "starting"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import click
 import tapioca_export as library
 
 from ..config import RunConfig
-from ..errors import ConfigError, LoadError, TapiocaError
+from ..errors import ConfigError, TapiocaError
 from ..numbering import LayerName, Numbering, whole_layers
 from .options import FIELDS, VARIANTS, _scales, comparing, options, planning, printing
 
@@ -370,28 +369,6 @@ def benchmark(original: Path, pruned: Path, as_json: bool, quiet: bool, **flags:
 def report(folder: Path, as_json: bool, quiet: bool) -> None:
     """Render a run folder again."""
     _show_report(library.report(folder), folder, as_json, quiet)
-
-
-@main.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--min-target-gain", type=float, help="Least gain on the target: lower bound of its interval.")
-@click.option("--max-id-loss", type=float, help="Largest loss on ID: worse bound of its interval.")
-@click.option("--min-speedup", type=float, help="Least speed-up: lower bound, at every shape.")
-@click.option("--max-size-ratio", type=float, help="Largest size, pruned / original.")
-@click.option("--junit", type=click.Path(path_type=Path), help="Write the checks as JUnit XML too.")
-def check(folder: Path, junit: Path | None, **thresholds: float | None) -> None:
-    """Gate a run folder on interval bounds: exit code 3 when a threshold is missed."""
-    from .. import gating
-    from ..artifacts import Report, read, write_text
-
-    if not (folder / "report.json").is_file():
-        raise LoadError(f"{folder} is not a run folder: it has no report.json.", "Name the output of `run`.")
-    limits = gating.Thresholds(**thresholds)
-    verdict = gating.check(read(folder / "report.json", Report), limits)
-    if junit is not None:
-        write_text(junit, gating.render_junit(verdict))
-    click.echo(gating.render_markdown(verdict))
-    sys.exit(verdict.exit_code)
 
 
 @main.command("list")

@@ -160,15 +160,15 @@ def _option(name: str) -> Callable[[Any], Any]:
     return click.option(*([f"-{short}"] if short else []), "--" + name.replace("_", "-"), **settings)
 
 
-def options(*names: str) -> Callable[[Any], Any]:
-    """Add options of the configuration, the config file and how to print."""
+def options(*names: str, prints: bool = True) -> Callable[[Any], Any]:
+    """Add options of the configuration, the config file and, where a command prints an artifact, how."""
     from_file = click.option(
         "-c", "--config", type=click.Path(path_type=Path), is_eager=True, expose_value=False,
         callback=_read_config, help="TOML or YAML file with these options' names; flags win.",
     )  # fmt: skip
 
     def decorate(command: Any) -> Any:
-        command = from_file(printing(command))
+        command = from_file(printing(command) if prints else command)
         for name in reversed(names):
             command = _option(name)(command)
         return command

@@ -11,6 +11,7 @@ from . import onnx, pt2, torchscript  # noqa: F401  (they register their formats
 from .adopting import describe
 from .formats import FORMATS, Dialect, ExportSettings, Format, Written
 from .parity import parity_batches
+from .reproving import prove_again
 from .stage import export_model
 from .targets import dialect_for
 
@@ -24,4 +25,5 @@ __all__ = [
     "dialect_for",
     "export_model",
     "parity_batches",
+    "prove_again",
 ]

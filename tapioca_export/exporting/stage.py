@@ -49,7 +49,7 @@ def export_model(
     assert not any(module.training for module in model.network.modules())
     same = model if settings.dtype == FULL else cast(model, settings.dtype)
     reference = Reference(model, same, settings.dtype, settings.tolerance)
-    with lacking(same, silent or {}) as traced, _quiet():
+    with lacking(same, silent or {}) as traced, quiet():
         dialect = Dialect(settings.opset, settings.ir_version)
         written = format_.write(traced, model.task.examples(model.processor)[0], folder, dialect)
         run = format_.open(folder, written)
@@ -98,7 +98,7 @@ def _files(folder: Path, written: Written) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence exporters: they print (a refused graph as a whole), and warn of what is not needed."""
     previous = logging.root.manager.disable
     try:

@@ -12,7 +12,7 @@ from .folding import damping_weights
 from .graph_network import GraphNetwork, refuse_graph
 from .loaded import SPREAD, LoadedModel, LoadOptions, generated
 from .loading import find_task, load_config, load_model, load_processor, outline_model
-from .proof import reference_logits, refuse_larger_than_memory, save_pruned
+from .proof import prove_saved, reference_logits, refuse_larger_than_memory, save_pruned
 from .rewriting import mend_config_file, write_pruned
 from .skipping import (
     DROPPED,
@@ -65,6 +65,7 @@ __all__ = [
     "load_processor",
     "mend_config_file",
     "outline_model",
+    "prove_saved",
     "prunable_stacks",
     "reference_logits",
     "refuse_graph",

@@ -65,11 +65,7 @@ def save_pruned(
     """
     model.network.to("cpu")  # where the fresh process computes, bit for bit
     damped = damped or {}
-    changes = changes_of(model, model.units.checked(units))
-    with changing(model, {**changes, **damped}):
-        expected = [reference_logits(model, batch) for batch in batches]
-    if damped:
-        _prove_damped(model, changes, damped, batches, expected)
+    expected = _expected(model, units, batches, damped)
     note = None
     try:
         write_pruned(model, units, folder, damped)
@@ -81,6 +77,49 @@ def save_pruned(
                 pruned.save_pretrained(folder)
         model.processor.save(folder)
         note = f"{error.message} The weights were saved from memory, in float32."
+    _refuse_another(folder, model, batches, expected)
+    return note
+
+
+def prove_saved(
+    model: LoadedModel,
+    units: Sequence[int],
+    folder: Path,
+    batches: Sequence[Inputs],
+    damped: Mapping[int, Damped] | None = None,
+) -> None:
+    """Prove again that a checkpoint is the model without units, as `save_pruned` does.
+
+    Raises:
+        UnsupportedModelError: If it does not reload as that model.
+    """
+    _refuse_another(folder, model, batches, _expected(model, units, batches, damped or {}))
+
+
+def _expected(
+    model: LoadedModel, units: Sequence[int], batches: Sequence[Inputs], damped: Mapping[int, Damped]
+) -> list[np.ndarray]:
+    """Return the logits of the model in memory with layers skipped and damped.
+
+    Raises:
+        UnsupportedModelError: If damped layers do not compute what they are to.
+    """
+    changes = changes_of(model, model.units.checked(units))
+    with changing(model, {**changes, **damped}):
+        expected = [reference_logits(model, batch) for batch in batches]
+    if damped:
+        _prove_damped(model, changes, damped, batches, expected)
+    return expected
+
+
+def _refuse_another(
+    folder: Path, model: LoadedModel, batches: Sequence[Inputs], expected: Sequence[np.ndarray]
+) -> None:
+    """Refuse a checkpoint whose logits, in a fresh process, are not the expected ones to the bit.
+
+    Raises:
+        UnsupportedModelError: Saying how far they are off.
+    """
     actual = reload_logits(folder, model, batches)
     for number, (one, other) in enumerate(zip(expected, actual, strict=True)):
         if not np.array_equal(one, other):
@@ -91,7 +130,6 @@ def save_pruned(
                 "This family cannot be pruned correctly at these layers; protect them "
                 "(--protect-first, --protect-last) or report the family.",
             )
-    return note
 
 
 def _prove_damped(

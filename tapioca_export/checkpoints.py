@@ -1,0 +1,70 @@
+"""A pruned checkpoint: written, proven, and with its model card and selection beside it.
+
+Knows which layers go, and nothing of why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from . import cards
+from .artifacts import Selection, write
+from .exporting import parity_batches
+from .models import Damped, LoadedModel, damping_weights, save_pruned, write_pruned
+from .numbering import whole_layers
+from .samples import Samples
+from .tasks import Inputs
+
+
+def proof_batches(model: LoadedModel, rows: Samples | None) -> list[Inputs]:
+    """Return what a checkpoint's logits are compared on: the user's rows, or else made-up ones."""
+    given = [batch for _, batch in parity_batches(model, rows)] if rows else []
+    return given or list(model.task.examples(model.processor))
+
+
+def save_checkpoint(
+    folder: Path, model: LoadedModel, selection: Selection, batches: Sequence[Inputs] | None
+) -> Selection:
+    """Write a checkpoint without the dropped layers, the damped ones folded, with selection and model card.
+
+    Args:
+        folder: Where to.
+        model: The whole model; an outline will do if there are no batches.
+        selection: Which layers go.
+        batches: What logits are compared on; None to compare names, shapes and bytes alone.
+
+    Returns:
+        The selection, which says now how the checkpoint was proven.
+
+    Raises:
+        UnsupportedModelError: If the checkpoint is not the model without these layers, or a layer cannot
+            be damped.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if batches is None:
+        write_pruned(model, model.numbering.indices(whole_layers(selection.drop)), folder)
+        selection = replace(selection, proof="weights", note=None)
+    else:
+        drop, damped = changed_layers(model, selection)
+        notes = (
+            save_pruned(model, drop, folder, batches, damped),
+            cards.note_of_zeros(selection.drop),
+        )
+        selection = replace(selection, proof="logits", note=" ".join(filter(None, notes)) or None)
+    write(folder / "selection.json", selection)
+    cards.write_model_card(folder, selection)
+    return selection
+
+
+def changed_layers(model: LoadedModel, selection: Selection) -> tuple[tuple[int, ...], dict[int, Damped]]:
+    """Return the units that a selection drops, and the layers that it damps, as the model counts them.
+
+    Raises:
+        UnsupportedModelError: If a layer cannot be damped.
+    """
+    scales = {model.numbering.index(part.layer): part.scale for part in selection.damp}
+    weights = damping_weights(model, sorted(scales)) if scales else {}
+    damped = {layer: Damped(scale, weights[layer]) for layer, scale in scales.items()}
+    return tuple(model.units.indices(selection.drop)), damped

@@ -1,0 +1,102 @@
+"""Commands that hold a finished folder against something: `check` thresholds, `verify` its record."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+import tapioca_export as library
+
+from ..errors import LoadError
+from .commands import _prepare_libraries, _show, main
+from .options import printing
+
+if TYPE_CHECKING:
+    from ..artifacts import Report
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--min-target-gain", type=float, help="Least gain on the target: lower bound of its interval.")
+@click.option("--max-id-loss", type=float, help="Largest loss on ID: worse bound of its interval.")
+@click.option("--min-speedup", type=float, help="Least speed-up: lower bound, at every shape.")
+@click.option("--max-size-ratio", type=float, help="Largest size, pruned / original.")
+@click.option(
+    "--fail-if", metavar="EXPRESSION", multiple=True,
+    help="What must not be true of the report, such as 'target.difference.low < 0'; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--baseline", type=click.Path(path_type=Path),
+    help="The run folder or report.json of the last release, which this one must not be worse than.",
+)  # fmt: skip
+@click.option(
+    "--max-regression", type=float,
+    help="Largest loss against --baseline: worse bound of its interval (default: none must be shown).",
+)  # fmt: skip
+@click.option("--junit", type=click.Path(path_type=Path), help="Write the checks as JUnit XML too.")
+@click.option(
+    "--summary", type=click.Path(path_type=Path), envvar="GITHUB_STEP_SUMMARY", show_envvar=True,
+    help="Append verdict and checks to this Markdown file.",
+)  # fmt: skip
+@click.option(
+    "--metrics", type=click.Path(path_type=Path), help="Write the report's numbers as OpenMetrics too."
+)
+def check(
+    folder: Path,
+    fail_if: tuple[str, ...],
+    baseline: Path | None,
+    junit: Path | None,
+    summary: Path | None,
+    metrics: Path | None,
+    **thresholds: float | None,
+) -> None:
+    """Gate a run folder on interval bounds: exit code 3 when a threshold is missed."""
+    from .. import gating
+    from ..artifacts import append_text, write_text
+
+    report = _report(folder)
+    limits = gating.Thresholds(**thresholds)
+    before = _report(baseline) if baseline else None
+    verdict = gating.check(report, limits, fail_if=fail_if, baseline=before)
+    if junit is not None:
+        write_text(junit, gating.render_junit(verdict))
+    if metrics is not None:
+        write_text(metrics, gating.render_metrics(report))
+    if summary is not None:
+        append_text(summary, gating.render_summary(report, verdict))
+    click.echo(gating.render_markdown(verdict))
+    sys.exit(verdict.exit_code)
+
+
+def _report(path: Path) -> Report:
+    """Read the report of a run folder, or a report.json.
+
+    Raises:
+        LoadError: If it is neither.
+    """
+    from ..artifacts import Report, read
+
+    file = path if path.suffix == ".json" else path / "report.json"
+    if not file.is_file():
+        raise LoadError(f"{path} is not a run folder: it has no report.json.", "Name the output of `run`.")
+    return read(file, Report)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--hashes-only", is_flag=True, help="Compare hashes; load no model and make no proof again.")
+@click.option("--strict", is_flag=True, help="Fail as well where something could not be compared or proven.")
+@click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the model.")
+@printing
+def verify(
+    folder: Path, hashes_only: bool, strict: bool, trust_remote_code: bool, as_json: bool, quiet: bool
+) -> None:
+    """Hash a folder's files and make its proofs again: exit code 3 when something is not as recorded."""
+    if not hashes_only:
+        _prepare_libraries()
+    found = library.verify(folder, proofs=not hashes_only, strict=strict, trust_remote_code=trust_remote_code)
+    _show(found, as_json, quiet, lambda: "\n".join(found.verdict))
+    sys.exit(found.exit_code)

@@ -1,0 +1,49 @@
+"""The proof of an exported file, made again with the libraries that are here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..artifacts import Export
+from ..graphs import is_graph, weight_paths
+from ..models import LoadedModel, cast, skipping
+from ..precision import FULL
+from ..samples import Samples
+from .adopting import REFERENCE
+from .formats import FORMATS, Written
+from .parity import Reference, prove_generation, prove_outputs
+from .stage import quiet
+
+
+def prove_again(model: LoadedModel, samples: Samples, folder: Path, export: Export) -> float:
+    """Compare an exported file with the model that it was exported from, as when it was written.
+
+    Args:
+        model: The model, in float32 and evaluation mode, on the CPU; of a graph that was given, the whole.
+        samples: The rows that it was compared on.
+        folder: Holds the files.
+        export: What was recorded; its tolerance holds.
+
+    Returns:
+        The largest difference found.
+
+    Raises:
+        ExportError: If the file cannot be opened.
+        ParityError: If file and model differ by more than the tolerance.
+    """
+    graphs = [folder / name for name in export.files if is_graph(name)]
+    weights = {file.name for graph in graphs for file in weight_paths(graph)}
+    files = tuple(name for name in export.files if name not in weights)
+    written = Written(export.exporter, export.opset, export.inputs, export.outputs, files, export.cache)
+    with quiet():
+        run = FORMATS[export.format].open(folder, written)
+    if export.reference == REFERENCE:
+        reference = Reference(model, model, FULL, export.tolerance)
+        with skipping(model, model.units.indices(export.drop)):
+            return float(prove_outputs(reference, samples, run, written)["max_abs_difference"])
+    same = model if export.dtype == FULL else cast(model, export.dtype)
+    reference = Reference(model, same, export.dtype, export.tolerance)
+    proofs = [prove_outputs(reference, samples, run, written)]
+    if written.cache:
+        proofs.append(prove_generation(reference, samples, run, written))
+    return max(float(proof.get("max_abs_difference", 0.0)) for proof in proofs)

@@ -1,0 +1,36 @@
+"""What a gate says: every check with what was found, and the exit code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Check:
+    """One threshold and whether it was met."""
+
+    name: str
+    passed: bool
+    message: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Every check that was asked for."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every check passed, else 3."""
+        return 0 if self.passed else 3
+
+
+def not_measured(name: str, reason: str) -> Check:
+    """Return the failed check of a quantity that there is no number of."""
+    return Check(name, False, f"Not measured: {reason}. What was not measured does not pass.")
