@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import graphs, reading, steps
+from . import graphs, provenance, reading, steps
 from .artifacts import Export, Selection, read, sha256, staged, write
 from .commands import loading_as_before, refuse_other_model
 from .config import RunConfig
 from .errors import ConfigError
-from .exporting import describe
+from .exporting import SKIPPED, describe
 from .models import load_model, mend_config_file
 from .numbering import whole_layers
 
@@ -93,6 +93,7 @@ def export_variants(config: RunConfig, variants: Sequence[str]) -> dict[str, Exp
             refuse_other_model(config, variant.selection, model)
         rows = reading.given_rows(config, model.task, model.processor)
         assert rows is not None
+        inputs = provenance.hash_inputs(config)
         whole = folder / ORIGINAL
         (export,) = steps.export_all(config, model, rows, {"onnx": whole}).values()
         (graph,) = (whole / name for name in export.files if name.endswith(".onnx"))
@@ -105,9 +106,13 @@ def export_variants(config: RunConfig, variants: Sequence[str]) -> dict[str, Exp
                 mend_config=mend_config_file, selection=selection,
             )  # fmt: skip
             exports[variant.name] = describe(
-                model, rows, place / graph.name, selection.drop, config.atol, reference="PyTorch", note=NOTE
+                model, rows, place / graph.name, selection.drop, config.atol, reference=SKIPPED, note=NOTE
             )
             write(place / "selection.json", selection)
+        for name, made in exports.items():
+            provenance.record_folder(
+                folder / name, "export", config, inputs, rows.fingerprint, known=made.files
+            )
         return exports
 
 

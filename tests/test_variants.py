@@ -71,7 +71,7 @@ def test_each_variant_is_the_model_without_its_layers(exported: Path, tiny: Call
         np.testing.assert_allclose(session.run(["logits"], feed)[0], want, atol=1e-4)
         record = read(exported / name / "export.json", Export)
         assert record.drop == drop
-        assert record.reference == "PyTorch"
+        assert record.reference == ("PyTorch with the dropped layers skipped" if drop else "PyTorch")
         assert record.max_abs_difference is not None
         assert record.max_abs_difference <= record.tolerance
         assert record.files == {
@@ -82,6 +82,14 @@ def test_each_variant_is_the_model_without_its_layers(exported: Path, tiny: Call
         assert config["num_hidden_layers"] == NUM_LAYERS - len(drop)
         if drop:
             assert read(exported / name / "selection.json", Selection).drop == drop
+
+
+@pytest.mark.slow
+def test_variants_are_verified_like_any_folder(exported: Path) -> None:
+    said = cli("verify", exported)
+    count = sum(path.is_file() for path in exported.rglob("*"))
+    assert f"All {count} files are what was written." in said
+    assert "4 of 4 proofs made again hold." in said
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ and `pt2` show how). Knows nothing about why layers are gone.
 """
 
 from . import onnx, pt2, torchscript  # noqa: F401  (they register their formats)
-from .adopting import describe
+from .adopting import SKIPPED, describe
 from .formats import FORMATS, Dialect, ExportSettings, Format, Written
 from .parity import parity_batches
 from .reproving import prove_again
@@ -17,6 +17,7 @@ from .targets import dialect_for
 
 __all__ = [
     "FORMATS",
+    "SKIPPED",
     "Dialect",
     "ExportSettings",
     "Format",

@@ -20,6 +20,7 @@ from .onnx import open_onnx
 from .parity import Reference, prove_outputs
 
 REFERENCE = "the given file run layer by layer"
+SKIPPED = "PyTorch with the dropped layers skipped"
 NOTE = "Made of an ONNX file; no checkpoint was there to hold it against."
 
 

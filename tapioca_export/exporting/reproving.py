@@ -9,7 +9,7 @@ from ..graphs import is_graph, weight_paths
 from ..models import LoadedModel, cast, skipping
 from ..precision import FULL
 from ..samples import Samples
-from .adopting import REFERENCE
+from .adopting import REFERENCE, SKIPPED
 from .formats import FORMATS, Written
 from .parity import Reference, prove_generation, prove_outputs
 from .stage import quiet
@@ -37,7 +37,7 @@ def prove_again(model: LoadedModel, samples: Samples, folder: Path, export: Expo
     written = Written(export.exporter, export.opset, export.inputs, export.outputs, files, export.cache)
     with quiet():
         run = FORMATS[export.format].open(folder, written)
-    if export.reference == REFERENCE:
+    if export.reference in (REFERENCE, SKIPPED):  # the model is the whole one
         reference = Reference(model, model, FULL, export.tolerance)
         with skipping(model, model.units.indices(export.drop)):
             return float(prove_outputs(reference, samples, run, written)["max_abs_difference"])
