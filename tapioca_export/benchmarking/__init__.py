@@ -9,6 +9,7 @@ To add a runtime, register one function in `RUNTIMES`.
 
 from __future__ import annotations
 
+from .gpu import missing_for_gpu
 from .memory import measure_memory_and_load
 from .runtimes import RUNTIMES, Runtime
 from .sessions import default_settings, resolve_provider
@@ -28,6 +29,7 @@ __all__ = [
     "make_workloads",
     "measure_latency",
     "measure_memory_and_load",
+    "missing_for_gpu",
     "resolve_provider",
     "score_exported",
     "time_exports",

@@ -44,7 +44,7 @@ def resolve_provider(name: str) -> str:
     if provider in available:
         return provider
     if provider == CUDA:
-        hint = "Install onnxruntime-gpu in place of onnxruntime, or use --provider cpu."
+        hint = "Run tapioca-export doctor, which says what is missing, or use --provider cpu."
     else:
         hint = "Use cpu, cuda, or one of the available names in full."
     asked = name if name == provider else f"{name} ({provider})"
@@ -93,8 +93,8 @@ def session_options(settings: SessionSettings) -> Any:
     return options
 
 
-def open_session(file: Path, settings: SessionSettings) -> Session:
-    """Open one file, on the provider asked for and no other.
+def open_session(file: Path | bytes, settings: SessionSettings) -> Session:
+    """Open one file, or a graph in memory, on the provider asked for and no other.
 
     Returns:
         A function from inputs to outputs, by name. It feeds what the file asks for, in its number types,
@@ -105,17 +105,20 @@ def open_session(file: Path, settings: SessionSettings) -> Session:
     """
     import onnxruntime
 
-    provider = settings.provider
+    provider, name = settings.provider, "a graph" if isinstance(file, bytes) else str(file)
     if provider in _DEVICES:
         # Finds CUDA and cuDNN in pip packages. It reports to stdout, which belongs to results.
         with contextlib.redirect_stdout(sys.stderr):
             onnxruntime.preload_dlls()
     try:
         session = onnxruntime.InferenceSession(
-            str(file), session_options(settings), providers=list(settings.providers), enable_fallback=0
+            file if isinstance(file, bytes) else name,
+            session_options(settings),
+            providers=list(settings.providers),
+            enable_fallback=0,
         )
     except onnxruntime_errors() as error:
-        raise BenchmarkError(f"ONNX Runtime cannot open {file} on {provider}: {first_line(error)}") from error
+        raise BenchmarkError(f"ONNX Runtime cannot open {name} on {provider}: {first_line(error)}") from error
     used = session.get_providers()[0]
     if used != provider:
         raise BenchmarkError(
@@ -126,8 +129,8 @@ def open_session(file: Path, settings: SessionSettings) -> Session:
         )
     outputs = [node.name for node in session.get_outputs()]
     if settings.io_binding:
-        return _fed(session, file, _bound(session, outputs, _DEVICES.get(provider, "cpu")))
-    return _fed(session, file, lambda feed: session.run(outputs, feed))
+        return _fed(session, name, _bound(session, outputs, _DEVICES.get(provider, "cpu")))
+    return _fed(session, name, lambda feed: session.run(outputs, feed))
 
 
 def _bound(session: Any, outputs: list[str], device: str) -> Callable[[Mapping[str, np.ndarray]], Any]:
@@ -147,7 +150,7 @@ def _bound(session: Any, outputs: list[str], device: str) -> Callable[[Mapping[s
     return run
 
 
-def _fed(session: Any, file: Path, call: Callable[[Mapping[str, np.ndarray]], Any]) -> Session:
+def _fed(session: Any, file: str, call: Callable[[Mapping[str, np.ndarray]], Any]) -> Session:
     """Return the function that feeds one session."""
     types = {node.name: node.type for node in session.get_inputs()}
     if unknown := sorted(set(types.values()) - NUMPY_TYPES.keys()):

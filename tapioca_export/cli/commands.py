@@ -401,6 +401,7 @@ def doctor() -> None:
     _prepare_libraries()
     import onnxruntime
 
+    from ..benchmarking import missing_for_gpu
     from ..provenance import environment
 
     found = environment()
@@ -408,12 +409,8 @@ def doctor() -> None:
     click.echo(f"{found['processor']}, {found['cores']} cores; GPUs: {', '.join(found['gpus']) or 'none'}")
     for package, version in found["versions"].items():
         click.echo(f"  {package:18s} {version}")
-    providers = onnxruntime.get_available_providers()
-    click.echo(f"ONNX Runtime providers: {', '.join(providers)}")
-    if "CUDAExecutionProvider" not in providers:
-        click.echo(
-            "CUDAExecutionProvider is missing: install onnxruntime-gpu in place of onnxruntime to time GPUs."
-        )
+    click.echo(f"ONNX Runtime providers: {', '.join(onnxruntime.get_available_providers())}")
+    click.echo(missing_for_gpu() or "CUDAExecutionProvider starts.")
 
 
 def _join(layers: tuple[LayerName, ...]) -> str:
