@@ -153,7 +153,7 @@ def prune_checkpoint(
         if selection is None:
             selection = _as_named(config, model, scale)
         refuse_other_model(config, selection, model)
-        inputs, rows = provenance.hash_inputs(config), None
+        inputs, rows = provenance.hash_inputs(config, weights=proof != "weights"), None
         if proof == "logits":
             rows = reading.given_rows(config, model.task, model.processor)
             batches = checkpoints.proof_batches(model, rows)

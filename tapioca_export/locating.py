@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .artifacts import FileState, combined
-from .provenance import HUB, hash_model
+from .provenance import HEADERS, HUB, hash_model
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Places:
     def find(self, name: str, digest: str) -> Path | None:
         """Return where an input is, of two places the one with the recorded hash; None if nowhere."""
         found = [path for path in (self.folder / name, Path(name)) if path.exists()]
-        same = [path for path in found if self._hash(path) == digest]
+        same = [path for path in found if self._hash(path, digest) == digest]
         return next(iter([*same, *found]), None)
 
     def state(self, name: str, digest: str) -> FileState:
@@ -38,9 +38,12 @@ class Places:
         path = self.find(name, digest)
         if path is None:
             return "missing"
-        return "same" if self._hash(path) == digest else "changed"
+        return "same" if self._hash(path, digest) == digest else "changed"
 
-    def _hash(self, path: Path) -> str:
+    def _hash(self, path: Path, like: str) -> str:
+        """Return the hash of a path, of the kind of a recorded one."""
+        if like.startswith(HEADERS):
+            return hash_model(str(path), weights=False)
         path = path.resolve()
         if path in self.hashed:
             return self.hashed[path]

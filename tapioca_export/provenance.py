@@ -5,6 +5,7 @@ Knows nothing about how any artifact was computed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -22,6 +23,8 @@ from .config import RunConfig
 RUN, RECORD = "run.json", "provenance.json"
 # Begins the record of a model on the hub, which has a name and a commit in place of a hash.
 HUB = "hub:"
+# Begins that of a model whose tensors are known by name, type and shape, and not by their bytes.
+HEADERS = "headers:"
 PACKAGES = (
     "tapioca-export",
     "torch",
@@ -85,11 +88,19 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def hash_model(model: str) -> str:
-    """Return the SHA-256 of a folder, or of an ONNX file and its weights; on the hub, name and commit."""
+def hash_model(model: str, *, weights: bool = True) -> str:
+    """Return the SHA-256 of a folder, or of an ONNX file and its weights; on the hub, name and commit.
+
+    Without `weights`, of safetensors files only sizes and headers count, which name every tensor and its
+    shape: reading all of a large model would take as long as pruning it.
+    """
     path = Path(model)
     if path.is_file() and graphs.is_graph(path):
         return combined({file.name: sha256(file) for file in (path, *graphs.weight_paths(path))})
+    if path.is_dir() and not weights:
+        files = sorted(path.rglob("*.safetensors"))
+        known = {file.relative_to(path).as_posix(): _hash_header(file) for file in files}
+        return f"{HEADERS}{combined(hashes(path, known))}"
     if path.exists():
         return sha256(path)
     from huggingface_hub import try_to_load_from_cache
@@ -99,12 +110,22 @@ def hash_model(model: str) -> str:
     return f"{HUB}{model}{commit}"
 
 
-def hash_inputs(config: RunConfig) -> dict[str, str]:
-    """Return the SHA-256 of the model and of every file that was given, by its path."""
+def _hash_header(file: Path) -> str:
+    """Return the SHA-256 of a safetensors file's size and header."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = stream.read(min(length, size))
+    return hashlib.sha256(f"{size}\0".encode() + header).hexdigest()
+
+
+def hash_inputs(config: RunConfig, *, weights: bool = True) -> dict[str, str]:
+    """Return the SHA-256 of the model, as `hash_model`, and of every file that was given, by its path."""
     files = [path for *_, path in config.files(*SAMPLE_FILES)]
     if config.prompt_template and os.path.isfile(config.prompt_template):
         files.append(Path(config.prompt_template))
-    return {config.model: hash_model(config.model), **{str(path): sha256(path) for path in files}}
+    model = hash_model(config.model, weights=weights)
+    return {config.model: model, **{str(path): sha256(path) for path in files}}
 
 
 def shown(path: str | Path, folder: Path, root: Path | None = None) -> str:

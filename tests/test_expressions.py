@@ -87,7 +87,15 @@ def test_what_was_not_measured_fails_whichever_way_it_is_asked(text):
     assert found.message.startswith("Not measured")
 
 
-@pytest.mark.parametrize("text", ["target.difference.low < 0", "target.difference.low >= 0"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "target.difference.low < 0",
+        "target.difference.low >= 0",
+        "target.gain.low < 0",
+        "target.gain.high > 0",
+    ],
+)
 def test_a_bound_that_is_not_a_number_fails_whichever_way_it_is_asked(text):
     broken = replace(GAIN, interval=(float("nan"), float("nan")))
     assert not passes(text, accuracy={"target": broken})

@@ -185,6 +185,21 @@ def test_with_a_limit_no_larger_loss_must_be_possible(limit, passed):
     assert against(*accuracies, max_regression=limit)["regression target"].passed is passed
 
 
+def test_with_a_limit_the_outer_bounds_count():
+    new = replace(scored(0.79), pruned_interval=(0.785, 0.99))
+    old = replace(scored(0.80), pruned_interval=(0.5, 0.805))
+    for limit, passed in ((0.0171, True), (0.017, False)):
+        found = against({"accuracy": {"id": old}}, {"accuracy": {"id": new}}, max_regression=limit)
+        assert found["regression id"].passed is passed
+
+
+def test_the_bounds_of_an_error_change_places():
+    kind = {"metric": "nmse", "higher_is_better": False}
+    new = replace(scored(0.23, **kind), pruned_interval=(0.225, 0.5))
+    old = replace(scored(0.20, **kind), pruned_interval=(0.1, 0.205))
+    assert not against({"accuracy": {"id": old}}, {"accuracy": {"id": new}})["regression id"].passed
+
+
 def test_each_target_domain_is_compared():
     old = {"targets": {"airline": scored(0.80), "banking": scored(0.80)}}
     found = against(old, {"targets": {"airline": scored(0.80), "banking": scored(0.60)}})

@@ -247,6 +247,25 @@ def test_a_record_cannot_ask_for_code_to_be_run(copied: Path) -> None:
     assert [check.state for check in verify(folder, trust_remote_code=True).proofs] == ["holds"]
 
 
+def test_a_source_whose_weights_are_not_read_is_known_by_its_tensors(tiny: Tiny, tmp_path: Path) -> None:
+    source = shutil.copytree(tiny("bert"), tmp_path / "model")
+    made = invoke("prune", "-m", source, "--drop", "1", "--proof", "weights", "-o", tmp_path / "out")
+    assert made.exit_code == 0, made.output
+    (digest,) = read(tmp_path / "out/provenance.json", Provenance).inputs.values()
+    assert digest.startswith("headers:")
+    weights = source / "model.safetensors"
+    for file, place, passes in (
+        (weights, -1, True),
+        (weights, 40, False),
+        (source / "config.json", 9, False),
+    ):
+        with changed(file, place):
+            assert verify(tmp_path / "out", proofs=False).passed is passes
+    with weights.open("ab") as file:
+        file.write(b"\0")
+    assert not verify(tmp_path / "out", proofs=False).passed
+
+
 @pytest.mark.parametrize(("proof", "state"), [("logits", "holds"), ("weights", "not run")])
 def test_a_pruned_checkpoint_can_be_verified(tiny: Tiny, tmp_path: Path, proof: str, state: str) -> None:
     made = invoke("prune", "-m", tiny("bert"), "--drop", "1", "--proof", proof, "-o", tmp_path / "out")
