@@ -50,7 +50,16 @@ def test_every_json_file_of_a_run_folder_is_valid_by_its_kind(finished: Path) ->
         if "schema_version" in document:
             validate(document, document["kind"])
             found.add(document["kind"])
-    assert found == {"benchmark", "export", "profile", "provenance", "report", "run", "selection"}
+    assert found == {
+        "benchmark",
+        "export",
+        "ort_session",
+        "profile",
+        "provenance",
+        "report",
+        "run",
+        "selection",
+    }
 
 
 def written(finished: Path) -> dict[str, Any]:
@@ -67,6 +76,7 @@ def written(finished: Path) -> dict[str, Any]:
         "comparison": Comparison("m", "text-classification", 4, 1, (compared,)),
         "export": reports.export(),
         "intervention": report.intervention,
+        "ort_session": read(finished / "pruned/onnx/ort_session.json", kinds()["ort_session"]),
         "plan": plan,
         "profile": report.profile,
         "provenance": read(finished / "pruned/onnx/provenance.json", kinds()["provenance"]),

@@ -27,7 +27,10 @@ from tapioca_export.exporting import FORMATS
 pytestmark = pytest.mark.xdist_group("end-to-end")
 
 Tiny = Callable[[str], Path]
-PROVEN = ["original/onnx", "original/torchscript", "pruned/checkpoint", "pruned/onnx", "pruned/torchscript"]
+PROVEN = [
+    "original/onnx", "original/pt2", "original/torchscript", "pruned/checkpoint", "pruned/onnx", "pruned/pt2",
+    "pruned/torchscript",
+]  # fmt: skip
 
 
 def invoke(*arguments: object) -> Result:
@@ -88,7 +91,7 @@ def test_one_changed_bit_of_any_file_fails_and_names_the_file(copied: Path) -> N
     assert wrong(copied) == []
 
 
-@pytest.mark.parametrize("place", ["pruned/onnx", "pruned/checkpoint", "original/torchscript"])
+@pytest.mark.parametrize("place", ["pruned/onnx", "pruned/checkpoint", "original/pt2"])
 def test_a_folder_that_is_handed_on_alone_can_be_verified(finished: Path, tmp_path: Path, place: str) -> None:
     alone = shutil.copytree(finished / place, tmp_path / "alone")
     for file in files_of(alone):
