@@ -238,7 +238,8 @@ def benchmark(original: Path, pruned: Path, config: RunConfig) -> Benchmark:
         rows = {name: roles[f"{name}-report"] for name in ("id", "target")}
         result = compare_exports(original, pruned, task, rows, processor, steps.benchmark_settings(config))
         write(folder / "benchmark.json", result)
-    write_sessions(result, original, pruned)
+    for tuned in write_sessions(result, original, pruned):
+        provenance.record_added(tuned, SESSION_FILE)
     return result
 
 

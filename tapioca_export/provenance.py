@@ -11,13 +11,13 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from . import graphs
-from .artifacts import Command, Provenance, Run, combined, hashes, read, sha256, write_sealed
+from .artifacts import Command, Provenance, Run, combined, hashes, is_sealed, read, sha256, write_sealed
 from .config import RunConfig
 
 RUN, RECORD = "run.json", "provenance.json"
@@ -199,6 +199,23 @@ def record_folder(
     record = Provenance(command, model, values, here, named, outputs, rows)
     write_sealed(folder / RECORD, record)
     return combined({**outputs, RECORD: sha256(folder / RECORD)})
+
+
+def record_added(folder: Path, name: str) -> None:
+    """Add a file to the record of the folder that it was put into, and to that of the run it is a part of.
+
+    Records that are no longer what was written stay as they are, so that `verify` finds it out.
+    """
+    changed = [folder / name]
+    for path in (folder / RECORD, folder.parent.parent / RUN):
+        if not path.is_file():
+            continue
+        record: Provenance | Run = read(path, Provenance) if path.name == RECORD else read(path, Run)
+        if not is_sealed(path, record.sha256):
+            return
+        hashed = {file.relative_to(path.parent).as_posix(): sha256(file) for file in changed}
+        write_sealed(path, replace(record, outputs={**record.outputs, **hashed}))
+        changed.append(path)
 
 
 def make_run(

@@ -23,6 +23,7 @@ from tapioca_export.artifacts import Provenance, Run, is_sealed, read, sha256, w
 from tapioca_export.cli import main
 from tapioca_export.errors import LoadError
 from tapioca_export.exporting import FORMATS
+from tapioca_export.provenance import record_added
 
 pytestmark = pytest.mark.xdist_group("end-to-end")
 
@@ -211,6 +212,24 @@ def test_a_checkpoint_that_is_another_under_a_record_that_fits_fails_its_proof(c
     assert all(check.state == "same" for check in found.files)
     assert [check.state for check in found.proofs] == ["fails"]
     assert "is not the model that was measured" in found.proofs[0].message
+
+
+def test_settings_found_later_are_recorded_and_nothing_else_is(copied: Path) -> None:
+    """As `benchmark --tune` does on folders of a run."""
+    folder = copied / "pruned/onnx"
+    session = folder / "ort_session.json"
+    session.write_text(session.read_text().replace("false", "true"))
+    assert wrong(copied) == [("pruned/onnx/ort_session.json", "changed")]
+    record_added(folder, session.name)
+    assert wrong(copied) == wrong(folder) == []
+    (folder / "config.json").write_text("{}")
+    record_added(folder, session.name)
+    assert wrong(copied) == [("pruned/onnx/config.json", "changed")]
+    record = folder / "provenance.json"
+    record.write_text(record.read_text().replace("export", "expert", 1))
+    before = record.read_bytes()
+    record_added(folder, session.name)
+    assert record.read_bytes() == before
 
 
 def test_inputs_that_are_not_here_pass_unless_strict(finished: Path, tmp_path: Path) -> None:

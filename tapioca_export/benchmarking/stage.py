@@ -158,11 +158,14 @@ def time_exports(
     return measure_latency(before, after, workloads, CPU, settings)
 
 
-def write_sessions(measured: Benchmark, original: Path, pruned: Path) -> None:
-    """Write into export folders what they were fastest with, if that was searched for."""
+def write_sessions(measured: Benchmark, original: Path, pruned: Path) -> list[Path]:
+    """Write into export folders what they were fastest with, if that was searched for; return those."""
+    written = []
     for name, folder in (("original", original), ("pruned", pruned)):
         for session in measured.sessions.get(name, ())[:1]:
             write(folder / SESSION_FILE, session)
+            written.append(folder)
+    return written
 
 
 def _open_pair(
