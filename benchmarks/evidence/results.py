@@ -97,7 +97,7 @@ def _claims_table(by_column: Mapping[str, list[Record]]) -> str:
     for records in by_column.values():
         word, same, num = scale(records)
         told.append(word if word == NO_CASE else f"**{word}**<br>{same} of {num} claims")
-    says = "**Scale** (19)<br>Claims 10 to 16 have the same word at every size."
+    says = "**Scale** (19)<br>Of claims 10 to 16, two thirds have the same word at every size."
     rows.append([says, "claims", *told])
     return _table(["claim (test)", "effect", *by_column], rows)
 
