@@ -169,6 +169,7 @@ class RunConfig:
     tune_seconds: float = _option(120.0, "How long --tune may search.")
     seed: int = _option(0, "Seed of splits, resampling and random choices.")
     drop_leaks: bool = _option(False, "Remove rows that stand in two roles instead of refusing them.")
+    redact: bool = _option(False, "Leave what sample rows hold out of benchmark and report.")
     trust_remote_code: bool = _option(
         False, "Run code that comes with the model, or is in a pt2 or TorchScript file."
     )

@@ -362,6 +362,7 @@ def benchmark_settings(config: RunConfig) -> BenchmarkSettings:
         iterations=config.iterations,
         seed=config.seed,
         tune_seconds=config.tune_seconds if config.tune else None,
+        redact=config.redact,
     )
 
 

@@ -108,6 +108,20 @@ class Accuracy:
         return (low, high) if self.higher_is_better else (-high, -low)
 
 
+@dataclass(frozen=True)
+class Flip:
+    """A report row whose result is another with the pruned model.
+
+    `where` is its place in its file, `sample` the beginning of its columns (None with `--redact`);
+    `original` and `pruned` are the values of the metric on it.
+    """
+
+    where: str
+    sample: str | None
+    original: float
+    pruned: float
+
+
 Phase = Literal["forward", "prefill", "decode"]
 
 
@@ -167,6 +181,7 @@ class Benchmark:
 
     `accuracy` is keyed by role, "id" and "target"; a role without labels is absent.
     Of several targets, "target" is the objective's row, and `targets` has each domain's by its name.
+    `flips` has, of "id" and "target", the rows whose result changed most: first those that became worse.
     `optimism_gap` is the gain on the select rows minus the gain on the report rows.
     `cache_bytes_per_token` is what keys and values of one token take; None where nothing is cached.
     `skipped` says in words what was asked for and could not be measured here. `sessions` has, with `--tune`,
@@ -186,6 +201,7 @@ class Benchmark:
     skipped: tuple[str, ...] = ()
     objective: str | None = field(default=None, metadata=SPARSE)
     targets: dict[str, Accuracy] = field(default_factory=dict, metadata=SPARSE)
+    flips: dict[str, tuple[Flip, ...]] = field(default_factory=dict, metadata=SPARSE)
     sessions: dict[str, tuple[OrtSession, ...]] = field(default_factory=dict, metadata=SPARSE)
     kind: Literal["benchmark"] = "benchmark"
     schema_version: int = SCHEMA_VERSION

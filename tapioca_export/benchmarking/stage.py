@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..artifacts import Accuracy, Benchmark, Latency, OrtSession, Pair, write
+from ..artifacts import Accuracy, Benchmark, Flip, Latency, OrtSession, Pair, write
 from ..bars import progress_bar
 from ..errors import BenchmarkError
 from ..generation import CacheShapes, cache_bytes, generate
 from ..precision import DTYPES
 from ..samples import Samples
 from ..tasks import Processor, Scores, Task
+from .flipping import flipped
 from .memory import measure_memory_and_load
 from .runtimes import ONNXRUNTIME, ExportFolder, read_export_folder
 from .sessions import CPU, CUDA, available_providers, default_settings, resolve_provider
@@ -64,7 +65,7 @@ def benchmark(
     rows = samples.get("target") or samples["id"]
     cache = shared_cache(before.export.cache, after.export.cache)
     workloads = make_workloads(task, rows, processor, settings, cache, before.export.dtype)
-    accuracy, targets = _accuracy(before, after, task, samples, processor, settings)
+    accuracy, targets, flips = _accuracy(before, after, task, samples, processor, settings)
     domains = rows.domains
     latency, tuned, skipped = _latency(before, after, workloads, providers, settings)
     largest = max(workloads, key=lambda work: work.batch_size * work.sequence_length).batches[0]
@@ -87,6 +88,7 @@ def benchmark(
         cache_bytes_per_token=caches if before.export.cache else None,
         objective=domains.objective if domains.are_named else None,
         targets=targets,
+        flips=flips,
         sessions=_fastest_first(tuned, latency),
         skipped=skipped if cache or not after.export.cache else (*skipped, NO_STEPS),
     )
@@ -207,9 +209,9 @@ def _accuracy(
     samples: Mapping[str, Samples],
     processor: Processor,
     settings: BenchmarkSettings,
-) -> tuple[dict[str, Accuracy], dict[str, Accuracy]]:
-    """Compare on the rows of every labelled role, and of every named domain of the target."""
-    accuracy, targets = {}, {}
+) -> tuple[dict[str, Accuracy], dict[str, Accuracy], dict[str, tuple[Flip, ...]]]:
+    """Compare on the rows of every labelled role, and of every named domain; name the rows that flip."""
+    accuracy, targets, flips = {}, {}, {}
     for role, rows in samples.items():
         if not rows.is_labelled:
             continue
@@ -217,11 +219,12 @@ def _accuracy(
             score_exported(folder.path, task, rows, processor, settings) for folder in (before, after)
         )
         accuracy[role] = compare(task, one, other, rows.domains)
+        flips[role] = flipped(task, one, other, rows, redact=settings.redact)
         if rows.domains.are_named:
             parts = zip(one.split(rows.domains), other.split(rows.domains), strict=True)
             found = [compare(task, *pair) for pair in parts]
             targets = dict(zip(rows.domains.names, found, strict=True))
-    return accuracy, targets
+    return accuracy, targets, flips
 
 
 def _refuse_providers(folder: ExportFolder, settings: BenchmarkSettings) -> None:

@@ -40,7 +40,8 @@ class BenchmarkSettings:
     `providers` are ONNX Runtime's, by short or full name; results are scored on the first. Without
     `sequence_lengths`, typical lengths of the samples are used. `num_threads` of None means all
     CPUs this process may use. `warmup` and `iterations` count runs a session and shape. `tune_seconds` is
-    what a search for the fastest sessions may take; None searches for none.
+    what a search for the fastest sessions may take; None searches for none. `redact` leaves out what
+    rows hold.
     """
 
     providers: tuple[str, ...] = ("cpu",)
@@ -51,6 +52,7 @@ class BenchmarkSettings:
     iterations: int = 30
     seed: int = 0
     tune_seconds: float | None = None
+    redact: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be measured.

@@ -34,7 +34,16 @@ SEARCH = (
     "budget_seconds", "budget_evaluations", "engine", "num_workers", "ray_address",
 )  # fmt: skip
 EXPORT = ("format", "opset", "target_ort", "dtype", "atol")
-TIMING = ("provider", "batch_size", "sequence_length", "warmup", "iterations", "tune", "tune_seconds")
+TIMING = (
+    "provider",
+    "batch_size",
+    "sequence_length",
+    "warmup",
+    "iterations",
+    "tune",
+    "tune_seconds",
+    "redact",
+)
 
 
 class TapiocaGroup(click.Group):

@@ -24,7 +24,7 @@ _TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with its plots and tables."""
+    """A heading with its plots and tables; those that are long are folded away."""
 
     name: str
     title: str
@@ -32,6 +32,7 @@ class Section:
     findings: tuple[str, ...] = ()
     figures: tuple[Figure, ...] = ()
     tables: tuple[TextTable, ...] = ()
+    folded: tuple[TextTable, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -292,8 +293,9 @@ def _accuracy_section(report: Report) -> Section:
     if benchmark.optimism_gap is not None:
         intro += f" Optimism gap: {number(benchmark.optimism_gap)}."
     shown = (tables.accuracy_table(benchmark),) if benchmark.accuracy else ()
+    flips = (tables.flip_table(benchmark),) if any(benchmark.flips.values()) else ()
     plots = tuple(comparisons.accuracy_figures(benchmark))
-    return Section("accuracy", "Task metric", intro, figures=plots, tables=shown)
+    return Section("accuracy", "Task metric", intro, figures=plots, tables=shown, folded=flips)
 
 
 def _latency_section(report: Report) -> Section:

@@ -181,6 +181,19 @@ def _accuracy_row(role: str, accuracy: Accuracy) -> Row:
     )
 
 
+def flip_table(benchmark: Benchmark) -> TextTable:
+    """Return the rows whose result changed most, those that became worse first."""
+    columns = ("report rows", "place", "result", "sample")
+    rows = []
+    for role, flips in benchmark.flips.items():
+        better = 1 if benchmark.accuracy[role].higher_is_better else -1
+        for flip in flips:
+            became = "better" if (flip.pruned - flip.original) * better > 0 else "worse"
+            result = f"{became}: {number(flip.original)} → {number(flip.pruned)}"
+            rows.append((role_text(role), flip.where, result, flip.sample or "(left out)"))
+    return TextTable("Rows whose result changed most", columns, tuple(rows), is_numeric=False)
+
+
 def comparison_table(comparison: Comparison) -> TextTable:
     """Return the original, then each criterion on the report rows, the best on the target first."""
     target, id_ = comparison.criteria[0].target, comparison.criteria[0].id

@@ -21,6 +21,9 @@ from ..domains import Domains
 from ..errors import LoadError
 from .files import read_records
 
+# Characters of a column that are shown, and items of a list.
+SHOWN, SHOWN_ITEMS = 200, 8
+
 
 class Place(str):
     """Where a record stands, in words ("reviews.csv, row 7"); `folder` is where its relative paths start."""
@@ -40,7 +43,8 @@ class Row:
 
     `features` is what the task encodes, `label` what it scores against (None: unlabelled), `key`
     the normalised content that makes two rows the same, `where` the place to name in a message,
-    `layout` in words what all rows of a run must have in common ("text and text_pair").
+    `layout` in words what all rows of a run must have in common ("text and text_pair"), `shown` the
+    beginning of each of its columns, for a reader.
     """
 
     features: Mapping[str, Any]
@@ -48,6 +52,7 @@ class Row:
     key: str
     where: str
     layout: str = ""
+    shown: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,10 @@ def read_samples(path: Path, read_row: ReadRow, *, role: str) -> Samples:
     path = Path(path)
     check_exists(path)
     folder = path if path.is_dir() else path.parent
-    rows = tuple(read_row(record, Place(where, folder)) for record, where in read_records(path))
+    rows = tuple(
+        replace(read_row(record, Place(where, folder)), shown=shown(record))
+        for record, where in read_records(path)
+    )
     if not rows:
         raise LoadError(f"Sample file {path} holds no rows.", "Write one sample a line.")
     check_layout(rows)
@@ -140,6 +148,21 @@ def read_samples(path: Path, read_row: ReadRow, *, role: str) -> Samples:
             "Label all rows, or none.",
         )
     return Samples(role, rows, str(path), sha256(path))
+
+
+def shown(record: Mapping[str, Any]) -> str:
+    """Return what a reader is shown of a record: the beginning of each column, on one line."""
+    return "; ".join(f"{name}: {_beginning(value)}" for name, value in record.items())
+
+
+def _beginning(value: Any) -> str:
+    """Return a value in at most `SHOWN` characters; of what is no text, number or list, its kind."""
+    if isinstance(value, (list, tuple)):
+        value = [*value[:SHOWN_ITEMS], *(["…"] if len(value) > SHOWN_ITEMS else [])]
+    elif not isinstance(value, (str, int, float, bool, type(None))):
+        return f"({type(value).__name__})"
+    text = " ".join(str(value)[: 4 * SHOWN].split())
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 
 
 def check_layout(rows: Sequence[Row]) -> None:

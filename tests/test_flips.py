@@ -1,0 +1,135 @@
+"""Rows whose result changed: which are named, what is shown of them, and that what they hold is inert."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import reports
+from click.testing import CliRunner
+from conftest import NUM_LAYERS
+
+from tapioca_export.artifacts import Benchmark, Flip, read, write
+from tapioca_export.benchmarking.flipping import MOST, flipped
+from tapioca_export.cli import main
+from tapioca_export.reporting import render_html
+from tapioca_export.reporting.tables import flip_table
+from tapioca_export.samples import Row, Samples
+from tapioca_export.samples.rows import SHOWN, shown
+from tapioca_export.tasks import TASKS, Scores
+
+HOSTILE = "<script>alert(1)</script> \u202e \u05d0\u05d1\u05d2 </td> " + "x" * 1_000_000
+
+
+def rows(number: int) -> Samples:
+    made = tuple(Row({}, 1, str(n), f"rows.jsonl, row {n}", shown=f"text: {n}") for n in range(number))
+    return Samples("target-report", made, "rows.jsonl", "")
+
+
+def scores(values: list[float]) -> Scores:
+    return Scores(np.asarray(values), np.zeros(len(values)))
+
+
+def found(
+    before: list[float], after: list[float], task: str = "text-classification", *, redact: bool = False
+) -> tuple[Flip, ...]:
+    return flipped(TASKS[task], scores(before), scores(after), rows(len(before)), redact=redact)
+
+
+def test_rows_that_became_worse_come_first_and_the_same_are_left_out() -> None:
+    flips = found([1, 0, 1, 0, 1], [1, 1, 0, 0, 0])
+    assert [flip.where for flip in flips] == [f"rows.jsonl, row {n}" for n in (2, 4, 1)]
+    assert [(flip.original, flip.pruned) for flip in flips] == [(1, 0), (1, 0), (0, 1)]
+    assert [flip.sample for flip in flips] == ["text: 2", "text: 4", "text: 1"]
+    assert {flip.sample for flip in found([1, 0], [0, 1], redact=True)} == {None}
+
+
+def test_where_less_is_better_the_largest_rise_comes_first_and_then_the_largest_fall() -> None:
+    flips = found([0.5, 0.1, 0.3, 0.2, 0.9], [0.6, 0.4, 0.1, 0.2, 0.1], "polynomial-regression")
+    assert [flip.where[-1] for flip in flips] == ["1", "0", "4", "2"]
+
+
+def test_no_more_than_so_many_rows_a_direction_are_named() -> None:
+    flips = found([1.0] * 120 + [0.0] * 120, [0.0] * 120 + [1.0] * 120)
+    assert len(flips) == 2 * MOST
+    assert [flip.pruned for flip in flips] == [0.0] * MOST + [1.0] * MOST
+
+
+def test_a_metric_that_is_no_mean_over_rows_names_none() -> None:
+    assert found([1, 0], [0, 1], "token-classification") == ()
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        ({"text": "a\nb\tc ", "label": 2}, "text: a b c; label: 2"),
+        ({"text": "x" * 300}, f"text: {'x' * (SHOWN - 1)}…"),
+        ({"x": list(range(9))}, "x: [0, 1, 2, 3, 4, 5, 6, 7, '…']"),
+        ({"image": {"bytes": b"\0" * 100}}, "image: (dict)"),
+        ({"audio": b"\0"}, "audio: (bytes)"),
+    ],
+)
+def test_of_each_column_the_beginning_is_shown(record: dict[str, Any], text: str) -> None:
+    assert shown(record) == text
+
+
+def test_what_rows_hold_is_inert_and_short_in_the_report() -> None:
+    sample = shown({"text": HOSTILE})
+    flips = {"target": (Flip("<img src=x>, row 1", sample, 1.0, 0.0), Flip("row 2", None, 0.0, 1.0))}
+    report = reports.report()
+    report = replace(report, benchmark=replace(report.benchmark, flips=flips))
+    plain = render_html(reports.report())
+    page = render_html(report)
+    assert page.count("<script") == plain.count("<script")
+    assert "<img src=x>" not in page
+    assert html.escape("<script>alert(1)</script>") in page
+    assert len(page) - len(plain) < 5_000
+    (worse, better) = flip_table(report.benchmark).rows
+    assert worse[2] == "worse: 1.000 → 0.000"
+    assert better[2:] == ("better: 0.000 → 1.000", "(left out)")
+
+
+@pytest.fixture(scope="module")
+def pair(
+    tiny: Callable[[str], Path],
+    sample_files: Callable[[str], dict[str, Path]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Return a folder with the exports of a model, and of the model without a layer."""
+    folder = tmp_path_factory.mktemp("pair")
+    chosen = replace(reports.selection(), drop=(1,), num_layers=NUM_LAYERS, seed=0, metric=None)
+    write(folder / "pruned.json", chosen)
+    call("export", "-m", tiny("polynomial"), "--id", sample_files("polynomial")["id"], "-o", folder / "out",
+         "--variants", folder / "pruned.json")  # fmt: skip
+    return folder / "out"
+
+
+def call(*arguments: object) -> None:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("redact", [False, True])
+def test_a_benchmark_names_its_flips(
+    pair: Path, sample_files: Callable[[str], dict[str, Path]], tmp_path: Path, redact: bool
+) -> None:
+    """Rows and counts agree, and sample texts are there or nowhere."""
+    files = sample_files("polynomial")
+    call("benchmark", pair / "original", pair / "pruned", "--id", files["id"], "--target", files["target"],
+         "-o", tmp_path / "out", "--iterations", 2, *(["--redact"] if redact else []))  # fmt: skip
+    measured = read(tmp_path / "out" / "benchmark.json", Benchmark)
+    for role, flips in measured.flips.items():
+        accuracy = measured.accuracy[role]
+        gained = sum(flip.pruned < flip.original for flip in flips)
+        assert (gained, len(flips) - gained) == (accuracy.gained, accuracy.lost)
+        assert flips[0].pruned - flips[0].original == max(flip.pruned - flip.original for flip in flips)
+        for flip in flips:
+            assert files[role].name in flip.where
+            assert flip.sample is None if redact else str(flip.sample).startswith("x: [")
+    assert ("x: [" in (tmp_path / "out" / "benchmark.json").read_text()) is not redact
