@@ -17,6 +17,7 @@ from .exporting import prove_again
 from .graphs import is_graph
 from .locating import Places
 from .models import LoadedModel, load_model, prove_saved
+from .programs import PROGRAMS
 from .provenance import HUB, RECORD, SAMPLE_FILES
 from .samples import Samples
 
@@ -77,6 +78,10 @@ class Prover:
             raise NotMadeError("It was cut out of a graph; prune that graph again to prove it again.")
         if isinstance(recorded, Selection) and recorded.proof != "logits":
             raise NotMadeError("Names, shapes and bytes of tensors were compared; hashes say the same.")
+        if isinstance(recorded, Export) and recorded.format in PROGRAMS and not self._trusts:
+            raise NotMadeError(
+                f"A {recorded.format} file is code; add --trust-remote-code if it is your own or trusted."
+            )
         config = self._config(record, places)
         options = replace(
             reading.load_options(config),
@@ -112,7 +117,7 @@ class Prover:
             if state not in ("same", "not compared"):
                 raise NotMadeError(f"{name} is {'not here' if state == 'missing' else 'not what it was'}.")
             found[name] = name if digest.startswith(HUB) else str(places.find(name, digest))
-        values: dict[str, Any] = {**record.config, "trust_remote_code": self._trusts}
+        values = dict(record.config)
         if record.config.get("trust_remote_code") and not self._trusts:
             raise NotMadeError("The model runs code of its own; add --trust-remote-code if you trust it.")
         for setting in ("model", "prompt_template", *SAMPLE_FILES):

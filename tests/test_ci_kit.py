@@ -147,6 +147,17 @@ def test_the_action_ends_where_a_file_was_tampered_with(finished: Path, tmp_path
     assert act(tmp_path, **{**inputs, "verify": "hash"}) == 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("trust", "code"), [("true", 0), ("false", 3)])
+def test_action_and_template_make_proofs_again_for_those_who_trust_them(
+    trust: str, code: int, finished: Path, tmp_path: Path
+) -> None:
+    inputs = {"run_folder": str(finished), "max_size_ratio": "2"}
+    inputs |= {"verify": "proofs", "trust_remote_code": trust}
+    assert act(tmp_path, install="false", **inputs) == code
+    assert run_job(tmp_path, **inputs) == code
+
+
 def test_an_input_of_the_action_cannot_become_a_command(folders: dict[str, Path], tmp_path: Path) -> None:
     hostile = '"; touch pwned; $(touch pwned) `touch pwned` #'
     for name in ("min_speedup", "fail_if", "baseline", "run_folder"):

@@ -358,4 +358,4 @@ def test_the_demo_reports_fresh_rows_and_never_those_it_searched_on(tmp_path: Pa
     for document in documents:
         if "kind" in document:
             jsonschema.validate(document, schema(document["kind"]))
-    assert verify(tmp_path / "out", strict=True).passed
+    assert verify(tmp_path / "out", strict=True, trust_remote_code=True).passed

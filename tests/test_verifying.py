@@ -74,7 +74,7 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 
 
 def test_a_run_folder_is_verified_with_all_its_proofs_wherever_it_lies(copied: Path) -> None:
-    found = verify(copied, strict=True)
+    found = verify(copied, strict=True, trust_remote_code=True)
     assert found.passed, found.verdict
     assert [(check.folder, check.state) for check in found.proofs] == [(name, "holds") for name in PROVEN]
     assert [check.found for check in found.proofs if check.recorded] == [
@@ -193,7 +193,7 @@ def test_another_library_that_computes_the_same_passes_and_is_named(finished: Pa
 
 def test_a_changed_file_is_not_run(copied: Path) -> None:
     with changed(copied / "pruned/onnx/model.onnx", 5000):
-        found = verify(copied)
+        found = verify(copied, trust_remote_code=True)
     states = {check.folder: check.state for check in found.proofs}
     assert states == dict.fromkeys(PROVEN, "holds") | {"pruned/onnx": "not run"}
     assert found.verdict[0] == "Changed since written: pruned/onnx/model.onnx."
@@ -262,6 +262,15 @@ def test_rows_that_name_other_files_fail(copied: Path) -> None:
     assert "a file that one names changed" in found.proofs[0].message
 
 
+def test_a_file_that_is_code_is_run_for_those_who_trust_it(finished: Path) -> None:
+    folder = finished / "original/torchscript"
+    (check,) = verify(folder).proofs
+    assert check.state == "not run"
+    assert "A torchscript file is code; add --trust-remote-code" in check.message
+    assert not verify(folder, strict=True).passed
+    assert [check.state for check in verify(folder, trust_remote_code=True).proofs] == ["holds"]
+
+
 def test_a_record_cannot_ask_for_code_to_be_run(copied: Path) -> None:
     config = read(copied / "original/onnx/provenance.json", Provenance).config
     folder = resealed(copied / "original/onnx", config={**config, "trust_remote_code": True})
@@ -320,7 +329,7 @@ def test_a_decoder_in_two_formats_is_proven_again_token_by_token(tmp_path: Path)
     formats = ["--format", "onnx", "--format", "torchscript"]
     made = invoke("export", "-m", tmp_path / "model", "--target", target, *formats, "-o", tmp_path / "out")
     assert made.exit_code == 0, made.output
-    found = verify(tmp_path / "out", strict=True)
+    found = verify(tmp_path / "out", strict=True, trust_remote_code=True)
     assert found.passed, found.verdict
     assert [(check.folder, check.state) for check in found.proofs] == [
         ("onnx", "holds"), ("torchscript", "holds"),
