@@ -146,6 +146,14 @@ def test_what_is_slower_in_either_half_of_the_rounds_is_not_faster() -> None:
     assert not tuning._halves_are_faster(np.log([0.99, 0.99, 1.3, 1.3, 1.3, 1.3]))
 
 
+def test_what_may_as_well_be_slower_is_not_kept() -> None:
+    """Of ten rounds six are faster, by much, in either half: the interval has no change in it."""
+    logs = np.tile([0.5, -0.1, 0.5, -0.1, 0.5], 2)
+    assert tuning._halves_are_faster(logs)
+    assert not tuning._is_confirmed(tuning._ratio(logs), logs)
+    assert tuning._is_confirmed(tuning._ratio(abs(logs)), abs(logs))
+
+
 def test_a_duel_is_decided_by_rounds_on_one_side() -> None:
     """Of 8 rounds all, of 16 all but one: two-sided p of 0.008 and 0.0005; 13 of 16 would be 0.02."""
     decided = {
