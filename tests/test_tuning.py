@@ -15,14 +15,25 @@ import onnxruntime
 import pytest
 from click.testing import CliRunner
 from reports import benchmark as reported_benchmark
-from reports import report
+from reports import latency, report
 from test_benchmarking import CLASSIFICATION, QUICK, TEXT, make_text_export, text_samples
 
-from tapioca_export.artifacts import Benchmark, OrtSession, SessionSettings, read, write
+from tapioca_export.artifacts import (
+    Benchmark,
+    Latency,
+    OrtSession,
+    Ratio,
+    SessionSettings,
+    Timing,
+    read,
+    write,
+)
 from tapioca_export.benchmarking import (
     BenchmarkSettings,
     benchmark,
     default_settings,
+    runtimes,
+    stage,
     timing,
     tuning,
     write_sessions,
@@ -133,6 +144,14 @@ def test_what_is_slower_in_either_half_of_the_rounds_is_not_faster() -> None:
     assert tuning._halves_are_faster(np.log([1.3, 1.01, 0.9, 0.9, 1.2, 1.1]))
     assert not tuning._halves_are_faster(np.log([1.3, 1.3, 1.3, 1.3, 0.99, 0.99]))
     assert not tuning._halves_are_faster(np.log([0.99, 0.99, 1.3, 1.3, 1.3, 1.3]))
+
+
+def test_what_may_as_well_be_slower_is_not_kept() -> None:
+    """Of ten rounds six are faster, by much, in either half: the interval has no change in it."""
+    logs = np.tile([0.5, -0.1, 0.5, -0.1, 0.5], 2)
+    assert tuning._halves_are_faster(logs)
+    assert not tuning._is_confirmed(tuning._ratio(logs), logs)
+    assert tuning._is_confirmed(tuning._ratio(abs(logs)), abs(logs))
 
 
 def test_a_duel_is_decided_by_rounds_on_one_side() -> None:
@@ -264,6 +283,22 @@ def test_every_change_reaches_onnx_runtime_and_computes_the_same(change: Any, tm
     np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+def test_bound_inputs_do_not_go_through_the_usual_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, ids = make_text_export(tmp_path / "export") / "model.onnx", {"input_ids": np.array([[1, 2, 3]])}
+    plain = default_settings("cpu", 1)
+    expected = open_session(file, plain)(ids)["logits"]
+
+    def fail(*arguments: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", fail)
+    np.testing.assert_array_equal(
+        open_session(file, replace(plain, io_binding=True))(ids)["logits"], expected
+    )
+
+
 def test_a_batch_that_is_bound_and_refused_is_one_clear_error(tmp_path: Path) -> None:
     file = make_text_export(tmp_path / "export") / "model.onnx"
     session = open_session(file, replace(default_settings("cpu", 1), io_binding=True))
@@ -292,6 +327,51 @@ def test_a_tuned_benchmark_says_with_what_it_timed(exports: tuple[Path, Path], t
         assert (row.original_threads or row.threads) == original.num_threads
     write(tmp_path / "benchmark.json", found)
     assert read(tmp_path / "benchmark.json", Benchmark) == found
+
+
+def test_each_file_is_timed_and_its_memory_measured_with_its_own_settings(
+    exports: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions = {"original": tuned_session(), "pruned": replace(tuned_session(), io_binding=True)}
+    two = {**sessions["original"].session_options, "intra_op_num_threads": 2}
+    sessions["original"] = replace(sessions["original"], session_options=two)
+    monkeypatch.setattr(stage, "tune", lambda *arguments: sessions)
+    measured = []
+
+    def measure(folder: Path, settings: SessionSettings, inputs: Any) -> tuple[int, float]:
+        measured.append((folder, settings))
+        return 1, 1.0
+
+    monkeypatch.setattr(stage, "measure_memory_and_load", measure)
+    opened = []
+    real = runtimes.open_session
+
+    def note(file: Path, settings: SessionSettings) -> Any:
+        opened.append((file.parent, settings))
+        return real(file, settings)
+
+    monkeypatch.setattr(runtimes, "open_session", note)
+    settings = replace(QUICK, batch_sizes=(1,), tune_seconds=1.0)
+    found = benchmark(*exports, CLASSIFICATION, {"target": text_samples(labelled=False)}, TEXT, settings)
+    both = [sessions["original"], sessions["pruned"]]
+    assert measured == list(zip(exports, both, strict=True))
+    assert opened == [(exports[0], both[0])] * 2 + [(exports[1], both[1])]
+    assert {(row.threads, row.original_threads) for row in found.latency} == {(1, 2)}
+
+
+def test_the_provider_that_took_a_file_the_least_time_comes_first() -> None:
+    def rows(provider: str, before: float, after: float) -> list[Latency]:
+        times = {"original": before, "pruned": after}
+        timed = {name: Timing(ms, None, 5, 1.0) for name, ms in times.items()}
+        return [latency(provider=provider, **timed), latency(8, provider=provider, **timed)]
+
+    tuned = {name: dict.fromkeys(("original", "pruned"), tuned_session(providers=(name,))) for name in "AB"}
+    found = stage._fastest_first(tuned, [*rows("A", 1.0, 3.0), *rows("B", 2.0, 2.0)])
+    assert {name: [session.provider for session in own] for name, own in found.items()} == {
+        "original": ["A", "B"],
+        "pruned": ["B", "A"],
+    }
+    assert stage._fastest_first({}, []) == {}
 
 
 def test_without_tuning_nothing_is_said_of_it(exports: tuple[Path, Path], tmp_path: Path) -> None:
@@ -370,8 +450,6 @@ def test_a_budget_of_nothing_is_refused(exports: tuple[Path, Path], tmp_path: Pa
 
 
 def test_the_report_says_what_was_found_and_what_was_not() -> None:
-    from tapioca_export.artifacts import Ratio
-
     faster = tuned_session(speedup=Ratio(1.21, (1.18, 1.25)), io_binding=True)
     lucky = replace(tuned_session(tuned=False), **tuning._settings_of(default_settings("cpu", 2)))
     lucky = replace(lucky, speedup=Ratio(1.01, (0.97, 1.04)))

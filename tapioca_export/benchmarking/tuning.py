@@ -260,11 +260,15 @@ def _confirm(
             speedup = _ratio(logs)
             made = replace(made, speedup=speedup, rounds=len(logs))
             difference = _difference(sessions[name], sessions[_rival(name)], batches)
-            is_faster = speedup.interval[0] > 1 and _halves_are_faster(logs)
-            if is_faster and difference <= tolerance:
+            if _is_confirmed(speedup, logs) and difference <= tolerance:
                 made = replace(made, **_settings_of(best[name]), tuned=True, max_abs_difference=difference)
         found[name] = made
     return found
+
+
+def _is_confirmed(speedup: Ratio, logs: np.ndarray) -> bool:
+    """Tell whether the interval is above 1, in either half of the rounds too."""
+    return speedup.interval[0] > 1 and _halves_are_faster(logs)
 
 
 def _settings_of(settings: SessionSettings) -> dict[str, Any]:

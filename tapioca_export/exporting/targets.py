@@ -20,6 +20,7 @@ NEWEST_READ = {
     (1, 23): Dialect(23, 11),
     (1, 24): Dialect(25, 13),
     (1, 25): Dialect(26, 13),
+    (1, 32): Dialect(28, 14),
 }
 # What the exporter writes unless it is asked for another: no newer one is needed.
 USUAL_OPSET = 20
