@@ -1,7 +1,7 @@
 # make demo    the whole job on the embedded example, ends with the path of the report
 # make test    lint, types and tests
 # Both set everything up first, in .venv; they need git, make and Python 3.10 or newer.
-# make slow    the slow job, run by hand, two of its parts at a time:
+# make slow    CI's slow job, two of its parts at a time:
 #   make lowest       the families and laws with the oldest transformers that is allowed
 #                     (the lock has the highest, with which `make test` runs)
 #   make consumers    exports generate in Optimum and onnxruntime-genai, in an environment of their own

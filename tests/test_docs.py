@@ -171,3 +171,20 @@ def test_readmes_results_are_those_of_the_benchmarks_json() -> None:
             assert f"**{numbers[name]['speedup']:.1f}x**, {numbers[name]['tokens_ratio']:.1f}x" in row
         assert numbers["exact"]["same_trajectory"]
         assert numbers["exact"]["same_metrics"]
+
+
+def test_ci_calls_commands_that_there_are() -> None:
+    """The workflow, and what every change goes through, name targets of the Makefile."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    steps = {name: [step.get("run") for step in job["steps"]] for name, job in workflow["jobs"].items()}
+    assert {name: commands[-1] for name, commands in steps.items()} == {
+        "test": "make test", "slow": "make slow",
+    }  # fmt: skip
+    called = re.findall(r"^make (?:-j 2 )?([a-z-]+)$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    assert called == ["test", "lowest"]
+    assert {"test", "slow", "lowest", "consumers"} <= targets
+    slow = re.search(r"^slow:\n\t(.*)$", makefile, re.MULTILINE)
+    assert slow is not None
+    assert {"lowest", "consumers"} <= set(slow[1].split())
