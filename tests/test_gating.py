@@ -48,6 +48,16 @@ def test_every_setting_must_reach_the_speedup(limit, passed):
     assert only(Thresholds(min_speedup=limit), latency=rows).passed is passed
 
 
+@pytest.mark.parametrize("runtime", ["torchscript", "pt2"])
+def test_where_onnx_runtime_was_timed_other_runtimes_have_no_say(runtime):
+    slow = latency(low=0.7, runtime=runtime)
+    both = report(benchmark=benchmark(latency=(latency(), slow)))
+    alone = report(benchmark=benchmark(latency=(latency(),)))
+    assert both.verdict == alone.verdict
+    assert check(both, Thresholds(min_speedup=1.1)).passed
+    assert not check(report(benchmark=benchmark(latency=(slow,))), Thresholds(min_speedup=1.1)).passed
+
+
 def test_the_worst_setting_is_reported():
     found = only(Thresholds(min_speedup=1.2), latency=(latency(), latency(8, 1.14)))
     assert "1.14" in found.message

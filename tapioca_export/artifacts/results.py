@@ -207,6 +207,11 @@ class Benchmark:
     schema_version: int = SCHEMA_VERSION
 
     @property
+    def served(self) -> tuple[Latency, ...]:
+        """The rows of ONNX Runtime, which files are made for; all, where there are files for PyTorch only."""
+        return tuple(row for row in self.latency if row.runtime == "onnxruntime") or self.latency
+
+    @property
     def rows(self) -> dict[str, Accuracy]:
         """All that was scored, each by what it is in words: roles, then each target domain."""
         words = {} if self.objective is None else {"target": f"target ({self.objective})"}

@@ -52,7 +52,7 @@ def fields_of(report: Report) -> dict[str, Any]:
     """Return what an expression may name: the report's keys, and short names for what is asked for most."""
     measured = report.benchmark
     roles = {role: _scored(measured.accuracy.get(role)) for role in ("target", "id")}
-    speedups = [row.speedup for row in measured.latency]
+    speedups = [row.speedup for row in measured.served]
     worst = min(speedups, key=lambda ratio: ratio.interval[0], default=None)
     short = {
         **roles,

@@ -18,7 +18,7 @@ class Thresholds:
     Attributes:
         min_target_gain: Least gain on the target, in the metric's unit, better being positive.
         max_id_loss: Largest loss on ID, in the metric's unit, worse being positive.
-        min_speedup: Least ratio of original to pruned latency, in every setting measured.
+        min_speedup: Least ratio of original to pruned latency, in every setting measured in ONNX Runtime.
         max_size_ratio: Largest ratio of pruned to original file size.
         max_regression: Largest loss against a baseline, in the metric's unit, worse being positive.
     """
@@ -81,7 +81,7 @@ def _id_loss(report: Report, limit: float) -> Check:
 
 
 def _speedup(report: Report, limit: float) -> Check:
-    rows = report.benchmark.latency
+    rows = report.benchmark.served
     if not rows:
         return not_measured("min_speedup", "there is no latency row")
     worst = min(rows, key=lambda row: row.speedup.interval[0])

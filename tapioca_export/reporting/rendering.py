@@ -207,9 +207,9 @@ def _tiles(benchmark: Benchmark) -> list[Tile]:
         if role == "target" and benchmark.objective is not None:
             name = f"Target ({benchmark.objective})"
         tiles.append(Tile(f"{name} {accuracy.metric}", values, f"{accuracy.n} report rows"))
-    if benchmark.latency:
-        medians = [row.speedup.median for row in benchmark.latency]
-        ideal = max(row.ideal_speedup for row in benchmark.latency)
+    if benchmark.served:
+        medians = [row.speedup.median for row in benchmark.served]
+        ideal = max(row.ideal_speedup for row in benchmark.served)
         low, high = f"{min(medians):.2f}", f"{max(medians):.2f}"
         value = low if low == high else f"{low} to {high}"
         tiles.append(Tile("Speed-up", value, f"ideal {ideal:.2f}"))

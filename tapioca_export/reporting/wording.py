@@ -172,7 +172,7 @@ def verdict(selection: Selection, benchmark: Benchmark) -> str:
         _target_clause(selection, target, objective_text(benchmark)),
         *_domain_clauses(benchmark),
         _id_clause(benchmark.accuracy.get("id")),
-        _speed_clause(benchmark.latency),
+        _speed_clause(benchmark.served),
         _size_clause(benchmark.size_bytes),
     ]
     if target is not None and effect(target) != "gain":
@@ -385,7 +385,7 @@ def _about_prediction(selection: Selection) -> list[str]:
 
 
 def _about_speed(benchmark: Benchmark) -> list[str]:
-    rows = benchmark.latency
+    rows = benchmark.served
     if not rows:
         return ["Latency was not measured."]
     sentences = [_speed_sentence(row) for row in sorted(rows, key=lambda r: r.speedup.median)]
