@@ -26,7 +26,7 @@ def check(config: RunConfig) -> None:
     if config.format != ("onnx",) or is_changed:
         raise ConfigError(
             f"{config.model} is a graph already, and stays ONNX of its opset and precision.",
-            "Leave out --format, --opset, --target-ort, --dtype, --optimize and --quantize, or name a checkpoint.",
+            "Leave out --format, --opset, --target-ort, --dtype, --optimize and --quantize, or name another.",
         )
 
 
