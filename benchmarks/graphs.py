@@ -254,9 +254,7 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 @click.command()
 @click.option("--output", type=click.Path(path_type=Path), default=HERE / "graphs.json", show_default=True)
-@click.option(
-    "--rounds", default=12, show_default=True, help="Rounds at batch 1; at batch 8 a third of them."
-)
+@click.option("--rounds", default=12, show_default=True, help="Rounds at batch 1; at batch 8 half of them.")
 @click.option(
     "--peer-python", type=click.Path(path_type=Path), help="Python of an environment with optimum-onnx."
 )
@@ -270,7 +268,7 @@ def main(output: Path, rounds: int, peer_python: Path | None, smoke: bool) -> No
     rows = []
     for size, shape in sizes.items():
         with TemporaryDirectory() as scratch:
-            batches = {1: 2, 8: 2} if smoke else {1: rounds, 8: max(3, rounds // 3)}
+            batches = {1: 2, 8: 2} if smoke else {1: rounds, 8: max(3, rounds // 2)}
             rows += measure(size, shape, batches, Path(scratch), peer_python)
         output.write_text(json.dumps({**origin(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
     click.echo("\n".join(lines(rows)))
