@@ -90,10 +90,10 @@ def build(name: str, folder: Path, shape: dict[str, int]) -> Any:
 def written(model: Any, folder: Path) -> Path:
     """Trace and write a model as `export` does, and prove nothing."""
     from tapioca_export.exporting.formats import FORMATS
-    from tapioca_export.exporting.stage import _quiet
+    from tapioca_export.exporting.quieting import quiet
 
     folder.mkdir()
-    with _quiet():
+    with quiet():
         FORMATS["onnx"].write(model, model.task.examples(model.processor)[0], folder, None)
     return folder / "model.onnx"
 

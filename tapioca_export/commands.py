@@ -208,7 +208,8 @@ def export(config: RunConfig) -> dict[str, Export]:
         inputs = provenance.hash_inputs(config)
         several = len(config.format) > 1
         places = {name: folder / name if several else folder for name in config.format}
-        exports = steps.export_all(config, model, rows, places, chosen)
+        calibration = reading.calibration_rows(config, model.task, model.processor)
+        exports = steps.export_all(config, model, rows, places, chosen, calibration)
         for name, place in places.items():
             if chosen:  # says on which rows the layers were chosen, so that they are never reported
                 write(place / "selection.json", chosen)

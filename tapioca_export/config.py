@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 from .errors import ConfigError, UnknownNameError
 from .numbering import GRANULARITIES, LayerName, part_of
 from .precision import DTYPES, FULL
+from .treatments import HALF, HALF_LEVEL, KINDS, LEVELS, Treatment
 
 
 def _option(default: Any, help_: str, short: str | None = None, metavar: str | None = None) -> Any:
@@ -35,9 +36,9 @@ DOMAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LEAST = {
     0: ("max_drop_layers", "protect_first", "protect_last", "warmup"),
     1: (
-        "batch_size", "budget_evaluations", "eval_batch_size", "iterations", "limit", "max_length",
-        "max_new_tokens", "num_fewshot", "num_threads", "num_workers", "opset", "sequence_length",
-        "shortlist", "width",
+        "batch_size", "budget_evaluations", "calibration_samples", "eval_batch_size", "iterations", "limit",
+        "max_length", "max_new_tokens", "num_fewshot", "num_threads", "num_workers", "opset",
+        "sequence_length", "shortlist", "width",
     ),
 }  # fmt: skip
 
@@ -139,6 +140,24 @@ class RunConfig:
         "Largest difference of any logit between file and PyTorch in fp32 (default: 1e-4; in half precision, "
         "twice PyTorch's own).",
     )
+    optimize: str | None = _option(
+        None,
+        f"Optimise ONNX files for ONNX Runtime: {', '.join(LEVELS)}, as Optimum has them.",
+        None,
+        "LEVEL",
+    )
+    quantize: str | None = _option(
+        None, f"Quantise the weights of ONNX files: {' or '.join(KINDS)}.", None, "KIND"
+    )
+    per_channel: bool = _option(False, "Give each output channel a scale of its own, with --quantize int8.")
+    calibration_samples: int | None = _option(
+        None,
+        "ID rows to measure ranges of activations on, with --quantize int8 (default: ranges of each input).",
+    )
+    max_drop: float = _option(
+        0.01,
+        "Most of the metric, in its unit, that --quantize or an approximated GELU may cost on labelled rows.",
+    )
     provider: tuple[str, ...] = _option(
         ("cpu",), "ONNX Runtime provider to time on; repeatable.", None, "NAME"
     )
@@ -209,12 +228,9 @@ class RunConfig:
                 "Only whole layers are damped, not attention or MLP alone.",
                 "Use --granularity block, or leave out --criterion damp and --alphas.",
             )
-        if self.dtype not in DTYPES:
-            raise UnknownNameError("dtype", self.dtype, DTYPES)
+        self._check_files()
         if not (math.isfinite(self.tune_seconds) and self.tune_seconds > 0):
             raise ConfigError(f"--tune-seconds {self.tune_seconds} must be a number above 0.")
-        if self.atol is not None and not (math.isfinite(self.atol) and self.atol > 0):
-            raise ConfigError(f"--atol {self.atol} must be a number above 0.")
         if self.max_memory is not None and self.device != "auto":
             raise ConfigError(
                 f"--max-memory has no meaning for --device {self.device}.", "Add --device auto."
@@ -226,6 +242,23 @@ class RunConfig:
                 raise ConfigError(
                     f"--{name.replace('_', '-')} {getattr(self, name)!r} must be {' or '.join(allowed)}."
                 )
+
+    @property
+    def treatment(self) -> Treatment:
+        """How ONNX files are optimised and quantised."""
+        return Treatment(self.optimize, self.quantize, self.per_channel, self.calibration_samples)
+
+    def _check_files(self) -> None:
+        """Refuse files that cannot be written; O4 is in half precision."""
+        if self.dtype not in DTYPES:
+            raise UnknownNameError("dtype", self.dtype, DTYPES)
+        if self.optimize == HALF_LEVEL and self.dtype == FULL:
+            object.__setattr__(self, "dtype", HALF)
+        self.treatment.check_dtype(self.dtype)
+        if self.atol is not None and not (math.isfinite(self.atol) and self.atol > 0):
+            raise ConfigError(f"--atol {self.atol} must be a number above 0.")
+        if not (math.isfinite(self.max_drop) and self.max_drop >= 0):
+            raise ConfigError(f"--max-drop {self.max_drop} must be a number from 0 up.")
 
     def _check_targets(self) -> None:
         """Refuse domains that cannot be told apart, and an objective that does not fit them."""

@@ -13,7 +13,10 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from .tasks import Inputs
+from .bars import progress_bar
+from .errors import BenchmarkError
+from .samples import Samples
+from .tasks import Inputs, Processor, Scores, Task
 
 PAST, PRESENT = "past_key_values", "present"
 POSITIONS, LOGITS = "position_ids", "logits"
@@ -21,6 +24,7 @@ POSITIONS, LOGITS = "position_ids", "logits"
 DECODER_FILES = ("encoder_model.onnx", "decoder_model.onnx", "decoder_with_past_model.onnx")
 # Of an input that holds cached keys or values of one layer: A and D.
 CacheShapes = Mapping[str, tuple[int, int]]
+SCORING_BATCH_SIZE = 32  # sequences: a row takes one an answer
 # Runs a graph, or a model's graphs as one; takes and returns arrays by name.
 Session = Callable[[Inputs], Mapping[str, np.ndarray]]
 
@@ -177,3 +181,42 @@ def _steps(run: Session, prompts: Inputs, shapes: CacheShapes) -> Generator[np.n
         else:
             mask = np.concatenate([inputs["attention_mask"], np.ones_like(ids)], axis=1)
             inputs = with_positions({"input_ids": ids, "attention_mask": mask}, [POSITIONS]) | past
+
+
+def score(run: Session, task: Task, samples: Samples, processor: Processor, shapes: CacheShapes) -> Scores:
+    """Score an exported model on all rows of labelled samples.
+
+    Args:
+        run: Runs the model, all its graphs as one.
+        task: Encodes the rows, and scores what comes out.
+        samples: The rows.
+        processor: What the encoding needs.
+        shapes: The cache inputs.
+
+    Raises:
+        BenchmarkError: If the batch axis is not dynamic, or answers are written and nothing is cached.
+    """
+    num_rows = max(1, SCORING_BATCH_SIZE // task.num_answers(samples))
+    parts = []
+    with progress_bar(total=len(samples), desc=f"Scoring {samples.role}") as progress:
+        for batch in task.batches(samples, processor, num_rows):
+            found = run(batch.inputs)
+            logits = task.joined([np.asarray(found[name], np.float32) for name in task.outputs])
+            num_sequences = len(next(iter(batch.inputs.values())))
+            if len(logits) != num_sequences:
+                raise BenchmarkError(
+                    f"The file gives {len(logits)} rows for a batch of {num_sequences}.",
+                    "Export with a dynamic batch axis.",
+                )
+            answers = task.evidence(logits, batch)
+            if (wanted := batch.continuation) is not None:
+                if not shapes:
+                    raise BenchmarkError(
+                        "The file has no cache, and answers are written with one.",
+                        "Benchmark the ONNX exports.",
+                    )
+                prompts, most = wanted.inputs(batch.inputs), int(wanted.limits.max())
+                answers = wanted.joined(answers, generate(run, prompts, shapes, most, wanted.ends))
+            parts.append((batch.indices, task.score_by_domain(answers, samples, batch.indices)))
+            progress.update(len(batch))
+    return Scores.joined(parts)

@@ -22,10 +22,11 @@ def check(config: RunConfig) -> None:
     if not graphs.is_graph(config.model):
         return
     dialect = (config.opset, config.target_ort)
-    if config.format != ("onnx",) or dialect != (None, None) or config.dtype != RunConfig.dtype:
+    is_changed = dialect != (None, None) or config.dtype != RunConfig.dtype or bool(config.treatment)
+    if config.format != ("onnx",) or is_changed:
         raise ConfigError(
             f"{config.model} is a graph already, and stays ONNX of its opset and precision.",
-            "Leave out --format, --opset, --target-ort and --dtype, or name the checkpoint.",
+            "Leave out --format, --opset, --target-ort, --dtype, --optimize and --quantize, or name another.",
         )
 
 

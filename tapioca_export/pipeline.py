@@ -72,9 +72,9 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
             del model
         else:
             model = steps.on_cpu(config, model)
-            exports = _export_original(config, model, rows, selection, folder, clock)
+            exports = _export_original(config, model, rows, selection, folder, clock, roles["id-select"])
             del model  # nor need two models be in memory
-            exports |= _export_pruned(config, task.name, rows, selection, folder, clock)
+            exports |= _export_pruned(config, task.name, rows, selection, folder, clock, roles["id-select"])
         with clock("benchmark"):
             report_rows = {name: roles[f"{name}-report"] for name in ("id", "target")}
             graphs = (folder / "original" / "onnx", folder / "pruned" / "onnx")
@@ -98,12 +98,18 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
 
 
 def _export_original(
-    config: RunConfig, model: LoadedModel, rows: Samples, selection: Selection, folder: Path, clock: _Clock
+    config: RunConfig,
+    model: LoadedModel,
+    rows: Samples,
+    selection: Selection,
+    folder: Path,
+    clock: _Clock,
+    calibration: Samples,
 ) -> dict[str, Export]:
     """Export the model, and write the checkpoint without layers; returns the exports by their folders."""
     with clock("export original"):
         places = {name: folder / "original" / name for name in config.format}
-        exports = steps.export_all(config, model, rows, places)
+        exports = steps.export_all(config, model, rows, places, None, calibration)
     with clock("prune"):
         batches = checkpoints.proof_batches(model, rows)
         checkpoints.save_checkpoint(folder / "pruned" / "checkpoint", model, selection, batches)
@@ -111,7 +117,13 @@ def _export_original(
 
 
 def _export_pruned(
-    config: RunConfig, task: str, rows: Samples, selection: Selection, folder: Path, clock: _Clock
+    config: RunConfig,
+    task: str,
+    rows: Samples,
+    selection: Selection,
+    folder: Path,
+    clock: _Clock,
+    calibration: Samples,
 ) -> dict[str, Export]:
     """Export the checkpoint without layers; returns the exports by their folders."""
     with clock("export pruned"):
@@ -120,7 +132,7 @@ def _export_pruned(
         # Files name the checkpoint where it will be, not where it is being built.
         pruned = replace(pruned, source=str(config.output / "pruned" / "checkpoint"))
         places = {name: folder / "pruned" / name for name in config.format}
-        exports = steps.export_all(config, pruned, rows, places, selection)
+        exports = steps.export_all(config, pruned, rows, places, selection, calibration)
         for place in places.values():  # `benchmark` asks it which rows may be reported
             write(place / "selection.json", selection)
     return {f"pruned/{name}": export for name, export in exports.items()}

@@ -103,6 +103,19 @@ def refuse_no_rows(config: RunConfig) -> None:
         )
 
 
+def calibration_rows(config: RunConfig, task: Task, processor: Processor) -> Samples | None:
+    """Return the ID rows, where files are calibrated on some.
+
+    Raises:
+        ConfigError: If none were given.
+    """
+    if config.calibration_samples is None:
+        return None
+    if config.id is None:
+        raise ConfigError("--calibration-samples are taken from ID samples.", "Add --id.")
+    return read_samples(config.id, task.rows(config.columns, processor), role="calibration")
+
+
 def parity_rows(roles: Mapping[str, Samples]) -> Samples:
     """Return the rows of all roles: parity is proven on any of the user's rows."""
     return _joined(list(roles.values()))

@@ -6,7 +6,7 @@ goes where, and nothing of any stage's inside.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from .config import RunConfig
 from .costing import PlanSettings, predict
 from .engines import ENGINES, Engine, EngineSettings, open_engine
 from .errors import ConfigError, first_line
-from .exporting import ExportSettings, dialect_for, export_model
+from .exporting import FORMATS, Dialect, ExportSettings, dialect_for, export_model
 from .graphs import is_graph
 from .models import (
     SPREAD,
@@ -46,6 +46,7 @@ from .reading import load_options
 from .samples import Samples, Side, check_exists
 from .selection import CRITERIA, SEARCHES, SelectionSettings, Weigh, select_layers
 from .tasks import TASKS
+from .treatments import Treatment
 
 # Settings that decide what a search measures; a budget and a pick do not.
 SEARCH_SETTINGS = (
@@ -92,7 +93,7 @@ def check(config: RunConfig, *, searches: bool = False, replaces: bool = True) -
                 "Choose another --criterion, or name the checkpoint.",
             )
     for name in config.format:
-        _export_settings(config, name)
+        _export_settings(config, name, config.format)
     for name in config.provider:
         resolve_provider(name)
     benchmark_settings(config)
@@ -277,10 +278,12 @@ def export_all(
     rows: Samples,
     folders: Mapping[str, Path],
     chosen: Selection | None = None,
+    calibration: Samples | None = None,
 ) -> dict[str, Export]:
     """Export a model, on the CPU, in every format, each into its folder, and prove each.
 
     `chosen` is what the model was pruned by, if it was: files lack what that dropped of layers that stayed.
+    `calibration` has ID rows.
 
     Raises:
         ExportError: If a format cannot be written, or differs from PyTorch.
@@ -290,22 +293,34 @@ def export_all(
     silent = chosen.units.left_of(chosen.units.indices(drop)) if chosen else {}
     for name, folder in folders.items():
         folder.mkdir(parents=True, exist_ok=True)
-        settings = _export_settings(config, name)
-        exports[name] = export_model(model, rows, folder, settings, drop, damp, silent)
+        settings = _export_settings(config, name, folders)
+        exports[name] = export_model(model, rows, folder, settings, drop, damp, silent, calibration)
     return exports
 
 
-def _export_settings(config: RunConfig, format_: str) -> ExportSettings:
-    """Return what of the configuration concerns an export; refuses what cannot be written or run."""
-    if config.target_ort is None:
-        return ExportSettings(format_, config.opset, config.atol, config.dtype)
-    if config.opset is not None or "onnx" not in config.format:
-        raise ConfigError(
-            "--target-ort chooses the opset of ONNX files.",
-            "Leave out --opset, or export with --format onnx.",
-        )
-    dialect = dialect_for(config.target_ort)
-    return ExportSettings(format_, dialect.opset, config.atol, config.dtype, dialect.ir_version)
+def _export_settings(config: RunConfig, format_: str, formats: Collection[str]) -> ExportSettings:
+    """Return what of the configuration concerns an export; refuses what cannot be written or run.
+
+    What is done to ONNX files is not done to those of other formats that are written beside them.
+    """
+    dialect = Dialect(config.opset)
+    if config.target_ort is not None:
+        if config.opset is not None or "onnx" not in config.format:
+            raise ConfigError(
+                "--target-ort chooses the opset of ONNX files.",
+                "Leave out --opset, or export with --format onnx.",
+            )
+        dialect = dialect_for(config.target_ort)
+    is_beside = not FORMATS[format_].is_treated and any(FORMATS[name].is_treated for name in formats)
+    return ExportSettings(
+        format_,
+        dialect.opset,
+        config.atol,
+        config.dtype,
+        dialect.ir_version,
+        Treatment() if is_beside else config.treatment,
+        config.max_drop,
+    )
 
 
 def selection_of(folder: str) -> Selection | None:

@@ -80,6 +80,11 @@ def export_variants(config: RunConfig, variants: Sequence[str]) -> dict[str, Exp
     """
     if config.format != ("onnx",):
         raise ConfigError("Variants are ONNX graphs.", "Leave out --format.")
+    if config.treatment:
+        raise ConfigError(
+            "Variants share the weights of one file, which is not optimised or quantised.",
+            "Leave out --optimize and --quantize, or export each checkpoint alone.",
+        )
     steps.check(config)
     reading.refuse_no_rows(config)
     chosen = [read_variant(text) for text in variants]

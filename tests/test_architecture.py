@@ -22,6 +22,7 @@ GROUND = {
     "precision",
     "registry",
     "tensors",
+    "treatments",
 }
 STAGES = {
     "samples": set(),
@@ -31,7 +32,7 @@ STAGES = {
     "profiling": {"models", "tasks", "samples"},
     "costing": {"models", "profiling", "tasks", "samples"},
     "selection": set(),
-    "generation": {"tasks"},
+    "generation": {"tasks", "samples"},
     "programs": {"tasks", "generation"},
     "graphs": set(),
     "exporting": {"models", "tasks", "samples", "generation", "graphs", "programs"},

@@ -9,11 +9,42 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..numbering import LayerName
+from ..treatments import Treatment
 from .prompts import Prompting
 from .records import SCHEMA_VERSION, SPARSE, Cost, Damping, Interval, Pair, Ratio
 from .sessions import OrtSession
 
 # --- export.json ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a file that does not compute the same loses on labelled rows.
+
+    `float32` is the metric of the same network's graph before it was treated, `treated` that of the file.
+    `drop` is how much worse that is, in the metric's unit (negative: better); at most `max_drop` is allowed.
+    """
+
+    metric: str
+    rows: int
+    float32: float
+    treated: float
+    drop: float
+    max_drop: float
+
+
+@dataclass(frozen=True)
+class Fusions:
+    """The operators of one graph that ONNX Runtime computes at once, and products that are left.
+
+    `total` counts them in the whole graph, `layers` in each layer from the input to the output; empty where
+    the layers cannot be told. `unfused` names layers that have other ones than most that were alike before
+    they were fused: which operators are missing, which nodes stand there instead.
+    """
+
+    total: dict[str, int]
+    layers: tuple[dict[str, int], ...] = ()
+    unfused: tuple[str, ...] = field(default=(), metadata=SPARSE)
 
 
 @dataclass(frozen=True)
@@ -33,6 +64,10 @@ class Export:
     and the size of one; what it generates with them, from prompts padded on the left, was compared for
     `prompts_continued` rows and `tokens_generated` tokens each; `token_agreement` is the share of tokens that
     are PyTorch's. `reference` is what the file was held against, wherever that is not PyTorch.
+
+    `treatment` is how graphs were optimised and quantised. Where they then compute something else, there is
+    no `tolerance`, unless the user gave one: `loss` says what that costs on labelled rows. `fusions` has the
+    fused operators of each graph that was optimised.
     """
 
     model: str
@@ -44,7 +79,7 @@ class Export:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     max_abs_difference: float | None
-    tolerance: float
+    tolerance: float | None
     label_agreement: float
     rows_checked: int
     shapes_checked: tuple[tuple[int, ...], ...]
@@ -65,6 +100,9 @@ class Export:
     token_agreement: float = 1.0
     reference: str = field(default="PyTorch", metadata=SPARSE)
     note: str | None = None
+    treatment: Treatment = field(default=Treatment(), metadata=SPARSE)
+    loss: Loss | None = field(default=None, metadata=SPARSE)
+    fusions: dict[str, Fusions] = field(default_factory=dict, metadata=SPARSE)
     kind: Literal["export"] = "export"
     schema_version: int = SCHEMA_VERSION
 

@@ -12,21 +12,20 @@ from pathlib import Path
 import numpy as np
 
 from ..artifacts import Accuracy, Benchmark, Flip, Latency, OrtSession, Pair, write
-from ..bars import progress_bar
 from ..errors import BenchmarkError
-from ..generation import CacheShapes, cache_bytes, generate
+from ..generation import CacheShapes, cache_bytes, score
 from ..precision import DTYPES
 from ..samples import Samples
 from ..tasks import Processor, Scores, Task
 from .flipping import flipped
 from .memory import measure_memory_and_load
+from .pairing import compare_fusions, open_pair
 from .runtimes import ONNXRUNTIME, ExportFolder, read_export_folder
 from .sessions import CPU, CUDA, available_providers, default_settings, resolve_provider
 from .statistics import compare
 from .timing import BenchmarkSettings, Workload, make_workloads, measure_latency
 from .tuning import tune
 
-SCORING_BATCH_SIZE = 32  # sequences: a row takes one an answer
 SESSION_FILE = "ort_session.json"
 NO_STEPS = "Single tokens were not timed: layers cache keys and values of several shapes."
 _DEFAULTS = BenchmarkSettings()
@@ -58,9 +57,9 @@ def benchmark(
 
     Raises:
         BenchmarkError: If the folders do not belong together, are not usable exports, or a
-            provider that was asked for cannot be used.
+            provider that was asked for cannot be used; or if a layer is fused in one and not in the other.
     """
-    before, after = _open_pair(original, pruned, task, settings)
+    before, after = open_pair(original, pruned, task, settings)
     providers = tuple(dict.fromkeys(map(resolve_provider, settings.providers)))
     rows = samples.get("target") or samples["id"]
     cache = shared_cache(before.export.cache, after.export.cache)
@@ -74,6 +73,8 @@ def benchmark(
         measure_memory_and_load(folder.path, tuned.get(CPU, {}).get(name, plain), largest)
         for name, folder in (("original", before), ("pruned", after))
     ]
+    if (uncompared := compare_fusions(before, after)) is not None:
+        skipped = (*skipped, uncompared)
     num_bytes = DTYPES[before.export.dtype].num_bytes
     caches = Pair(*(cache_bytes(folder.export.cache, num_bytes) for folder in (before, after)))
     return Benchmark(
@@ -113,31 +114,7 @@ def score_exported(
     """
     exported = read_export_folder(folder)
     session = exported.open(default_settings(settings.providers[0], settings.threads))
-    num_rows = max(1, SCORING_BATCH_SIZE // task.num_answers(samples))
-    cache = exported.export.cache
-    parts = []
-    with progress_bar(total=len(samples), desc=f"Scoring {samples.role}") as progress:
-        for batch in task.batches(samples, processor, num_rows):
-            found = session(batch.inputs)
-            logits = task.joined([np.asarray(found[name], np.float32) for name in task.outputs])
-            num_sequences = len(next(iter(batch.inputs.values())))
-            if len(logits) != num_sequences:
-                raise BenchmarkError(
-                    f"{folder} gives {len(logits)} rows for a batch of {num_sequences}.",
-                    "Export with a dynamic batch axis.",
-                )
-            answers = task.evidence(logits, batch)
-            if (wanted := batch.continuation) is not None:
-                if not cache:
-                    raise BenchmarkError(
-                        f"{folder} has no cache, and answers are written with one.",
-                        "Benchmark the ONNX exports.",
-                    )
-                prompts, most = wanted.inputs(batch.inputs), int(wanted.limits.max())
-                answers = wanted.joined(answers, generate(session, prompts, cache, most, wanted.ends))
-            parts.append((batch.indices, task.score_by_domain(answers, samples, batch.indices)))
-            progress.update(len(batch))
-    return Scores.joined(parts)
+    return score(session, task, samples, processor, exported.export.cache)
 
 
 def time_exports(
@@ -154,7 +131,7 @@ def time_exports(
         BenchmarkError: If the folders do not belong together, or are not usable exports.
     """
     settings = replace(settings, providers=("cpu",), tune_seconds=None)
-    before, after = _open_pair(original, pruned, task, settings)
+    before, after = open_pair(original, pruned, task, settings)
     cache = shared_cache(before.export.cache, after.export.cache)
     workloads = make_workloads(task, samples, processor, settings, cache, before.export.dtype)
     return measure_latency(before, after, workloads, CPU, settings)
@@ -168,38 +145,6 @@ def write_sessions(measured: Benchmark, original: Path, pruned: Path) -> list[Pa
             write(folder / SESSION_FILE, session)
             written.append(folder)
     return written
-
-
-def _open_pair(
-    original: Path, pruned: Path, task: Task, settings: BenchmarkSettings
-) -> tuple[ExportFolder, ExportFolder]:
-    """Check that two folders are usable and about the same task."""
-    before, after = read_export_folder(original), read_export_folder(pruned)
-    for folder in (before, after):
-        if folder.export.task != task.name:
-            raise BenchmarkError(
-                f"{folder.path} was exported for task {folder.export.task}, not {task.name}.",
-                f"Both {before.path} and {after.path} must be of the task that is measured.",
-            )
-    if before.export.format != after.export.format:
-        raise BenchmarkError(
-            f"{before.path} is {before.export.format}, {after.path} is {after.export.format}.",
-            "Export both with the same --format: the layers' part could not be told from the format's.",
-        )
-    if before.runtime != ONNXRUNTIME:
-        _refuse_providers(before, settings)
-    if before.export.dtype != after.export.dtype:
-        raise BenchmarkError(
-            f"{before.path} was exported in {before.export.dtype}, {after.path} in {after.export.dtype}.",
-            "Export both with the same --dtype: the layers' part could not be told from the precision's.",
-        )
-    if (before.export.metric, before.export.prompting) != (after.export.metric, after.export.prompting):
-        raise BenchmarkError(
-            f"{before.path} and {after.path} were exported with different metrics or prompts "
-            f"({before.export.metric}, {after.export.metric}).",
-            "Export both with the same --metric, prompts and rule for answers.",
-        )
-    return before, after
 
 
 def _accuracy(
@@ -225,19 +170,6 @@ def _accuracy(
             found = [compare(task, *pair) for pair in parts]
             targets = dict(zip(rows.domains.names, found, strict=True))
     return accuracy, targets, flips
-
-
-def _refuse_providers(folder: ExportFolder, settings: BenchmarkSettings) -> None:
-    """Refuse what only ONNX Runtime has.
-
-    Raises:
-        BenchmarkError: Naming the option.
-    """
-    what = f"{folder.path} is a {folder.export.format} file, which PyTorch runs on the CPU"
-    if set(map(resolve_provider, settings.providers)) != {CPU}:
-        raise BenchmarkError(f"{what}: --provider is for ONNX files.", "Leave out --provider.")
-    if settings.tune_seconds is not None:
-        raise BenchmarkError(f"{what}: --tune is for ONNX files.", "Leave out --tune.")
 
 
 Tuned = Mapping[str, Mapping[str, OrtSession]]

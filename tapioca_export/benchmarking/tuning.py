@@ -29,6 +29,8 @@ from .timing import BenchmarkSettings, Workload, time_rounds, without_garbage_co
 # Rounds between two looks at a duel, and most of them; and how rare rounds as one-sided as those seen must be
 # where both are equal. All of 8 on one side are: 2 in 256.
 ROUNDS, MOST_ROUNDS, LEVEL = 8, 40, 0.01
+# Between outputs of a file that was held to no tolerance: float32's.
+TOLERANCE = 1e-4
 SPINNING = "session.intra_op.allow_spinning"
 
 
@@ -158,7 +160,7 @@ class _Duel:
         started = perf_counter()
         firsts = [work.batches[0] for work in workloads]
         for name in list(self.logs):
-            tolerance = self.folders[name].export.tolerance
+            tolerance = _tolerance(self.folders[name])
             difference = _difference(self.sessions[name], self.sessions[_rival(name)], firsts)
             if not difference <= tolerance:  # NaN is not
                 del self.logs[name]
@@ -251,7 +253,7 @@ def _confirm(
     batches = [batch for work in workloads for batch in work.batches]
     found = {}
     for name, folder in folders.items():
-        tolerance = folder.export.tolerance
+        tolerance = _tolerance(folder)
         made = OrtSession(
             **_settings_of(plain), shapes=shapes, tolerance=tolerance, onnxruntime=onnxruntime.__version__
         )
@@ -269,6 +271,11 @@ def _confirm(
 def _is_confirmed(speedup: Ratio, logs: np.ndarray) -> bool:
     """Tell whether the interval is above 1, in either half of the rounds too."""
     return speedup.interval[0] > 1 and _halves_are_faster(logs)
+
+
+def _tolerance(folder: ExportFolder) -> float:
+    """Return how far two sessions of a file may be apart; one held to nothing may be as any other."""
+    return TOLERANCE if folder.export.tolerance is None else folder.export.tolerance
 
 
 def _settings_of(settings: SessionSettings) -> dict[str, Any]:

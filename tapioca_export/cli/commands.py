@@ -33,7 +33,10 @@ SEARCH = (
     "protect_last", "tie_break", "select_on", "drop", "full_scores", "confidence", "width", "shortlist",
     "budget_seconds", "budget_evaluations", "engine", "num_workers", "ray_address",
 )  # fmt: skip
-EXPORT = ("format", "opset", "target_ort", "dtype", "atol")
+EXPORT = (
+    "format", "opset", "target_ort", "dtype", "atol", "optimize", "quantize", "per_channel",
+    "calibration_samples", "max_drop",
+)  # fmt: skip
 TIMING = (
     "provider",
     "batch_size",
@@ -326,13 +329,10 @@ def export(variants: str | None, as_json: bool, quiet: bool, **flags: Any) -> No
     results = library.export_variants(config, variants.split(",")) if variants else library.export(config)
 
     def text() -> str:
-        return "\n".join(
-            f"{config.output / name if others else config.output}: {result.format} in {result.dtype}, "
-            f"{result.size_bytes:,} bytes, "
-            f"largest difference {result.max_abs_difference:.1e} on {result.rows_checked} rows "
-            f"(tolerance {result.tolerance:.1e})."
-            for name, result in results.items()
-        )
+        from ..reporting import export_lines
+
+        folders = {name: config.output / name if others else config.output for name in results}
+        return "\n".join(line for name in results for line in export_lines(folders[name], results[name]))
 
     one, *others = results.values()
     _show(results if others else one, as_json, quiet, text)

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import ExportError
+from ..errors import ConfigError, ExportError
 from ..generation import CacheShapes, Session
 from ..models import LoadedModel
 from ..precision import FULL
 from ..registry import Table
 from ..tasks import Inputs
+from ..treatments import Treatment
 
 OLDEST_OPSET = 18
 
@@ -51,6 +52,7 @@ class Format:
     `write(model, example, folder, dialect)` traces the model on the example and writes its files;
     `open(folder, written)` returns a function from inputs to outputs, by name. Both raise an `ExportError`
     where the model is refused. `refuse(dtype)` raises one where no file of that precision can be run here.
+    `is_treated`: files are ONNX graphs, which can be optimised and quantised.
     """
 
     write: Callable[[LoadedModel, Inputs, Path, Dialect], Written]
@@ -58,6 +60,7 @@ class Format:
     help: str
     note: str | None = None
     refuse: Callable[[str], None] = _refuse_nothing
+    is_treated: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class ExportSettings:
     """What to export, in which precision, and how closely it must agree with PyTorch in float32.
 
     `tolerance` is absolute, on logits; None stands for what the precision allows. `ir_version` is the newest
-    version of ONNX's file format that may be written; None leaves it to the exporter.
+    version of ONNX's file format that may be written; None leaves it to the exporter. Where `treatment`
+    changes what is computed, the metric may become worse by `max_drop`, in its unit, on rows with labels.
     """
 
     format: str = "onnx"
@@ -73,6 +77,8 @@ class ExportSettings:
     tolerance: float | None = None
     dtype: str = FULL
     ir_version: int | None = None
+    treatment: Treatment = field(default_factory=Treatment)
+    max_drop: float = 0.01
 
     def __post_init__(self) -> None:
         """Refuse a name, an opset or a precision that cannot be written and run.
@@ -80,8 +86,14 @@ class ExportSettings:
         Raises:
             UnknownNameError: If there is no such format.
             ExportError: If the opset is older than the exporter writes, or the precision cannot be run.
+            ConfigError: If the format, or the precision, cannot be treated so.
         """
         FORMATS[self.format].refuse(self.dtype)
+        if self.treatment and not FORMATS[self.format].is_treated:
+            raise ConfigError(
+                f"--optimize and --quantize are for ONNX files, not for {self.format}.", "Add --format onnx."
+            )
+        self.treatment.check_dtype(self.dtype)
         if self.opset is not None and self.opset < OLDEST_OPSET:
             raise ExportError(
                 f"Opset {self.opset} is too old: the exporter writes {OLDEST_OPSET} and newer.",

@@ -113,3 +113,12 @@ def save(program: Any, path: Path) -> None:
     num_bytes = sum(value.const_value.nbytes for value in program.graph.initializers.values())
     external = data_file(path).name if num_bytes > INLINE_WEIGHTS_BYTES else None
     onnx_ir.save(program, str(path), external_data=external)
+
+
+def replace_graph(program: Any, path: Path) -> None:
+    """Write an ONNX model, whose weights may be in files, over the one that it was made of."""
+    import onnx_ir
+
+    onnx_ir.external_data.load_to_model(program)
+    data_file(path).unlink(missing_ok=True)
+    save(program, path)

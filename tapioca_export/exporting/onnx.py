@@ -196,5 +196,6 @@ FORMATS.add("onnx")(
         open_onnx,
         "ONNX, batch and sequence dynamic, for ONNX Runtime.",
         refuse=refuse_without_kernels,
+        is_treated=True,
     )
 )

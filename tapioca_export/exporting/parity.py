@@ -40,13 +40,17 @@ _UNUSABLE = "The file is not usable. Try another --format, --opset or --dtype"
 class Reference:
     """What a file is held against: PyTorch in float32, and how far it is from that in the file's precision.
 
-    `same` is the model in the file's precision `dtype`; `tolerance` is the user's, if any.
+    `same` is the model in the file's precision `dtype`; `tolerance` is the user's, if any. What a file that
+    `is_lossy` computes has no limit but that, and, unless its `loss_is_known`, the labels must be those of
+    float32 as often as in half precision.
     """
 
     exact: LoadedModel
     same: LoadedModel
     dtype: str = FULL
     tolerance: float | None = None
+    is_lossy: bool = False
+    loss_is_known: bool = False
 
     @property
     def is_half(self) -> bool:
@@ -76,17 +80,22 @@ class Reference:
         """Return the largest difference allowed where PyTorch's own is `own`."""
         if self.tolerance is not None:
             return self.tolerance
+        if self.is_lossy:
+            return np.inf
         return max(TOLERANCE, ALLOWANCE * own) if self.is_half else TOLERANCE
 
     def limit_text(self, own: float) -> str:
         """Say what is allowed, and why."""
         half = f"; PyTorch's own in {self.dtype} is {own:.2g}" if self.is_half else ""
-        return f"tolerance {self.limit(own):.2g}{half}"
+        limit = "no tolerance" if np.isinf(self.limit(own)) else f"tolerance {self.limit(own):.2g}"
+        return f"{limit}{half}"
 
     @property
     def least_agreement(self) -> float:
         """The least share of labels, and of tokens, that are PyTorch's in float32."""
-        return LEAST_AGREEMENT if self.is_half else 1.0
+        if self.loss_is_known:
+            return 0.0
+        return LEAST_AGREEMENT if self.is_half or self.is_lossy else 1.0
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,8 @@ def prove_outputs(reference: Reference, samples: Samples, run: Session, written:
     own = max(batch.own for batch in found)
     agreeing = sum(batch.agreement * batch.shape[0] for batch in found)
     agreement = agreeing / sum(batch.shape[0] for batch in found)
-    if worst.difference > reference.limit(own) or agreement < reference.least_agreement:
+    is_within = worst.difference <= reference.limit(own) and np.isfinite(worst.difference)
+    if not is_within or agreement < reference.least_agreement:
         raise ParityError(
             f"outputs differ by {worst.difference:.2g} ({reference.limit_text(own)}), labels agree on "
             f"{agreement:.0%} of the rows, at batch {' x '.join(map(str, worst.shape))} values, "
@@ -194,7 +204,7 @@ def prove_generation(
             f"{_UNUSABLE}.",
         )
     proof = {"prompts_continued": PROMPTS, "tokens_generated": num_tokens, "token_agreement": agreement}
-    if not reference.is_half:
+    if not (reference.is_half or reference.is_lossy):
         return proof
     behind = with_positions(_continued(prompts, expected), written.inputs)
     return proof | _prove_steps(reference, behind, logits)
@@ -219,7 +229,7 @@ def _prove_steps(reference: Reference, inputs: Inputs, logits: np.ndarray) -> di
     before = slice(-logits.shape[1] - 1, -1)
     exact, rounded = (model.logits(inputs)[:, before] for model in (reference.exact, reference.same))
     own, difference = (float(np.abs(some - exact).max()) for some in (rounded, logits))
-    if not difference <= reference.limit(own):  # NaN is not
+    if not (difference <= reference.limit(own) and np.isfinite(difference)):
         raise ParityError(
             f"amid generation its logits differ by {difference:.2g} ({reference.limit_text(own)}).",
             f"{_UNUSABLE}; raise --atol only if you know why.",

@@ -11,8 +11,8 @@ from ..precision import FULL
 from ..samples import Samples
 from .adopting import REFERENCE, SKIPPED
 from .formats import FORMATS, Written
-from .parity import Reference, prove_generation, prove_outputs
-from .stage import quiet
+from .parity import ALLOWANCE, Reference, prove_generation, prove_outputs
+from .quieting import quiet
 
 
 def prove_again(model: LoadedModel, samples: Samples, folder: Path, export: Export) -> float:
@@ -22,7 +22,7 @@ def prove_again(model: LoadedModel, samples: Samples, folder: Path, export: Expo
         model: The model, in float32 and evaluation mode, on the CPU; of a graph that was given, the whole.
         samples: The rows that it was compared on.
         folder: Holds the files.
-        export: What was recorded; its tolerance holds.
+        export: What was recorded; its tolerance holds, or where it has none, twice its difference.
 
     Returns:
         The largest difference found.
@@ -42,7 +42,11 @@ def prove_again(model: LoadedModel, samples: Samples, folder: Path, export: Expo
         with skipping(model, model.units.indices(export.drop)):
             return float(prove_outputs(reference, samples, run, written)["max_abs_difference"])
     same = model if export.dtype == FULL else cast(model, export.dtype)
-    reference = Reference(model, same, export.dtype, export.tolerance)
+    tolerance = export.tolerance
+    if tolerance is None:  # the file was held to none: it must be about as far off as it was
+        tolerance = ALLOWANCE * (export.max_abs_difference or 0.0)
+    lossy, known = export.treatment.may_lose, export.loss is not None
+    reference = Reference(model, same, export.dtype, tolerance, is_lossy=lossy, loss_is_known=known)
     proofs = [prove_outputs(reference, samples, run, written)]
     if written.cache:
         proofs.append(prove_generation(reference, samples, run, written))

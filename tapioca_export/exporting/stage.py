@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 
 from ..artifacts import Damping, Export, LayerName, sha256, write
@@ -19,6 +17,8 @@ from .formats import FORMATS, Dialect, ExportSettings, Written
 from .genai import write_genai_config
 from .graphs import data_file
 from .parity import Reference, prove_generation, prove_outputs
+from .quieting import quiet
+from .treating import Job, treat
 
 
 def export_model(
@@ -29,6 +29,7 @@ def export_model(
     drop: tuple[LayerName, ...] = (),
     damp: tuple[Damping, ...] = (),
     silent: Mapping[int, Sequence[str]] | None = None,
+    calibration: Samples | None = None,
 ) -> Export:
     """Export a model and prove the file equal to it.
 
@@ -40,10 +41,11 @@ def export_model(
         drop: Layers, or parts of them, already removed, recorded.
         damp: Layers already damped, recorded.
         silent: Parts of the model's layers that do nothing, by the layers' numbers: the file lacks them.
+        calibration: ID rows, where the settings ask for calibration samples.
 
     Raises:
         ExportError: If the exporter refuses the model, or the format's runtime the file.
-        ParityError: If file and model differ; the file is then `<name>.invalid`.
+        ParityError: If file and model differ, or a treated file loses too much; it is then `<name>.invalid`.
     """
     format_ = FORMATS[settings.format]
     assert not any(module.training for module in model.network.modules())
@@ -52,8 +54,11 @@ def export_model(
     with lacking(same, silent or {}) as traced, quiet():
         dialect = Dialect(settings.opset, settings.ir_version)
         written = format_.write(traced, model.task.examples(model.processor)[0], folder, dialect)
-        run = format_.open(folder, written)
     try:
+        treated = treat(Job(model, samples, folder, settings, silent or {}, calibration), written)
+        reference = replace(reference, is_lossy=not treated.is_exact, loss_is_known=treated.loss is not None)
+        with quiet():
+            run = format_.open(folder, written)
         proof = prove_outputs(reference, samples, run, written)
         if written.cache:
             steps = prove_generation(reference, samples, run, written)
@@ -85,7 +90,10 @@ def export_model(
         metric=model.task.metric,
         prompting=model.processor.prompting,
         note=format_.note,
-        **proof,
+        treatment=settings.treatment,
+        loss=treated.loss,
+        fusions=treated.fusions,
+        **{**proof, "tolerance": proof["tolerance"] if isfinite(proof["tolerance"]) else None},
     )
     write(folder / "export.json", export)
     return export
@@ -95,21 +103,3 @@ def _files(folder: Path, written: Written) -> list[Path]:
     """Return the exported files and, where weights are beside them, theirs."""
     files = [file for name in written.files for file in (folder / name, data_file(folder / name))]
     return [file for file in files if file.exists()]
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence exporters: they print (a refused graph as a whole), and warn of what is not needed."""
-    previous = logging.root.manager.disable
-    try:
-        logging.disable(logging.WARNING)
-        unread = io.StringIO()
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(unread),
-            contextlib.redirect_stderr(unread),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)

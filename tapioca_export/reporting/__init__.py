@@ -1,6 +1,7 @@
 """Artifacts -> report: one verdict with its numbers, findings, and JSON, Markdown and HTML of it.
 
     wording.py    the verdict and the findings, in sentences
+    exported.py   exported files and their proofs, in sentences
     tables.py     the numbers as tables, shared by Markdown and HTML
     figures.py, comparisons.py, doses.py, drawing.py
                   the numbers as plots: plain dictionaries in Plotly's terms
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from .. import artifacts
 from ..artifacts import Benchmark, Export, Intervention, Profile, Report, Run, Selection
+from .exported import export_lines
 from .interventions import dose_table, intervention_verdict
 from .planning import render_plan
 from .rendering import render_html, render_markdown, render_text
@@ -39,6 +41,7 @@ __all__ = [
     "comparison_table",
     "domain_table",
     "dose_table",
+    "export_lines",
     "intervention_verdict",
     "make_report",
     "render_html",

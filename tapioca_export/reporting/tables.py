@@ -326,7 +326,8 @@ def _export_cells(export: Export) -> dict[str, str]:
             "not run" if export.max_abs_difference is None else f"{export.max_abs_difference:.2e}"
         ),
         "PyTorch's own": f"{export.pytorch_difference:.2e}" if export.pytorch_difference else "n/a",
-        "tolerance": f"{export.tolerance:.1e}",
+        "tolerance": "none" if export.tolerance is None else f"{export.tolerance:.1e}",
+        "treatment": str(export.treatment),
         "label agreement": f"{export.label_agreement * 100:.1f} %",
         "rows checked": str(export.rows_checked),
         "input shapes checked": ", ".join(f"({', '.join(map(str, s))})" for s in export.shapes_checked),

@@ -27,6 +27,7 @@ from ..artifacts import (
     Step,
 )
 from ..numbering import counted, layers_text
+from .exported import about_export, number_of
 from .sessions import about_sessions
 
 Effect = Literal["gain", "harm", "unclear"]
@@ -124,14 +125,10 @@ def provider_text(provider: str) -> str:
 
 def setting_text(row: Latency) -> str:
     """Return where a latency was measured."""
-    threads = _count(row.threads, "thread")
+    threads = number_of(row.threads, "thread")
     threads += "" if row.original_threads is None else f" (original: {row.original_threads})"
     runtime = "" if row.runtime == "onnxruntime" else f", {row.runtime}"
     return f"{row.setting}, {provider_text(row.provider)}, {threads}{runtime}"
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 # --- judgements -----------------------------------------------------------------------------
@@ -285,7 +282,7 @@ def findings(
         *_about_speed(benchmark),
         *about_sessions(benchmark),
         *_about_resources(benchmark),
-        *(_about_export(name, export) for name, export in exports.items()),
+        *(about_export(name, export) for name, export in exports.items()),
         *(f"Not measured here: {reason.strip().rstrip('.')}." for reason in benchmark.skipped),
         PAPER_NOTE,
         *([TORCHSCRIPT_NOTE] if any(e.format == "torchscript" for e in exports.values()) else []),
@@ -420,25 +417,3 @@ def _about_resources(benchmark: Benchmark) -> list[str]:
     if memory.original > 0:
         lines.append(f"Peak memory: {size_text(memory.original)} before, {size_text(memory.pruned)} after.")
     return lines
-
-
-def _about_export(name: str, export: Export) -> str:
-    note = f" Note: {export.note.strip().rstrip('.')}." if export.note else ""
-    if export.max_abs_difference is None:
-        return f"Export {name} ({export.format}, {export.dtype}) was not run when it was made.{note}"
-    agrees = export.max_abs_difference <= export.tolerance
-    agreeing = "" if export.token_agreement == 1 else f"{export.token_agreement * 100:.1f} % of "
-    same = (
-        f", {agreeing}the same {export.tokens_generated} tokens generated from "
-        f"{_count(export.prompts_continued, 'prompt')}"
-    )
-    half = export.pytorch_difference
-    own = f"; PyTorch's own in {export.dtype} {half:.1e}" if half else ""
-    return (
-        f"Export {name} ({export.format}, {export.dtype}) "
-        f"{'agrees' if agrees else 'does NOT agree'} with {export.reference}: "
-        f"largest difference {export.max_abs_difference:.1e} (tolerance {export.tolerance:.1e}{own}), "
-        f"label agreement {export.label_agreement * 100:.1f} %, on "
-        f"{_count(export.rows_checked, 'row')} and "
-        f"{_count(len(export.shapes_checked), 'shape')}{same if export.tokens_generated else ''}.{note}"
-    )

@@ -1,0 +1,160 @@
+"""Graphs in the operators that ONNX Runtime computes fastest: what each level of `--optimize` does.
+
+The levels are Optimum's; what does the work differs, since ONNX Runtime's transformer optimiser finds no
+attention in the graphs that torch.export makes, and breaks on some (GPT-2, ModernBERT). transformers fuses
+those for ONNX Runtime, and ONNX Runtime's own session optimiser does the rest, once instead of at each load.
+
+ONNX Runtime's CPU kernels that add and normalise at once take several times as long as an addition and
+a norm (`benchmarks/graphs.py`), so that these are written apart, with `Sum` for the addition, as a session
+would fuse an `Add` again.
+
+Knows nothing about tasks or samples.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from ..errors import ExportError, first_line, onnxruntime_errors
+from ..precision import FULL
+from ..treatments import APPROXIMATE
+from .graphs import replace_graph
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+# How far ONNX Runtime's session optimiser goes.
+BASIC, EXTENDED = 1, 2
+DOMAIN = "com.microsoft"
+# Sums fused with the norm behind them: that norm, its domain, and how many inputs it takes beside the sum.
+_SUMMED = {
+    "SkipLayerNormalization": ("LayerNormalization", 2),
+    "SkipSimplifiedLayerNormalization": ("SimplifiedLayerNormalization", 1),
+}
+_EPSILON = 1e-12  # ONNX Runtime's, where a fused norm says none
+_TOTAL = 3  # which output of a fused norm is the sum
+
+
+def optimize(file: Path, level: str, dtype: str) -> bool:
+    """Optimise a graph in place, for ONNX Runtime on the CPU.
+
+    Args:
+        file: The graph; its weights may be beside it.
+        level: O1 (what ONNX Runtime calls basic), O2 (and fused operators), O3 or O4 (and GELU by tanh).
+        dtype: Its precision. ONNX Runtime's own optimiser runs in float32 alone: in half precision it
+            would write into the file what its CPU kernels need, casts to float32.
+
+    Returns:
+        Whether the graph computes the same up to rounding; not where a GELU was approximated.
+
+    Raises:
+        ExportError: If the libraries that fuse refuse the graph, or are too old.
+    """
+    import onnx_ir
+
+    model = onnx_ir.load(file)
+    if level != "O1":
+        _fuse(model)
+    with TemporaryDirectory(dir=file.parent) as scratch:
+        if dtype == FULL:
+            model = _by_onnxruntime(model, BASIC if level == "O1" else EXTENDED, Path(scratch))
+        if level != "O1":
+            _part_sums(model.graph)
+        is_exact = level not in APPROXIMATE or not _approximate_gelu(model.graph)
+        replace_graph(model, file)
+    return is_exact
+
+
+def _fuse(model: ir.Model) -> None:
+    """Fuse as transformers does for ONNX Runtime's CPU provider.
+
+    Raises:
+        ExportError: If transformers is older than 5.23.
+    """
+    try:
+        from transformers.exporters.onnxruntime_fusions import fuse_for_onnxruntime
+    except ImportError as error:
+        raise ExportError(
+            "--optimize O2 and up need transformers 5.23 or newer, which needs Python 3.11.",
+            "Use --optimize O1, or upgrade.",
+        ) from error
+    try:
+        fuse_for_onnxruntime(model, "cpu")
+    # Passes of onnxscript and onnx_ir raise errors of their own without a common base.
+    except Exception as error:
+        raise ExportError(
+            f"transformers cannot fuse the graph: {type(error).__name__}: {first_line(error)}",
+            "Use --optimize O1.",
+        ) from error
+
+
+def _by_onnxruntime(model: ir.Model, level: int, scratch: Path) -> ir.Model:
+    """Return what ONNX Runtime's session optimiser makes of a graph; its weights are in `scratch`."""
+    import onnx_ir
+    from onnxruntime.transformers.optimizer import optimize_by_onnxruntime
+
+    source, target = scratch / "source.onnx", scratch / "target.onnx"
+    onnx_ir.save(model, source, external_data="source.onnx_data")
+    try:
+        optimize_by_onnxruntime(
+            str(source), optimized_model_path=str(target), opt_level=level, save_as_external_data=True
+        )
+    except onnxruntime_errors() as error:
+        raise ExportError(
+            f"ONNX Runtime cannot optimise the graph: {first_line(error)}", "Leave out --optimize."
+        ) from error
+    return onnx_ir.load(target)
+
+
+def _part_sums(graph: ir.Graph) -> None:
+    """Write each norm that is fused with the sum before it as a sum and a norm."""
+    import onnx_ir
+
+    for node in list(graph):
+        if node.op_type not in _SUMMED or node.domain != DOMAIN:
+            continue
+        norm, count = _SUMMED[node.op_type]
+        stream, branch, *rest = (*node.inputs, None, None)[:5]
+        scales, bias = rest[:count], rest[count]
+        new = [] if bias is None else [onnx_ir.node("Add", [branch, bias])]
+        new.append(onnx_ir.node("Sum", [stream, new[0].outputs[0] if new else branch]))
+        total = new[-1].outputs[0]
+        for value in (made.outputs[0] for made in new):
+            value.shape, value.dtype = node.outputs[0].shape, node.outputs[0].dtype
+        epsilon = node.attributes.get_float("epsilon", _EPSILON)
+        attributes = {"axis": -1, "epsilon": epsilon}
+        new.append(onnx_ir.node(norm, [total, *(s for s in scales if s is not None)], attributes))
+        graph.insert_before(node, new)
+        _take_over(node.outputs[0], new[-1].outputs[0])
+        if len(node.outputs) > _TOTAL:
+            _take_over(node.outputs[_TOTAL], total)
+        graph.remove(node, safe=True)
+
+
+def _approximate_gelu(graph: ir.Graph) -> int:
+    """Write each exact GELU as ONNX Runtime's fast one; return how many there were."""
+    import onnx_ir
+
+    found = [
+        node
+        for node in graph
+        if node.op_type == "BiasGelu"
+        or (node.op_type == "Gelu" and node.attributes.get_string("approximate", "none") == "none")
+    ]
+    for node in found:
+        fast = onnx_ir.node("FastGelu", node.inputs, domain=DOMAIN)
+        graph.insert_before(node, fast)
+        _take_over(node.outputs[0], fast.outputs[0])
+        graph.remove(node, safe=True)
+    if found:
+        graph.opset_imports.setdefault(DOMAIN, 1)
+    return len(found)
+
+
+def _take_over(old: ir.Value, new: ir.Value) -> None:
+    """Put one value in another's place, under its name."""
+    new.name, new.type, new.shape = old.name, old.type, old.shape
+    old.name = f"{old.name}_before"
+    old.replace_all_uses_with(new, replace_graph_outputs=True)

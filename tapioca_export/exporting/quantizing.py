@@ -1,0 +1,152 @@
+"""Weights in 8 or 4 bits, by ONNX Runtime's quantisers.
+
+int8: weights, and what is multiplied with them, are 8 bits wide; activations get their range from each input
+(dynamic), or have one that was measured on calibration inputs (static). Static files quantise what goes into
+products with weights, and nothing else: norms, softmax and sums stay in float32. int4: weights alone, with a
+scale for each block of them.
+
+Knows nothing about tasks or samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import ExportError, first_line
+from .graphs import replace_graph
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+# Weights of one column that share a scale in 4 bits, and how products with them are computed: in int8.
+BLOCK_SIZE, COMPUTE_IN_INT8 = 32, 4
+# What weights are multiplied in.
+_PRODUCTS = ["MatMul", "Gemm"]
+Feeds = Sequence[Mapping[str, np.ndarray]]
+
+
+def quantize(file: Path, kind: str, *, per_channel: bool = False, calibration: Feeds = ()) -> None:
+    """Quantise a graph in place.
+
+    Args:
+        file: The graph; its weights may be beside it.
+        kind: int8 or int4.
+        per_channel: Of int8: a scale for each output channel instead of one a matrix.
+        calibration: Of int8: inputs of the graph by name, on which ranges of activations are measured;
+            without any, they are taken from each input when the file runs.
+
+    Raises:
+        ExportError: If the quantiser refuses the graph.
+    """
+    import onnx_ir
+    from onnx_ir.passes.common import LiftConstantsToInitializersPass
+
+    model = onnx_ir.load(file)
+    LiftConstantsToInitializersPass()(model)  # the quantisers look for weights there
+    with TemporaryDirectory(dir=file.parent) as scratch:
+        source, target = Path(scratch) / "source.onnx", Path(scratch) / "target.onnx"
+        _forget_shapes(model.graph)
+        onnx_ir.save(model, source, external_data="source.onnx_data")
+        try:
+            if kind == "int4":
+                _in_blocks(source, target)
+            elif calibration:
+                excluded = _products_of_activations(model.graph)
+                _statically((source, target), per_channel, calibration, excluded)
+            else:
+                _dynamically(source, target, per_channel)
+        # The quantisers raise errors of their own, of Python, onnx and ONNX Runtime, without a common base.
+        except Exception as error:
+            raise ExportError(
+                f"ONNX Runtime cannot quantise the graph to {kind}: {type(error).__name__}: "
+                f"{first_line(error)}",
+                "Leave out --quantize, or try it without --optimize.",
+            ) from error
+        replace_graph(onnx_ir.load(target), file)
+
+
+def _forget_shapes(graph: ir.Graph) -> None:
+    """Take away the shapes of values amid the graph: ONNX's inference, run anew, may contradict them."""
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None
+
+
+def _products_of_activations(graph: ir.Graph) -> list[str]:
+    """Name the products without weights: a static file would quantise what goes into them, too."""
+    return [
+        str(node.name)
+        for node in graph
+        if node.op_type in _PRODUCTS and not any(value.is_initializer() for value in node.inputs if value)
+    ]
+
+
+def _options() -> dict[str, Any]:
+    """Return the settings that all graphs need."""
+    import onnx
+
+    # Of ONNX Runtime's own operators, ONNX's inference cannot tell the type of what they give.
+    return {"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT}
+
+
+def _dynamically(source: Path, target: Path, per_channel: bool) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(
+        source,
+        target,
+        per_channel=per_channel,
+        weight_type=QuantType.QInt8,
+        use_external_data_format=True,
+        extra_options=_options(),
+    )
+
+
+def _statically(
+    files: tuple[Path, Path], per_channel: bool, calibration: Feeds, excluded: Sequence[str]
+) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.feeds: Iterator[Mapping[str, np.ndarray]] = iter(calibration)
+
+        def get_next(self) -> Any:
+            return next(self.feeds, None)
+
+    quantize_static(
+        *files,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=_PRODUCTS,
+        nodes_to_exclude=list(excluded),
+        per_channel=per_channel,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        use_external_data_format=True,
+        extra_options={
+            **_options(),
+            "OpTypesToExcludeOutputQuantization": _PRODUCTS,
+            "QuantizeBias": False,
+        },
+    )
+
+
+def _in_blocks(source: Path, target: Path) -> None:
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
+    model = ONNXModel(onnx.load(source))
+    model.replace_gemm_with_matmul()  # it knows no Gemm, which GPT-2 is made of
+    quantizer = MatMulNBitsQuantizer(
+        model.model, bits=4, block_size=BLOCK_SIZE, is_symmetric=True, accuracy_level=COMPUTE_IN_INT8
+    )
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(target), use_external_data_format=True)

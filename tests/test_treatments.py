@@ -1,0 +1,584 @@
+"""Graphs that are optimised and quantised: what they compute, what they lose, which layers are fused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir
+import onnxruntime
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from conftest import NUM_LAYERS, text_records, write_jsonl
+from test_generation import make_model, make_rows
+from test_text2text import network_of, rows_of, save, write_rows
+
+from tapioca_export import RunConfig
+from tapioca_export.artifacts import Benchmark, Export, Fusions, read
+from tapioca_export.benchmarking import BenchmarkSettings
+from tapioca_export.benchmarking.pairing import compare_fusions, open_pair
+from tapioca_export.benchmarking.runtimes import read_export_folder
+from tapioca_export.cli import main
+from tapioca_export.errors import BenchmarkError, ConfigError, ExportError, ParityError, UnknownNameError
+from tapioca_export.exporting import (
+    FORMATS,
+    ExportSettings,
+    Written,
+    export_model,
+    graphs,
+    optimizing,
+    treating,
+)
+from tapioca_export.exporting.fusing import fusions, layered
+from tapioca_export.exporting.optimizing import optimize
+from tapioca_export.exporting.quantizing import quantize
+from tapioca_export.models import LoadedModel, drop_layers, load_model
+from tapioca_export.samples import Samples, read_samples
+from tapioca_export.treatments import Treatment
+
+Tiny = Callable[[str], Path]
+Files = Callable[[str], dict[str, Path]]
+Bert = tuple[LoadedModel, Samples, Path]
+ROOT = Path(__file__).parent.parent
+HAS_FUSIONS = sys.version_info >= (3, 11)  # transformers 5.23 needs it
+fusing = pytest.mark.skipif(not HAS_FUSIONS, reason="the oldest transformers has no fusions")
+
+
+def told_by(model: LoadedModel, rows: Samples) -> Samples:
+    """Label rows by what the model says of them, so that in float32 it is always right.
+
+    Its classes are made about as frequent as each other first, and many rows doubtful.
+    """
+    said = np.concatenate([model.logits(model.task.encode([row], model.processor)) for row in rows.rows])
+    with torch.no_grad():
+        model.network.classifier.bias -= torch.tensor(said.mean(axis=0))
+    labels = (said - said.mean(axis=0)).argmax(axis=1)
+    pairs = zip(rows.rows, labels.tolist(), strict=True)
+    return replace(rows, rows=tuple(replace(row, label=label) for row, label in pairs))
+
+
+@pytest.fixture(scope="module")
+def bert(tiny: Tiny, sample_files: Files, tmp_path_factory: pytest.TempPathFactory) -> Bert:
+    """Return a classifier, rows that it is right about, and its plain export."""
+    model, folder = load_model(tiny("bert")), tmp_path_factory.mktemp("bert")
+    path = sample_files("bert")["target"]
+    rows = told_by(model, read_samples(path, model.task.rows({}, model.processor), role="parity"))
+    export_model(model, rows, folder, ExportSettings())
+    return model, rows, folder
+
+
+@pytest.fixture
+def traced(bert: Bert, monkeypatch: pytest.MonkeyPatch) -> Bert:
+    """Return the classifier and its rows; exports begin with a copy of its plain file."""
+    export = read(bert[2] / "export.json", Export)
+
+    def write(model: LoadedModel, example: object, folder: Path, dialect: object) -> Written:
+        shutil.copy(bert[2] / "model.onnx", folder / "model.onnx")
+        return Written(export.exporter, export.opset, export.inputs, export.outputs, ("model.onnx",))
+
+    monkeypatch.setitem(FORMATS._entries, "onnx", replace(FORMATS["onnx"], write=write))
+    return bert
+
+
+@pytest.fixture
+def plain(bert: Bert, tmp_path: Path) -> Path:
+    """Return a copy of the plain file, to be treated."""
+    return Path(shutil.copy(bert[2] / "model.onnx", tmp_path / "model.onnx"))
+
+
+def operators(file: Path) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load(file, load_external_data=False).graph.node)
+
+
+def feeds(number: int) -> list[dict[str, np.ndarray]]:
+    generator = np.random.default_rng(0)
+    sizes = [int(generator.integers(3, 40)) for _ in range(number)]
+    return [
+        {
+            "input_ids": generator.integers(4, 96, (1, size)),
+            "attention_mask": np.ones((1, size), np.int64),
+        }
+        for size in sizes
+    ]
+
+
+def outputs(file: Path, number: int = 4) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return [session.run(None, feed)[0] for feed in feeds(number)]
+
+
+def difference(one: Path, other: Path) -> float:
+    return max(float(np.abs(a - b).max()) for a, b in zip(outputs(one), outputs(other), strict=True))
+
+
+# --- optimised ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", ["O1", pytest.param("O2", marks=fusing)])
+def test_a_level_without_approximations_computes_the_same(bert: Bert, plain: Path, level: str) -> None:
+    assert optimize(plain, level, "fp32")
+    assert difference(plain, bert[2] / "model.onnx") < 1e-5
+    assert [path.name for path in plain.parent.iterdir()] == ["model.onnx"]
+    assert plain.stat().st_size < (bert[2] / "model.onnx").stat().st_size
+    domains = {node.domain for node in onnx.load(plain).graph.node}
+    assert domains == ({""} if level == "O1" else {"", "com.microsoft"})
+
+
+@fusing
+def test_o2_fuses_every_layer_and_leaves_norms_apart_from_sums(plain: Path) -> None:
+    before = operators(plain)
+    optimize(plain, "O2", "fp32")
+    found = operators(plain)
+    assert found["BiasGelu"] == found["FusedMatMul"] == NUM_LAYERS
+    assert before["MatMul"] - found["MatMul"] == 3 * NUM_LAYERS  # three projections in one, and the scores
+    assert found["LayerNormalization"] == before["LayerNormalization"]
+    # A session takes neither for the other.
+    optimized = plain.with_name("session.onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(optimized)
+    onnxruntime.InferenceSession(plain, options, providers=["CPUExecutionProvider"])
+    assert "SkipLayerNormalization" not in operators(optimized)
+
+
+def test_a_sum_that_is_fused_with_a_norm_and_a_bias_is_parted_and_equal(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    weights = {name: generator.normal(size=8).astype(np.float32) for name in ("scale", "shift", "bias")}
+    inputs = [onnx.helper.make_tensor_value_info(name, 1, [2, 3, 8]) for name in ("stream", "branch")]
+    outputs = [onnx.helper.make_tensor_value_info(name, 1, [2, 3, 8]) for name in ("normed", "total")]
+    names = ["stream", "branch", "scale", "shift", "bias"]
+    node = onnx.helper.make_node(
+        "SkipLayerNormalization", names, ["normed", "", "", "total"], domain="com.microsoft", epsilon=1e-3
+    )
+    tensors = [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = onnx.helper.make_graph([node], "norm", inputs, outputs, tensors)
+    domains = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=domains, ir_version=10), tmp_path / "fused.onnx")
+    model = onnx_ir.load(tmp_path / "fused.onnx")
+    optimizing._part_sums(model.graph)
+    onnx_ir.save(model, tmp_path / "parted.onnx")
+    assert operators(tmp_path / "parted.onnx") == {"Add": 1, "Sum": 1, "LayerNormalization": 1}
+    feed = {name: generator.normal(size=(2, 3, 8)).astype(np.float32) for name in ("stream", "branch")}
+    one, other = (
+        onnxruntime.InferenceSession(tmp_path / f"{name}.onnx").run(["normed", "total"], feed)
+        for name in ("fused", "parted")
+    )
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@fusing
+def test_o3_approximates_gelu_and_says_so(bert: Bert, plain: Path) -> None:
+    assert not optimize(plain, "O3", "fp32")
+    assert operators(plain)["FastGelu"] == NUM_LAYERS
+    assert not operators(plain).keys() & {"Gelu", "BiasGelu"}
+    assert 1e-6 < difference(plain, bert[2] / "model.onnx") < 1e-2
+
+
+@fusing
+@pytest.mark.slow
+def test_o3_is_exact_where_there_is_no_gelu_to_approximate(tmp_path: Path) -> None:
+    model = make_model("llama")
+    settings = ExportSettings(treatment=Treatment("O3"))
+    export = export_model(model, make_rows(model), tmp_path, settings)
+    assert export.tolerance == 1e-4 >= export.max_abs_difference
+    assert (export.token_agreement, export.loss) == (1.0, None)
+    (fused,) = export.fusions.values()
+    assert fused.layers == ({**fused.layers[0]},) * 2  # of four, two were dropped
+    assert fused.layers[0]["RotaryEmbedding"] == 2
+    assert fused.layers[0]["SimplifiedLayerNormalization"] == 2
+    assert "SkipSimplifiedLayerNormalization" not in fused.total
+    assert export.inputs[3:] == tuple(export.cache)
+    assert fused.unfused == ()
+
+
+@fusing
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["gpt2", "opt", "qwen3", "gemma2", "bloom", "falcon-grouped"])
+def test_optimised_decoders_generate_the_tokens_of_pytorch(case: str, tmp_path: Path) -> None:
+    model = make_model(case)
+    export = export_model(model, make_rows(model), tmp_path, ExportSettings(treatment=Treatment("O2")))
+    assert export.token_agreement == 1.0
+    assert len(export.fusions["model.onnx"].layers) == 2
+
+
+@fusing
+@pytest.mark.slow
+def test_an_encoder_decoder_is_treated_in_all_its_graphs(tmp_path: Path) -> None:
+    model = load_model(save(network_of("bart"), tmp_path / "model"))
+    rows = rows_of(model, write_rows(tmp_path / "rows.jsonl", "id"))
+    (folder := tmp_path / "export").mkdir()
+    settings = ExportSettings(treatment=Treatment("O2", "int8"), max_drop=1.0)
+    export = export_model(model, rows, folder, settings)
+    assert export.loss is not None
+    assert set(export.fusions) == set(export.files)
+    assert len(export.fusions["encoder_model.onnx"].layers) == 3
+    for name in export.files:
+        assert operators(folder / name)["MatMulInteger"]
+    again = replace(settings, treatment=Treatment(None, "int8", calibration_samples=4))
+    with pytest.raises(ExportError, match="comes from the encoder"):
+        export_model(model, rows, folder, again, calibration=rows)
+
+
+@fusing
+@pytest.mark.slow
+def test_half_precision_is_fused_too_and_keeps_its_type(bert: Bert, tmp_path: Path) -> None:
+    model, rows, _ = bert
+    settings = ExportSettings(dtype="fp16", treatment=Treatment("O4"))
+    export = export_model(model, rows, tmp_path, settings)
+    assert export.loss is not None
+    assert export.loss.float32 == 1.0
+    found = operators(tmp_path / "model.onnx")
+    assert found["FastGelu"] == NUM_LAYERS
+    weights = onnx.load(tmp_path / "model.onnx").graph.initializer
+    assert onnx.TensorProto.FLOAT not in {w.data_type for w in weights if np.prod(w.dims) > 64}
+
+
+def test_weights_beside_a_graph_stay_beside_it_or_go(
+    plain: Path, bert: Bert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "INLINE_WEIGHTS_BYTES", 100_000)
+    optimize(plain, "O1", "fp32")
+    assert {path.name for path in plain.parent.iterdir()} == {"model.onnx", "model.onnx_data"}
+    assert difference(plain, bert[2] / "model.onnx") < 1e-5
+    quantize(plain, "int8")  # the embeddings too: all fits into the graph
+    assert {path.name for path in plain.parent.iterdir()} == {"model.onnx"}
+    assert difference(plain, bert[2] / "model.onnx") < 0.2
+
+
+def test_without_the_library_that_fuses_one_line_says_what_to_do(
+    plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers.exporters.onnxruntime_fusions", None)
+    with pytest.raises(ExportError, match=r"transformers 5\.23"):
+        optimize(plain, "O2", "fp32")
+
+
+# --- quantised ------------------------------------------------------------------------------
+
+QUANTIZED = {
+    "int8": ({}, "MatMulInteger", 0.6),
+    "int8 per channel": ({"per_channel": True}, "MatMulInteger", 0.6),
+    "int8 static": ({"calibration": feeds(8)}, "QuantizeLinear", 0.65),
+    "int8 static per channel": ({"calibration": feeds(8), "per_channel": True}, "QuantizeLinear", 0.7),
+    "int4": ({}, "MatMulNBits", 0.6),
+}
+
+
+@pytest.mark.parametrize("level", ["O1", pytest.param("O2", marks=fusing)])
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_every_product_with_weights_is_quantised(bert: Bert, plain: Path, kind: str, level: str) -> None:
+    options, operator, size = QUANTIZED[kind]
+    optimize(plain, level, "fp32")
+    model = onnx_ir.load(plain)
+    products = [
+        node
+        for node in model.graph
+        if "Gemm" in node.op_type or (node.op_type == "MatMul" and node.inputs[1].is_initializer())
+    ]
+    # One activation may go into several products.
+    sources = {node.inputs[0] for node in products}
+    expected = len(sources) if operator == "QuantizeLinear" else len(products)
+    expected -= sum(node.op_type == "FusedGemm" for node in products)
+    before = plain.stat().st_size
+    quantize(plain, kind.split()[0], **options)
+    assert operators(plain)[operator] == expected
+    assert plain.stat().st_size < size * before
+    assert 1e-4 < difference(plain, bert[2] / "model.onnx") < 0.5
+    kinds = {w.dims[0] for w in onnx.load(plain).graph.initializer if "scale" in w.name and len(w.dims) == 1}
+    assert any(size > 1 for size in kinds) == ("per channel" in kind)
+
+
+def test_weights_in_constant_nodes_are_quantised_too(plain: Path) -> None:
+    moved, file = onnx_ir.load(plain), plain.with_name("moved.onnx")
+    for weight in list(moved.graph.initializers.values()):
+        if len(weight.shape) == 2:
+            node = onnx_ir.node("Constant", [], {"value": weight.const_value})
+            moved.graph.insert_before(moved.graph[0], node)
+            weight.replace_all_uses_with(node.outputs[0])
+            del moved.graph.initializers[weight.name]
+    onnx_ir.save(moved, file)
+    for path in (plain, file):
+        quantize(path, "int8")
+    assert operators(file)["MatMulInteger"] == operators(plain)["MatMulInteger"] > NUM_LAYERS
+    assert difference(file, plain) == 0
+
+
+def test_a_quantised_file_records_what_it_loses(traced: Bert, tmp_path: Path) -> None:
+    model, rows, _ = traced
+    settings = ExportSettings(treatment=Treatment(None, "int8", per_channel=True), max_drop=0.2)
+    export = export_model(model, rows, tmp_path, settings)
+    assert export.tolerance is None
+    assert export.max_abs_difference > 1e-4
+    loss = export.loss
+    assert loss is not None
+    assert (loss.metric, loss.rows, loss.float32, loss.max_drop) == ("accuracy", len(rows), 1.0, 0.2)
+    assert loss.drop == pytest.approx(1.0 - loss.treated)
+    labels = np.asarray([row.label for row in rows.rows])
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    names = {value.name for value in session.get_inputs()}
+    said = [
+        session.run(None, {k: v for k, v in model.task.encode([row], model.processor).items() if k in names})
+        for row in rows.rows
+    ]
+    right = np.mean([logits[0].argmax() == label for logits, label in zip(said, labels, strict=True)])
+    assert loss.treated == pytest.approx(right, abs=2 / len(rows))  # ranges are those of a batch
+    assert read(tmp_path / "export.json", Export) == export
+
+
+def test_a_file_that_loses_too_much_is_refused_with_the_numbers(traced: Bert, tmp_path: Path) -> None:
+    model, rows, _ = traced
+    settings = ExportSettings(treatment=Treatment(None, "int4"), max_drop=0.001)
+    with pytest.raises(ParityError, match=r"accuracy is 0\.\d+ on 64 rows, 1 in float32: 0\.\d+ worse"):
+        export_model(model, rows, tmp_path, settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx.invalid"]
+
+
+def test_without_labels_most_labels_must_be_those_of_float32(traced: Bert, tmp_path: Path) -> None:
+    model, rows, _ = traced
+    blind = replace(rows, rows=tuple(replace(row, label=None) for row in rows.rows))
+    settings = ExportSettings(treatment=Treatment(None, "int4"), max_drop=1.0)
+    with pytest.raises(ParityError, match="no tolerance"):
+        export_model(model, blind, tmp_path, settings)
+    export = export_model(model, blind, tmp_path, replace(settings, treatment=Treatment(None, "int8", True)))
+    assert export.loss is None
+    assert export.label_agreement >= 0.9
+
+
+def test_a_tolerance_that_is_asked_for_holds_for_quantised_files_too(traced: Bert, tmp_path: Path) -> None:
+    model, rows, _ = traced
+    settings = ExportSettings(tolerance=1e-4, treatment=Treatment(None, "int8"), max_drop=1.0)
+    with pytest.raises(ParityError, match=r"tolerance 0\.0001"):
+        export_model(model, rows, tmp_path, settings)
+
+
+def test_a_graph_that_was_wrong_before_it_was_treated_is_refused(traced: Bert, tmp_path: Path) -> None:
+    """Nothing else would show it: a quantised file is held to no tolerance."""
+    model, rows, _ = traced
+    settings = ExportSettings(treatment=Treatment(None, "int8"), max_drop=1.0)
+    with pytest.raises(ParityError, match=r"tolerance 0\.0001"):
+        export_model(drop_layers(model, (1,)), rows, tmp_path, settings)
+
+
+def test_static_ranges_are_those_of_the_calibration_rows(plain: Path) -> None:
+    """Of activations that are all twice as large, the scales are twice as large."""
+    scales = []
+    for number in (1, 8):
+        file = Path(shutil.copy(plain, plain.with_name(f"{number}.onnx")))
+        quantize(file, "int8", calibration=feeds(number))
+        graph = onnx.load(file).graph
+        scales.append(
+            [
+                float(onnx.numpy_helper.to_array(w).max())
+                for w in graph.initializer
+                if w.name.endswith("_scale") and not w.dims and "weight" not in w.name
+            ]
+        )
+    narrow, wide = map(np.asarray, scales)
+    assert len(narrow) == len(wide) > NUM_LAYERS
+    assert (wide >= narrow - 1e-9).all()  # more rows can only widen a range
+    assert (wide > narrow + 1e-9).any()
+
+
+# --- fused alike ----------------------------------------------------------------------------
+
+
+def unfuse(file: Path, layer: int) -> None:
+    """Write the GELU of a layer as what it was before it was fused."""
+    model = onnx_ir.load(file)
+    node = [node for node in model.graph if node.op_type == "BiasGelu"][layer]
+    total = onnx_ir.node("Add", list(node.inputs), name="alone")
+    gelu = onnx_ir.node("Gelu", [total.outputs[0]], name="unfused")
+    model.graph.insert_before(node, [total, gelu])
+    node.outputs[0].replace_all_uses_with(gelu.outputs[0])
+    model.graph.remove(node, safe=True)
+    onnx_ir.save(model, file)
+
+
+@fusing
+def test_a_layer_that_stayed_unfused_is_named_with_pattern_and_node(plain: Path) -> None:
+    before = layered(plain)
+    optimize(plain, "O2", "fp32")
+    assert fusions(before, layered(plain)).unfused == ()
+    unfuse(plain, 2)
+    (named,) = fusions(before, layered(plain)).unfused
+    assert named.startswith("layer 2 of the file lacks 1 BiasGelu, which layer 0 has")
+    assert "Gelu (unfused)" in named
+    assert "Add (alone)" in named
+
+
+@fusing
+def test_layers_that_were_unlike_before_need_not_be_alike(plain: Path) -> None:
+    unfuse_before = layered(plain)
+    optimize(plain, "O2", "fp32")
+    unfuse(plain, 2)
+    other = replace(unfuse_before, layers=(*unfuse_before.layers[:2], (), *unfuse_before.layers[3:]))
+    assert fusions(other, layered(plain)).unfused == ()
+
+
+def folder_with(folder: Path, source: Path, layers: list[dict[str, int]], drop: tuple[int, ...]) -> Path:
+    """Copy an export, and say of it what is fused in its layers."""
+    shutil.copytree(source, folder)
+    export = read(folder / "export.json", Export)
+    record = replace(export, drop=drop, fusions={"model.onnx": Fusions({}, tuple(layers))})
+    from tapioca_export.artifacts import write
+
+    write(folder / "export.json", record)
+    return folder
+
+
+def test_layers_of_two_files_are_compared_by_their_place_in_the_original(bert: Bert, tmp_path: Path) -> None:
+    kinds = [{"Gelu": 1}, {"Gelu": 2}, {"Gelu": 3}, {"Gelu": 4}]
+    whole = read_export_folder(folder_with(tmp_path / "whole", bert[2], kinds, ()))
+    for drop in ((0,), (1, 2), (3,)):
+        kept = [kind for index, kind in enumerate(kinds) if index not in drop]
+        name = "-".join(map(str, drop))
+        pruned = read_export_folder(folder_with(tmp_path / name, bert[2], kept, drop))
+        assert compare_fusions(whole, pruned) is None
+    behind = read_export_folder(
+        folder_with(tmp_path / "behind", bert[2], [{"Gelu": 1}, {"Gelu": 3}, {"Gelu": 3}], (1,))
+    )
+    with pytest.raises(BenchmarkError, match=r"Layer 3 is not fused alike.*behind lacks 1 Gelu"):
+        compare_fusions(whole, behind)
+
+
+def test_where_layers_cannot_be_told_the_benchmark_says_so(bert: Bert, tmp_path: Path) -> None:
+    whole = read_export_folder(folder_with(tmp_path / "whole", bert[2], [], ()))
+    assert "was not compared" in str(compare_fusions(whole, whole))
+    plain = read_export_folder(bert[2])
+    assert compare_fusions(plain, plain) is None  # nothing was fused
+    # A file that layers were cut out of afterwards has the record of the whole one.
+    cut = read_export_folder(folder_with(tmp_path / "cut", bert[2], [{}] * NUM_LAYERS, (1,)))
+    whole = read_export_folder(folder_with(tmp_path / "full", bert[2], [{}] * NUM_LAYERS, ()))
+    assert "was not compared" in str(compare_fusions(whole, cut))
+
+
+def test_files_that_were_treated_otherwise_are_not_compared(bert: Bert, tmp_path: Path) -> None:
+    model, _, folder = bert
+    shutil.copytree(folder, tmp_path / "other")
+    path = tmp_path / "other" / "export.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**record, "treatment": {"quantize": "int8"}}), encoding="utf-8")
+    with pytest.raises(BenchmarkError, match=r"\(none\).*\(int8 dynamic\)"):
+        open_pair(folder, tmp_path / "other", model.task, BenchmarkSettings())
+
+
+# --- the command line -----------------------------------------------------------------------
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, list(map(str, arguments)))
+
+
+BAD = {
+    "level": (("--optimize", "O5"), "Unknown level of --optimize 'O5'"),
+    "kind": (("--quantize", "int3"), "Unknown kind of --quantize 'int3'"),
+    "per channel": (("--per-channel", "--quantize", "int4"), "--per-channel is for --quantize int8"),
+    "calibration": (("--calibration-samples", 4), "--calibration-samples is for --quantize int8"),
+    "O4": (("--optimize", "O4", "--dtype", "bf16"), "O4 is float16"),
+    "half int8": (("--quantize", "int8", "--dtype", "fp16"), "int8 activations"),
+    "half O1": (("--optimize", "O1", "--dtype", "fp16"), "O1 is ONNX Runtime's own"),
+    "max drop": (("--quantize", "int8", "--max-drop", -0.1), "--max-drop -0.1 must be"),
+    "format": (("--optimize", "O1", "--format", "torchscript"), "are for ONNX files, not for torchscript"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_does_not_go_together_is_one_clear_line(
+    case: str, tiny: Tiny, sample_files: Files, tmp_path: Path
+) -> None:
+    options, message = BAD[case]
+    rows = sample_files("bert")["id"]
+    result = invoke("export", "-m", tiny("bert"), "--id", rows, "-o", tmp_path / "out", *options)
+    assert result.exit_code == 1, result.output
+    assert message in result.output
+    assert result.output.count("Error:") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_few_rows_to_calibrate_on_are_refused(traced: Bert, tmp_path: Path) -> None:
+    model, rows, _ = traced
+    settings = ExportSettings(treatment=Treatment(None, "int8", calibration_samples=65))
+    with pytest.raises(ExportError, match="there are 64 ID rows"):
+        export_model(model, rows, tmp_path, settings, calibration=rows)
+
+
+def test_a_file_is_calibrated_on_as_many_rows_as_asked_one_at_a_time(
+    traced: Bert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rows, _ = traced
+    given: list[dict[str, np.ndarray]] = []
+    monkeypatch.setattr(treating, "quantize", lambda *_, calibration, **__: given.extend(calibration))
+    settings = ExportSettings(treatment=Treatment(None, "int8", calibration_samples=5), max_drop=1.0)
+    id_rows = replace(rows, rows=rows.rows[:9])
+    export_model(model, rows, tmp_path, settings, calibration=id_rows)
+    encoded = [model.task.encode([row], model.processor)["input_ids"].tolist() for row in id_rows.rows]
+    assert len({encoded.index(feed["input_ids"].tolist()) for feed in given}) == len(given) == 5
+    assert all(feed.keys() == {"input_ids", "attention_mask"} for feed in given)
+
+
+def test_calibration_rows_are_id_rows(tiny: Tiny, sample_files: Files, tmp_path: Path) -> None:
+    options = ("--target", sample_files("bert")["target"], "--quantize", "int8", "--calibration-samples", 4)
+    result = invoke("export", "-m", tiny("bert"), "-o", tmp_path / "out", *options)
+    assert (result.exit_code, "Add --id" in result.output) == (1, True)
+
+
+def test_o4_writes_half_precision() -> None:
+    assert RunConfig(optimize="O4").dtype == "fp16"
+    assert RunConfig(optimize="O3").dtype == "fp32"
+    with pytest.raises(UnknownNameError):
+        RunConfig(optimize="o2")
+    with pytest.raises(ConfigError):
+        Treatment("O4").check_dtype("fp32")
+
+
+@fusing
+@pytest.mark.slow
+def test_a_run_treats_both_models_alike_and_benchmarks_them(tiny: Tiny, tmp_path: Path) -> None:
+    for seed, name in enumerate(("id", "target")):
+        write_jsonl(tmp_path / f"{name}.jsonl", text_records(96, seed))
+    result = invoke(
+        "run", "-m", tiny("bert"), "--id", tmp_path / "id.jsonl", "--target", tmp_path / "target.jsonl",
+        "-o", tmp_path / "run", "--drop", "1", "--criterion", "fixed", "--optimize", "O2", "--quantize",
+        "int8", "--calibration-samples", 8, "--max-drop", 0.5, "--iterations", 3, "--format", "torchscript",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    exports = [
+        read(tmp_path / "run" / part / "onnx" / "export.json", Export) for part in ("original", "pruned")
+    ]
+    assert {export.treatment for export in exports} == {Treatment("O2", "int8", False, 8)}
+    assert [len(export.fusions["model.onnx"].layers) for export in exports] == [NUM_LAYERS, NUM_LAYERS - 1]
+    other = read(tmp_path / "run" / "pruned" / "torchscript" / "export.json", Export)
+    assert not other.treatment
+    measured = read(tmp_path / "run" / "benchmark.json", Benchmark)
+    assert not [line for line in measured.skipped if "fused" in line]
+    report = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    assert "O2, int8 static" in report
+    assert "labelled rows" in report
+
+
+@fusing
+@pytest.mark.slow
+def test_the_benchmark_of_graphs_writes_what_its_tables_say(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/graphs.py", "--smoke", "--output", str(tmp_path / "graphs.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "graphs.json").read_text(encoding="utf-8"))
+    assert {"commit", "environment", "rows"} <= found.keys()
+    assert [(row["batch_size"], row["kept"], row["layers"]) for row in found["rows"]] == [
+        (1, 3, 4),
+        (8, 3, 4),
+    ]
+    for row in found["rows"]:
+        assert row["ideal"] == pytest.approx(4 / 3)
+        assert set(row["share"]) == {"plain", "O1", "O2", "O3", "int8", "O2 int8", "O3 int8"}
+        assert row["against"]["int8"].keys() == {"ours", "int8", "transformer optimiser int8"}
+        assert row["bytes"]["pruned O2 int8"] < row["bytes"]["pruned O2"] < row["bytes"]["original O2"]
+        assert f"{row['speedup']['O2']['median']:.2f}x, {row['share']['O2']:.0%}" in done.stdout
