@@ -89,12 +89,12 @@ def build(name: str, folder: Path, shape: dict[str, int]) -> Any:
 
 def written(model: Any, folder: Path) -> Path:
     """Trace and write a model as `export` does, and prove nothing."""
-    from tapioca_export.exporting.formats import FORMATS
+    from tapioca_export.exporting.formats import FORMATS, Dialect
     from tapioca_export.exporting.quieting import quiet
 
     folder.mkdir()
     with quiet():
-        FORMATS["onnx"].write(model, model.task.examples(model.processor)[0], folder, None)
+        FORMATS["onnx"].write(model, model.task.examples(model.processor)[0], folder, Dialect())
     return folder / "model.onnx"
 
 

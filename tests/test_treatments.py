@@ -449,6 +449,30 @@ def test_layers_of_two_files_are_compared_by_their_place_in_the_original(bert: B
         compare_fusions(whole, behind)
 
 
+@fusing
+@pytest.mark.slow
+def test_layers_are_cut_out_of_optimised_files(tiny: Tiny, sample_files: Files, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    exported = invoke(
+        "export", "-m", tiny("bert"), "--id", sample_files("bert")["id"], "--optimize", "O2", "-o", whole
+    )
+    assert exported.exit_code == 0, exported.output
+    pruned = invoke("prune", whole / "model.onnx", "--drop", "1,2", "-o", cut)
+    assert pruned.exit_code == 0, pruned.output
+    model = drop_layers(load_model(tiny("bert")), [1, 2])
+    inputs = model.task.examples(model.processor)[0]
+    session = onnxruntime.InferenceSession(cut / "model.onnx")
+    feed = {value.name: inputs[value.name] for value in session.get_inputs()}
+    np.testing.assert_allclose(session.run(["logits"], feed)[0], model.logits(inputs), atol=1e-4)
+    record, before = (read(folder / "export.json", Export) for folder in (cut, whole))
+    kept = [before.fusions["model.onnx"].layers[layer] for layer in (0, 3)]
+    assert list(record.fusions["model.onnx"].layers) == kept
+    assert any(kept)
+    seen = layered(cut / "model.onnx")
+    assert record.fusions["model.onnx"] == fusions(seen, seen)
+    assert (record.treatment, record.loss) == (before.treatment, None)
+
+
 def test_where_layers_cannot_be_told_the_benchmark_says_so(bert: Bert, tmp_path: Path) -> None:
     whole = read_export_folder(folder_with(tmp_path / "whole", bert[2], [], ()))
     assert "was not compared" in str(compare_fusions(whole, whole))

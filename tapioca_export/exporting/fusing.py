@@ -42,9 +42,6 @@ def layered(file: Path) -> Layered:
     import onnx_ir
 
     model = onnx_ir.load(file)
-    for node in model.graph:
-        if node.op_type == "Sum":  # what an optimised graph adds to the stream with
-            node.op_type = "Add"
     try:
         flow = Flow(model.graph)
         blocks = find_blocks(flow)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 # What a value goes through on its way along the residual stream.
-_ALONG = frozenset({"Add", "Cast", "Identity", "Dropout", "SimplifiedAdd"})
+_ALONG = frozenset({"Add", "Sum", "Cast", "Identity", "Dropout", "SimplifiedAdd"})
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import Export, Proof, Selection, read, sha256, write, write_text
+from ..artifacts import Export, Fusions, Proof, Selection, read, sha256, write, write_text
 from ..errors import ConfigError, ParityError, UnsupportedModelError
 from .cutting import cut, find_layers
 from .files import GENAI, companions, genai_config, named_sizes, read_graph, weight_files, write_graph
@@ -163,6 +164,17 @@ def _write_export(
         size_bytes=sum(path.stat().st_size for path in files),
         sha256=sha256(file),
         drop=tuple(sorted(drop)),
+        fusions={name: _of_layers(found, drop) for name, found in before.fusions.items()},
+        loss=None,  # was the whole file's
         rows_checked=0, shapes_checked=(), padding_checked=(), prompts_continued=0, tokens_generated=0,
     )  # fmt: skip
     write(file.with_name(EXPORT), export)
+
+
+def _of_layers(whole: Fusions, drop: Sequence[int]) -> Fusions:
+    """Return the fused operators of a graph that is left without layers."""
+    if not whole.layers:
+        return Fusions({})
+    gone = sum((Counter(whole.layers[layer]) for layer in drop), Counter())
+    left = tuple(layer for index, layer in enumerate(whole.layers) if index not in drop)
+    return Fusions(dict(Counter(whole.total) - gone), left)
