@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import re
 import subprocess
@@ -10,6 +12,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from plotly.offline import get_plotlyjs
 from reports import (
     DROP,
     GAIN,
@@ -265,9 +268,11 @@ def test_the_page_loads_nothing():
 LOADING = ("src", "href", "srcset", "action", "data", "poster")
 
 
-def test_plotly_stands_in_the_page_once():
-    scripts = Page(render_html(report())).scripts
-    assert sum("plotly.js v" in script for script in scripts) == 1
+def test_plotly_stands_in_the_page_once_and_the_page_is_small():
+    page = render_html(report())
+    packed = [script for script in Page(page).scripts if script.startswith("H4sI")]
+    assert [gzip.decompress(base64.b64decode(script)).decode() for script in packed] == [get_plotlyjs()]
+    assert len(page.encode()) < 3_000_000
 
 
 def test_every_plot_has_its_place_and_words():

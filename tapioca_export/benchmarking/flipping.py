@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from ..artifacts import Flip
@@ -33,7 +35,7 @@ def flipped(
     chosen = [*worse[gains[worse] < 0][:MOST], *better[gains[better] > 0][:MOST]]
     return tuple(
         Flip(
-            where=samples.rows[row].where,
+            where=Path(samples.rows[row].where).name,  # a folder of the user's is nobody else's
             sample=None if redact else samples.rows[row].shown,
             original=float(before[row]),
             pruned=float(after[row]),

@@ -158,7 +158,8 @@ def shown(record: Mapping[str, Any]) -> str:
 def _beginning(value: Any) -> str:
     """Return a value in at most `SHOWN` characters; of what is no text, number or list, its kind."""
     if isinstance(value, (list, tuple)):
-        value = [*value[:SHOWN_ITEMS], *(["…"] if len(value) > SHOWN_ITEMS else [])]
+        items = [*map(str, value[:SHOWN_ITEMS]), *(["…"] if len(value) > SHOWN_ITEMS else [])]
+        value = f"[{', '.join(items)}]"
     elif not isinstance(value, (str, int, float, bool, type(None))):
         return f"({type(value).__name__})"
     text = " ".join(str(value)[: 4 * SHOWN].split())
