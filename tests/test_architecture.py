@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,11 @@ def test_files_functions_and_parameter_lists_stay_small(path: Path) -> None:
             assert (node.end_lineno or 0) - node.lineno + 1 <= 80, node.name
             if path.name != "cli.py":
                 assert len(node.args.args) + len(node.args.kwonlyargs) <= 8, node.name
+
+
+def test_no_folder_beside_the_package_is_taken_for_one() -> None:
+    """A new folder at the top would else stop every build, as setuptools finds packages by itself."""
+    settings = ConfigParser()
+    settings.read(PACKAGE.parent / "setup.cfg")
+    assert settings["options"]["packages"] == "find:"
+    assert settings["options.packages.find"]["include"] == "tapioca_export*"
