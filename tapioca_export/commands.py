@@ -25,6 +25,7 @@ from .artifacts import (
     Run,
     Selection,
     check_output,
+    is_sealed,
     read,
     refuse_inside,
     sha256,
@@ -348,7 +349,10 @@ def report(folder: Path) -> Report:
         for path in sorted(folder.glob("*/*/export.json"))
     }
     added = folder / "intervention.json"
-    record = replace(_renewed(read(folder / provenance.RUN, Run), folder, (added.name,)), sha256="")
+    before = read(folder / provenance.RUN, Run)
+    if before.sha256 and not is_sealed(folder / provenance.RUN, before.sha256):
+        raise LoadError(f"{folder / provenance.RUN} is not what was written.", "Run the job again.")
+    record = replace(_renewed(before, folder, (added.name,)), sha256="")
     result = reporting.make_report(
         record,
         read(folder / "selection.json", Selection),

@@ -255,6 +255,11 @@ class RunConfig:
         if self.optimize == HALF_LEVEL and self.dtype == FULL:
             object.__setattr__(self, "dtype", HALF)
         self.treatment.check_dtype(self.dtype)
+        if self.treatment and self.target_ort is not None:
+            raise ConfigError(
+                "--optimize and --quantize write operators that an old ONNX Runtime may not know.",
+                "Leave out --target-ort, or optimise with that version.",
+            )
         if self.atol is not None and not (math.isfinite(self.atol) and self.atol > 0):
             raise ConfigError(f"--atol {self.atol} must be a number above 0.")
         if not (math.isfinite(self.max_drop) and self.max_drop >= 0):

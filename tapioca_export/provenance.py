@@ -207,11 +207,14 @@ def record_added(folder: Path, name: str) -> None:
     Records that are no longer what was written stay as they are, so that `verify` finds it out.
     """
     changed = [folder / name]
+    folder = folder.resolve()
     for path in (folder / RECORD, folder.parent.parent / RUN):
         if not path.is_file():
             continue
         record: Provenance | Run = read(path, Provenance) if path.name == RECORD else read(path, Run)
-        if not is_sealed(path, record.sha256):
+        place = folder.relative_to(path.parent) / RECORD
+        is_its_own = path.name == RECORD or place.as_posix() in record.outputs
+        if not is_its_own or not is_sealed(path, record.sha256):
             return
         hashed = {file.relative_to(path.parent).as_posix(): sha256(file) for file in changed}
         write_sealed(path, replace(record, outputs={**record.outputs, **hashed}))

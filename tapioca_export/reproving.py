@@ -134,11 +134,18 @@ class Prover:
             ) from error
 
     def _load(self, model: str, task: str, options: Any) -> LoadedModel:
-        """Load a model, or return the one that was loaded last."""
+        """Load a model, or return the one that was loaded last.
+
+        Raises:
+            NotMadeError: If it cannot be loaded.
+        """
         key = (model, task, options)
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None  # nor need two models be in memory
-            self._loaded = (key, load_model(model, task, options))
+            try:
+                self._loaded = (key, load_model(model, task, options))
+            except TapiocaError as error:
+                raise NotMadeError(f"The model cannot be loaded here: {error.message}") from error
         return self._loaded[1]
 
 

@@ -19,12 +19,14 @@ from .numbering import GRANULARITIES
 from .precision import DTYPES
 from .selection import CRITERIA, SEARCHES
 from .tasks import TASKS
+from .treatments import KINDS, LEVELS
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 CONFIG = "config"
 CHOICES: dict[str, Iterable[str]] = {
     "task": ("auto", *TASKS), "criterion": CRITERIA, "search": SEARCHES, "engine": ENGINES, "format": FORMATS,
-    "granularity": GRANULARITIES, "dtype": DTYPES, "objective": OBJECTIVES, "scaling": get_args(Scaling),
+    "granularity": GRANULARITIES, "dtype": DTYPES, "optimize": LEVELS,
+    "quantize": KINDS, "objective": OBJECTIVES, "scaling": get_args(Scaling),
     "tie_break": ("index", "loss"), "select_on": ("target", "id"),
 }  # fmt: skip
 # What a config file may hold besides the fields of the configuration, for `select` and for `intervene`.

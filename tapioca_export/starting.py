@@ -8,7 +8,7 @@ from dataclasses import MISSING, Field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from . import reading, steps
+from . import graph_files, reading, steps
 from .artifacts import write_text
 from .config import RunConfig
 from .errors import OutputError
@@ -38,6 +38,7 @@ def init(config: RunConfig, file: Path = Path("tapioca.toml")) -> Path:
     if file.exists() and not config.overwrite:
         raise OutputError(f"{file} is there already.", "Name another file, or add --overwrite.")
     steps.check(config, searches=True)
+    graph_files.check(config)
     task, processor = reading.load_task(config)
     roles = reading.load_roles(config, task, processor)
     model = outline_model(config.model, task.name, reading.load_options(config))

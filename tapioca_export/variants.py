@@ -11,7 +11,7 @@ from . import graphs, provenance, reading, steps
 from .artifacts import Export, Selection, read, sha256, staged, write
 from .commands import loading_as_before, refuse_other_model
 from .config import RunConfig
-from .errors import ConfigError
+from .errors import ConfigError, UnsupportedModelError
 from .exporting import SKIPPED, describe
 from .models import load_model, mend_config_file
 from .numbering import whole_layers
@@ -51,7 +51,9 @@ def read_variant(text: str) -> Variant:
                 f"The search of {path} dropped {len(first)} layers, not {depth}.", "Name fewer."
             )
         damps = any(step.scale for step in first)
-        selection = replace(selection, drop=tuple(sorted(step.layer for step in first)), pick=depth)
+        drop = tuple(sorted(step.layer for step in first))
+        metric = first[-1].metric if first else selection.baseline_metric
+        selection = replace(selection, drop=drop, damp=(), pick=depth, selected_metric=metric, invalid=None)
         name = f"{name}-{depth}"
     if damps or len(whole_layers(selection.drop)) < len(selection.drop):
         raise ConfigError(
@@ -89,11 +91,19 @@ def export_variants(config: RunConfig, variants: Sequence[str]) -> dict[str, Exp
     reading.refuse_no_rows(config)
     chosen = [read_variant(text) for text in variants]
     names = [ORIGINAL, *(variant.name for variant in chosen)]
+    used = {(variant.selection.metric, variant.selection.prompting) for variant in chosen}
+    if len(used) > 1:
+        raise ConfigError("The variants were chosen with different metrics or prompts.", "Export each alone.")
     if double := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"Two variants are called {double[0]!r}.", "Rename their files.")
     with staged(config.output, overwrite=config.overwrite) as folder, steps.using_threads(config):
         options = loading_as_before(config, chosen[0].selection if chosen else None, "The first variant")
         model = load_model(config.model, config.task, options)
+        if model.task.generates and model.network.config.is_encoder_decoder:
+            raise UnsupportedModelError(
+                f"{config.model} is exported as several graphs, whose layers are numbered together.",
+                "Prune it and export each checkpoint alone.",
+            )
         for variant in chosen:
             refuse_other_model(config, variant.selection, model)
         rows = reading.given_rows(config, model.task, model.processor)

@@ -241,8 +241,23 @@ def test_a_speedup_fails_where_it_is_shown_to_be_less(low, high, passed):
 def test_speedups_are_compared_at_the_same_setting():
     old = (timed(1.5, 1.4, 1.6, 1), timed(1.1, 1.05, 1.15, 8))
     assert against({"latency": old}, {"latency": old[::-1]})["regression speed-up"].passed
-    found = against({"latency": old[:1]}, {"latency": old[1:]})["regression speed-up"]
-    assert found.message.startswith("Not measured: no setting")
+    for now in (old[1:], old[:1]):  # one that was timed then is missing
+        found = against({"latency": old}, {"latency": now})["regression speed-up"]
+        assert not found.passed
+        assert found.message.startswith("Not measured: batch")
+    slower = replace(timed(0.5, 0.4, 0.6, 1), runtime="pt2")
+    assert against({"latency": (*old, slower)}, {"latency": old})["regression speed-up"].passed
+    tuned = tuple(replace(row, threads=7) for row in old)
+    assert against({"latency": old}, {"latency": tuned})["regression speed-up"].passed
+
+
+def test_metrics_of_a_family_stand_together_and_each_series_is_there_once():
+    rows = tuple(latency(runtime=runtime) for runtime in ("onnxruntime", "pt2", "torchscript"))
+    lines = render_metrics(report(benchmark=benchmark(latency=rows))).splitlines()
+    series = [line.rsplit(" ", 1)[0] for line in lines if not line.startswith("#")]
+    assert len(set(series)) == len(series)
+    families = [line.split("{")[0] for line in series]
+    assert families == sorted(families)
 
 
 @pytest.mark.parametrize(("size", "passed"), [(303.0, True), (303.1, False)])

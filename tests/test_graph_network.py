@@ -262,6 +262,8 @@ def test_the_whole_job_on_a_file(files: Callable[[str], dict[str, Path]], tmp_pa
     benchmark = json.loads((tmp_path / "run" / "benchmark.json").read_text())
     assert benchmark["drop"] == list(selection.drop)
     assert benchmark["accuracy"].keys() == {"id", "target"}
+    cli("init", "-m", paths["graph"], *rows_of(paths), tmp_path / "mine.toml")
+    assert f'model = "{paths["graph"]}"' in (tmp_path / "mine.toml").read_text()
     # The pair can be measured again, as any other.
     cli("benchmark", original, pruned, *rows_of(paths), "--iterations", "2", "--sequence-length", "8", "-o",
         tmp_path / "again")  # fmt: skip

@@ -352,6 +352,7 @@ def test_a_cut_file_is_benchmarked_like_any_export(decoder: dict[str, Path], tmp
     assert export["drop"] == [1]
     assert json.loads((tmp_path / "cut" / "selection.json").read_text())["task"] == "text-generation"
     assert len(export["cache"]) == 6
+    assert export["reference"] == "the whole file, run in pieces on made-up inputs"
     assert 0 <= export["max_abs_difference"] <= export["tolerance"]
     output = cli(
         "benchmark", decoder["export"], tmp_path / "cut", "--id", decoder["rows"], "--json",

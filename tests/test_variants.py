@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import NUM_LAYERS, make_decoder, make_tokenizer, write_jsonl
 from scipy.special import softmax
+from test_text2text import network_of, save, write_rows
 
 from tapioca_export import steps
 from tapioca_export.artifacts import Damping, Export, Selection, Step, read, sha256, write
@@ -33,7 +34,8 @@ def selection(path: Path, **changes: object) -> Path:
     path.parent.mkdir(exist_ok=True)
     fields = {
         "model": "bert", "task": "text-classification", "criterion": "tale", "num_layers": NUM_LAYERS,
-        "drop": (2,), "steps": tuple(Step(layer, 0.0, 0.0, 0.0) for layer in TRAJECTORY), "stop_reason": "",
+        "drop": (2,), "stop_reason": "",
+        "steps": tuple(Step(layer, 0.0, place, 0.0) for place, layer in enumerate(TRAJECTORY)),
     }  # fmt: skip
     write(path, Selection(**{**fields, **changes}))  # type: ignore[arg-type]
     return path
@@ -81,7 +83,9 @@ def test_each_variant_is_the_model_without_its_layers(exported: Path, tiny: Call
         config = json.loads((exported / name / "config.json").read_text())
         assert config["num_hidden_layers"] == NUM_LAYERS - len(drop)
         if drop:
-            assert read(exported / name / "selection.json", Selection).drop == drop
+            chosen = read(exported / name / "selection.json", Selection)
+            assert chosen.drop == drop
+            assert chosen.selected_metric == (1 if name == "airline-2" else None)
 
 
 @pytest.mark.slow
@@ -166,6 +170,29 @@ def test_a_decoders_variants_have_a_cache_of_their_depth(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_variants_in_half_precision_are_held_against_half_precision(
+    tiny: Callable[[str], Path], sample_files: Callable[[str], dict[str, Path]], tmp_path: Path
+) -> None:
+    chosen = selection(tmp_path / "a.json")
+    cli("export", "-m", tiny("bert"), "--id", sample_files("bert")["id"], "-o", tmp_path / "out",
+        "--dtype", "fp16", "--variants", chosen)  # fmt: skip
+    record = read(tmp_path / "out" / "a" / "export.json", Export)
+    assert record.dtype == "fp16"
+    assert record.pytorch_difference > 0
+    assert "2 of 2 proofs made again hold." in cli("verify", tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_of_an_encoder_decoder_no_variants_are_made(tmp_path: Path) -> None:
+    save(network_of("t5"), tmp_path / "model")
+    rows = write_rows(tmp_path / "rows.jsonl", "id", 8)
+    chosen = selection(tmp_path / "a.json", task="text2text-generation")
+    said = cli("export", "-m", tmp_path / "model", "--id", rows, "-o", tmp_path / "out", "--variants", chosen,
+               code=1)  # fmt: skip
+    assert "exported as several graphs" in said
+
+
+@pytest.mark.slow
 def test_large_weights_stand_beside_any_export(
     tiny: Callable[[str], Path],
     sample_files: Callable[[str], dict[str, Path]],
@@ -193,6 +220,7 @@ def test_variants_that_cannot_be_made_are_refused_before_anything_is_exported(
     scaled = selection(tmp_path / "scaled.json", steps=(Step(1, 0.0, 0.0, 0.0, scale=0.5),))
     again = selection(tmp_path / "again" / "good.json")
     whole = selection(tmp_path / "original.json")
+    metric = selection(tmp_path / "metric.json", metric="f1")
     common = ("export", "-m", tiny("bert"), "--id", sample_files("bert")["id"], "-o", tmp_path / "out")
     for variants, reason in {
         f"{good}@4": "dropped 3 layers, not 4",
@@ -203,6 +231,7 @@ def test_variants_that_cannot_be_made_are_refused_before_anything_is_exported(
         f"{good},{again}": "Two variants are called 'good'",
         f"{whole}": "Two variants are called 'original'",
         f"{tmp_path / 'none.json'}": "Cannot read",
+        f"{good},{metric}": "different metrics or prompts",
     }.items():
         assert reason in cli(*common, "--variants", variants, code=1)
     assert "Variants are ONNX" in cli(*common, "--variants", good, "--format", "torchscript", code=1)

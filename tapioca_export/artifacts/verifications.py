@@ -19,7 +19,8 @@ class Provenance:
 
     `model` is what was exported, or pruned. Paths of what lies in the same run folder are relative to this
     folder, others as they were given. `inputs` and `outputs` map paths to SHA-256; outputs are all files of
-    XX is that of this file with zeros in its place.
+    this folder but this one. `rows` is the fingerprint of the rows that a proof was made on, "" without any.
+    `sha256` is that of this file with zeros in its place.
     """
 
     command: Command

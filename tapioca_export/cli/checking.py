@@ -89,7 +89,10 @@ def _report(path: Path) -> Report:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--hashes-only", is_flag=True, help="Compare hashes; load no model and make no proof again.")
 @click.option("--strict", is_flag=True, help="Fail as well where something could not be compared or proven.")
-@click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the model.")
+@click.option(
+    "--trust-remote-code", is_flag=True,
+    help="Run code that comes with the model, or is in a pt2 or TorchScript file.",
+)  # fmt: skip
 @printing
 def verify(
     folder: Path, hashes_only: bool, strict: bool, trust_remote_code: bool, as_json: bool, quiet: bool

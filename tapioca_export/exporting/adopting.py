@@ -6,13 +6,15 @@ checkpoint that it was made of; a file without layers, against the whole model w
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..artifacts import Export, LayerName, sha256, write
 from ..errors import ParityError
 from ..generation import PAST, CacheShapes
 from ..graphs import read_graph, weight_paths
-from ..models import LoadedModel, skipping
+from ..models import GraphNetwork, LoadedModel, cast, skipping
 from ..precision import DTYPES, FULL
 from ..samples import Samples
 from .formats import Written
@@ -62,22 +64,23 @@ def describe(
     opset = graph.opset_imports.get("")
     written = Written(made, opset, inputs, outputs, (file.name,), cache)
     run = open_onnx(file.parent, written)
+    answer = next(v for v in graph.graph.outputs if v.name == model.task.outputs[0])
+    precision = "float32" if answer.dtype is None else answer.dtype.numpy().name
+    dtype = next((name for name, known in DTYPES.items() if known.name == precision), FULL)
     try:
-        with skipping(model, model.units.indices(drop)):
-            proof = prove_outputs(Reference(model, model, FULL, tolerance), samples, run, written)
+        with without(model, drop, dtype, tolerance) as wanted:
+            proof = prove_outputs(wanted, samples, run, written)
     except ParityError as error:
         file.rename(file.with_name(f"{file.name}.invalid"))
         raise ParityError(f"{file.name}: {error.message}", error.hint) from error
     files = [file, *weight_paths(file)]
-    answer = next(v for v in graph.graph.outputs if v.name == model.task.outputs[0])
-    precision = "float32" if answer.dtype is None else answer.dtype.numpy().name
     export = Export(
         model=model.source,
         task=model.task.name,
         format="onnx",
         files={path.name: sha256(path) for path in files},
         exporter=made,
-        dtype=next(name for name, known in DTYPES.items() if known.name == precision),
+        dtype=dtype,
         opset=opset,
         inputs=inputs,
         outputs=outputs,
@@ -95,3 +98,27 @@ def describe(
     )
     write(file.with_name("export.json"), export)
     return export
+
+
+@contextmanager
+def without(
+    model: LoadedModel, drop: Sequence[LayerName], dtype: str, tolerance: float | None
+) -> Iterator[Reference]:
+    """Give what a file without layers is held against: the whole model, these layers skipped.
+
+    A given graph in half precision is held against itself, by the tolerance of float32.
+
+    Args:
+        model: The whole model.
+        drop: The layers.
+        dtype: The file's precision.
+        tolerance: The user's, if any.
+    """
+    layers = model.units.indices(drop)
+    if dtype == FULL or isinstance(model.network, GraphNetwork):
+        with skipping(model, layers):
+            yield Reference(model, model, FULL, tolerance)
+    else:
+        same = cast(model, dtype)  # of the whole network, as it is built anew
+        with skipping(model, layers), skipping(same, layers):
+            yield Reference(model, same, dtype, tolerance)

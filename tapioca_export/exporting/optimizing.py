@@ -4,9 +4,9 @@ The levels are Optimum's; what does the work differs, since ONNX Runtime's trans
 attention in the graphs that torch.export makes, and breaks on some (GPT-2, ModernBERT). transformers fuses
 those for ONNX Runtime, and ONNX Runtime's own session optimiser does the rest, once instead of at each load.
 
-ONNX Runtime's CPU kernels that add and normalise at once take several times as long as an addition and
-a norm (`benchmarks/graphs.py`), so that these are written apart, with `Sum` for the addition, as a session
-would fuse an `Add` again.
+A session that fuses additions with the norms behind them is slower on the CPU than one that leaves them apart
+(`benchmarks/graphs.py`, ours against plain), so that these are written apart, with `Sum` for the addition, as
+a session would fuse an `Add` again.
 
 Knows nothing about tasks or samples.
 """

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from ..artifacts import Export
 from ..graphs import is_graph, weight_paths
-from ..models import LoadedModel, cast, skipping
+from ..models import LoadedModel, cast
 from ..precision import FULL
 from ..samples import Samples
-from .adopting import REFERENCE, SKIPPED
+from .adopting import REFERENCE, SKIPPED, without
 from .formats import FORMATS, Written
 from .parity import ALLOWANCE, Reference, prove_generation, prove_outputs
 from .quieting import quiet
@@ -38,9 +38,8 @@ def prove_again(model: LoadedModel, samples: Samples, folder: Path, export: Expo
     with quiet():
         run = FORMATS[export.format].open(folder, written)
     if export.reference in (REFERENCE, SKIPPED):  # the model is the whole one
-        reference = Reference(model, model, FULL, export.tolerance)
-        with skipping(model, model.units.indices(export.drop)):
-            return float(prove_outputs(reference, samples, run, written)["max_abs_difference"])
+        with without(model, export.drop, export.dtype, export.tolerance) as wanted:
+            return float(prove_outputs(wanted, samples, run, written)["max_abs_difference"])
     same = model if export.dtype == FULL else cast(model, export.dtype)
     tolerance = export.tolerance
     if tolerance is None:  # the file was held to none: it must be about as far off as it was

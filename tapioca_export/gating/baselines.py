@@ -87,14 +87,14 @@ def _change(new: tuple[float, Interval], old: tuple[float, Interval]) -> Interva
 
 
 def _speedup(report: Report, before: Report) -> Iterator[Check]:
-    if not before.benchmark.latency:
+    if not before.benchmark.served:
         return
     name = "regression speed-up"
-    now = {_setting(row): row for row in report.benchmark.latency}
-    pairs = [(now[_setting(old)], old) for old in before.benchmark.latency if _setting(old) in now]
-    if not pairs:
-        yield not_measured(name, "no setting was timed in both reports")
+    now = {_setting(row): row for row in report.benchmark.served}
+    if missing := [old for old in before.benchmark.served if _setting(old) not in now]:
+        yield not_measured(name, f"{missing[0].setting}, {missing[0].provider}, was timed then and not now")
         return
+    pairs = [(now[_setting(old)], old) for old in before.benchmark.served]
     changes = [(_change(_logarithms(new), _logarithms(old)), new, old) for new, old in pairs]
     (low, high), new, old = min(changes, key=lambda found: found[0][1])
     yield Check(
@@ -107,7 +107,7 @@ def _speedup(report: Report, before: Report) -> Iterator[Check]:
 
 
 def _setting(row: Latency) -> tuple[object, ...]:
-    return (row.runtime, row.provider, row.phase, row.batch_size, row.sequence_length, row.threads)
+    return (row.runtime, row.provider, row.phase, row.batch_size, row.sequence_length)
 
 
 def _logarithms(row: Latency) -> tuple[float, Interval]:

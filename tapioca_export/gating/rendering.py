@@ -63,10 +63,9 @@ def render_summary(report: Report, verdict: Verdict) -> str:
 
 def render_metrics(report: Report) -> str:
     """Return the report's numbers in the text format of OpenMetrics; one that is not finite is left out."""
+    together = sorted(_numbers(report), key=lambda found: found[0])  # families do not mix
     lines = [
-        f"{name}{{{_labels(labels)}}} {value!r}"
-        for name, labels, value in _numbers(report)
-        if math.isfinite(value)
+        f"{name}{{{_labels(labels)}}} {value!r}" for name, labels, value in together if math.isfinite(value)
     ]
     return "\n".join((*lines, "# EOF", ""))
 
@@ -81,7 +80,7 @@ def _numbers(report: Report) -> Iterator[tuple[str, dict[str, str], float]]:
         for bound, value in zip(("value", "low", "high"), (row.gain, *row.gain_interval), strict=True):
             yield "tapioca_gain", {**labels, "bound": bound}, value
     for cell in measured.latency:
-        labels = {"provider": cell.provider, "setting": cell.setting}
+        labels = {"runtime": cell.runtime, "provider": cell.provider, "setting": cell.setting}
         bounds = (cell.speedup.median, *cell.speedup.interval)
         for bound, value in zip(("value", "low", "high"), bounds, strict=True):
             yield "tapioca_speedup", {**labels, "bound": bound}, value

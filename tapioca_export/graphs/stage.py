@@ -165,7 +165,8 @@ def _write_export(
         sha256=sha256(file),
         drop=tuple(sorted(drop)),
         fusions={name: _of_layers(found, drop) for name, found in before.fusions.items()},
-        loss=None,  # was the whole file's
+        reference="the whole file, run in pieces on made-up inputs",
+        loss=None, label_agreement=1.0, token_agreement=1.0, pytorch_difference=0.0,  # were the whole file's
         rows_checked=0, shapes_checked=(), padding_checked=(), prompts_continued=0, tokens_generated=0,
     )  # fmt: skip
     write(file.with_name(EXPORT), export)

@@ -104,7 +104,8 @@ def _spreading(options: LoadOptions) -> dict[str, Any]:
 def outline_model(source: str | Path, task: str = "auto", options: LoadOptions | None = None) -> LoadedModel:
     """Build a checkpoint's network without its weights: names and shapes, and nothing that computes.
 
-    The files are all here afterwards, and only the headers of those with weights were read.
+    The files are all here afterwards, and only the headers of those with weights were read. An ONNX file is
+    opened: its weights stay in it.
 
     Args:
         source: A local folder, or a name on the Hugging Face hub.
@@ -118,6 +119,8 @@ def outline_model(source: str | Path, task: str = "auto", options: LoadOptions |
     """
     from accelerate import init_empty_weights
 
+    if is_graph(source):
+        return load_model(source, task, options)
     options = options or LoadOptions()
     config, chosen = _config_and_task(source, task, options)
     try:
