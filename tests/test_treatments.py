@@ -35,12 +35,12 @@ from tapioca_export.exporting import (
     Written,
     export_model,
     graphs,
-    optimizing,
     treating,
 )
 from tapioca_export.exporting.fusing import fusions, layered
 from tapioca_export.exporting.optimizing import optimize
 from tapioca_export.exporting.quantizing import quantize
+from tapioca_export.graphs.norms import take_apart
 from tapioca_export.models import LoadedModel, drop_layers, load_model
 from tapioca_export.samples import Samples, read_samples
 from tapioca_export.treatments import Treatment
@@ -163,7 +163,7 @@ def test_a_sum_that_is_fused_with_a_norm_and_a_bias_is_parted_and_equal(tmp_path
     domains = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("com.microsoft", 1)]
     onnx.save(onnx.helper.make_model(graph, opset_imports=domains, ir_version=10), tmp_path / "fused.onnx")
     model = onnx_ir.load(tmp_path / "fused.onnx")
-    optimizing._part_sums(model.graph)
+    take_apart(model.graph, "Sum")
     onnx_ir.save(model, tmp_path / "parted.onnx")
     assert operators(tmp_path / "parted.onnx") == {"Add": 1, "Sum": 1, "LayerNormalization": 1}
     feed = {name: generator.normal(size=(2, 3, 8)).astype(np.float32) for name in ("stream", "branch")}

@@ -16,11 +16,11 @@ from ..artifacts import Fusions
 from ..errors import UnsupportedModelError
 from ..graphs.blocks import find_blocks
 from ..graphs.flow import Flow
+from ..graphs.norms import DOMAIN
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-DOMAIN = "com.microsoft"
 # Fused operators that ONNX, or ONNX Runtime, has in ONNX's own domain; and products, which may be packed.
 _FUSED = frozenset({
     "Attention", "Gelu", "LayerNormalization", "RMSNormalization", "RotaryEmbedding",

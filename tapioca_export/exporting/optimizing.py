@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from ..errors import ExportError, first_line, onnxruntime_errors
+from ..graphs.norms import DOMAIN, take_apart, take_over
 from ..precision import FULL
 from ..treatments import APPROXIMATE
 from .graphs import replace_graph
@@ -27,14 +28,6 @@ if TYPE_CHECKING:
 
 # How far ONNX Runtime's session optimiser goes.
 BASIC, EXTENDED = 1, 2
-DOMAIN = "com.microsoft"
-# Sums fused with the norm behind them: that norm, its domain, and how many inputs it takes beside the sum.
-_SUMMED = {
-    "SkipLayerNormalization": ("LayerNormalization", 2),
-    "SkipSimplifiedLayerNormalization": ("SimplifiedLayerNormalization", 1),
-}
-_EPSILON = 1e-12  # ONNX Runtime's, where a fused norm says none
-_TOTAL = 3  # which output of a fused norm is the sum
 
 
 def optimize(file: Path, level: str, dtype: str) -> bool:
@@ -61,7 +54,7 @@ def optimize(file: Path, level: str, dtype: str) -> bool:
         if dtype == FULL:
             model = _by_onnxruntime(model, BASIC if level == "O1" else EXTENDED, Path(scratch))
         if level != "O1":
-            _part_sums(model.graph)
+            take_apart(model.graph, "Sum")
         is_exact = level not in APPROXIMATE or not _approximate_gelu(model.graph)
         replace_graph(model, file)
     return is_exact
@@ -108,31 +101,6 @@ def _by_onnxruntime(model: ir.Model, level: int, scratch: Path) -> ir.Model:
     return onnx_ir.load(target)
 
 
-def _part_sums(graph: ir.Graph) -> None:
-    """Write each norm that is fused with the sum before it as a sum and a norm."""
-    import onnx_ir
-
-    for node in list(graph):
-        if node.op_type not in _SUMMED or node.domain != DOMAIN:
-            continue
-        norm, count = _SUMMED[node.op_type]
-        stream, branch, *rest = (*node.inputs, None, None)[:5]
-        scales, bias = rest[:count], rest[count]
-        new = [] if bias is None else [onnx_ir.node("Add", [branch, bias])]
-        new.append(onnx_ir.node("Sum", [stream, new[0].outputs[0] if new else branch]))
-        total = new[-1].outputs[0]
-        for value in (made.outputs[0] for made in new):
-            value.shape, value.dtype = node.outputs[0].shape, node.outputs[0].dtype
-        epsilon = node.attributes.get_float("epsilon", _EPSILON)
-        attributes = {"axis": -1, "epsilon": epsilon}
-        new.append(onnx_ir.node(norm, [total, *(s for s in scales if s is not None)], attributes))
-        graph.insert_before(node, new)
-        _take_over(node.outputs[0], new[-1].outputs[0])
-        if len(node.outputs) > _TOTAL:
-            _take_over(node.outputs[_TOTAL], total)
-        graph.remove(node, safe=True)
-
-
 def _approximate_gelu(graph: ir.Graph) -> int:
     """Write each exact GELU as ONNX Runtime's fast one; return how many there were."""
     import onnx_ir
@@ -146,15 +114,8 @@ def _approximate_gelu(graph: ir.Graph) -> int:
     for node in found:
         fast = onnx_ir.node("FastGelu", node.inputs, domain=DOMAIN)
         graph.insert_before(node, fast)
-        _take_over(node.outputs[0], fast.outputs[0])
+        take_over(node.outputs[0], fast.outputs[0])
         graph.remove(node, safe=True)
     if found:
         graph.opset_imports.setdefault(DOMAIN, 1)
     return len(found)
-
-
-def _take_over(old: ir.Value, new: ir.Value) -> None:
-    """Put one value in another's place, under its name."""
-    new.name, new.type, new.shape = old.name, old.type, old.shape
-    old.name = f"{old.name}_before"
-    old.replace_all_uses_with(new, replace_graph_outputs=True)

@@ -24,28 +24,38 @@ SUM = 3
 _OPERATOR, _BIASED = "tapioca_export.operator", "tapioca_export.biased"
 
 
-def take_apart(graph: ir.Graph) -> None:
-    """Replace each fused norm by the sum, and the norm of it."""
+def take_apart(graph: ir.Graph, operator: str = "Add") -> None:
+    """Replace each fused norm by the sum, and the norm of it.
+
+    Args:
+        graph: The graph, changed in place.
+        operator: What adds: a session fuses `Add` with the norm again, and leaves `Sum` alone.
+    """
     import onnx_ir as ir
 
     for node in list(graph):
         if node.op_type not in FUSED or node.domain != DOMAIN:
             continue
-        operator, count = FUSED[node.op_type]
+        norm_operator, count = FUSED[node.op_type]
         stream, branch, *rest = (*node.inputs, None, None)[:5]
         scales, bias = [scale for scale in rest[:count] if scale is not None], rest[count]
         added = [] if bias is None else [ir.node("Add", [branch, bias], name=f"{node.name}/bias")]
-        total = ir.node("Add", [stream, added[0].outputs[0] if added else branch], name=f"{node.name}/sum")
+        total = ir.node(operator, [stream, added[0].outputs[0] if added else branch], name=f"{node.name}/sum")
         total.meta[_BIASED] = added
         epsilon = node.attributes.get_float("epsilon", EPSILON)
+        for made in (*added, total):
+            made.outputs[0].type, made.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
         norm = ir.node(
-            operator, [total.outputs[0], *scales], {"axis": -1, "epsilon": epsilon}, name=f"{node.name}/norm"
+            norm_operator,
+            [total.outputs[0], *scales],
+            {"axis": -1, "epsilon": epsilon},
+            name=f"{node.name}/norm",
         )
         norm.meta[_OPERATOR] = node.op_type
         graph.insert_before(node, [*added, total, norm])
         for place, new in ((0, norm.outputs[0]), (SUM, total.outputs[0])):
             if place < len(node.outputs):
-                _take_over(node.outputs[place], new)
+                take_over(node.outputs[place], new)
         graph.remove(node, safe=True)
 
 
@@ -78,14 +88,14 @@ def put_together(graph: ir.Graph) -> None:
         for value in fused.outputs:
             value.name = ""
         graph.insert_before(norm, fused)
-        _take_over(norm.outputs[0], fused.outputs[0])
+        take_over(norm.outputs[0], fused.outputs[0])
         graph.remove(norm, safe=True)
         if is_read:
-            _take_over(summed, fused.outputs[SUM])
+            take_over(summed, fused.outputs[SUM])
         graph.remove([total, *total.meta[_BIASED]], safe=True)
 
 
-def _take_over(old: ir.Value, new: ir.Value) -> None:
+def take_over(old: ir.Value, new: ir.Value) -> None:
     """Put one value in another's place, under its name."""
     new.name, new.type, new.shape = old.name, old.type, old.shape
     old.replace_all_uses_with(new, replace_graph_outputs=True)
