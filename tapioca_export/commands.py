@@ -304,6 +304,12 @@ def intervene(
         raise ConfigError("Whole layers are scaled, not attention or MLP alone.", "Name layers.")
     if selection is not None and not selection.num_changed:
         raise ConfigError("The selection drops no layer.", "Name layers, for instance --layers 3,7.")
+    if run_folder is not None:
+        known = read(run_folder / provenance.RUN, Run).inputs
+        if provenance.hash_model(config.model) not in known.values():
+            raise ConfigError(
+                f"{run_folder} is the run of another model than {config.model}.", "Name another --output."
+            )
     steps.check(config, replaces=run_folder is None)
     steps.refuse_pruned(config)
     _refuse_other_split(config, selection)

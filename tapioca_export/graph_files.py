@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import graphs
-from .artifacts import Export, Selection, write
+from .artifacts import Export, Selection, read, write
 from .config import RunConfig
 from .errors import ConfigError
 from .exporting import describe
@@ -44,15 +44,16 @@ def export_pair(
     original, pruned = (folder / name for name in names)
     for place in (original, pruned):
         place.mkdir(parents=True)
+    made = graphs.export_of(source)
     graphs.copy_graph(source, original)
     layers = [layer for layer in selection.drop if isinstance(layer, int)]
     graphs.prune_graph(
-        source, layers, pruned, made=None, proof="logits", mend_config=mend_config_file,
+        source, layers, pruned, made=made, proof="logits", mend_config=mend_config_file,
         selection=selection, tolerance=config.atol or graphs.TOLERANCE,
     )  # fmt: skip
     write(pruned / "selection.json", selection)  # `benchmark` asks it which rows may be reported
-    drops = ((), selection.drop)
+    left = read(pruned / graphs.EXPORT, Export) if made else None
     return {
-        name: describe(model, rows, folder / name / source.name, drop, config.atol)
-        for name, drop in zip(names, drops, strict=True)
+        name: describe(model, rows, folder / name / source.name, drop, config.atol, like=like)
+        for name, drop, like in zip(names, ((), selection.drop), (made, left), strict=True)
     }

@@ -18,6 +18,7 @@ from .numbering import whole_layers
 
 ORIGINAL = "original"
 NOTE = "Cut out of the file of the whole model, whose weights it shares; generation was not compared."
+_NAME = re.compile(r"\w[\w.-]*")
 _AT = re.compile(r"(?P<file>.*?)(?:@(?P<depth>\d+))?", re.DOTALL)
 
 
@@ -43,6 +44,10 @@ def read_variant(text: str) -> Variant:
     path, depth = Path(found["file"]), found["depth"]
     selection = read(path, Selection)
     name = path.absolute().parent.name if path.stem == "selection" else path.stem.removeprefix("selection-")
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{path} gives a variant no name ({name!r}).", "Call it such as selection-airline.json."
+        )
     damps = bool(selection.damp)
     if depth is not None:
         first = selection.steps[: int(depth)]

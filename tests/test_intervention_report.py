@@ -19,6 +19,7 @@ from tapioca_export import Doses, artifacts
 from tapioca_export.artifacts import Intervention, Report, Run, Selection, read, sha256
 from tapioca_export.cli import main
 from tapioca_export.config import RunConfig
+from tapioca_export.provenance import hash_model
 from tapioca_export.reporting import dose_table, intervention_verdict, render_html, render_markdown
 
 Tiny = Callable[[str], Path]
@@ -53,7 +54,8 @@ def run_folder(tmp_path: Path, arguments: list[object]) -> Path:
     """A run folder whose selection dropped layers 0 and 2 of the tiny classifier."""
     folder = tmp_path / "run"
     selection = replace(reports.selection(), model=str(arguments[2]), num_layers=NUM_LAYERS, drop=(0, 2))
-    parts = {"run": reports.run(), "selection": selection, "profile": reports.profile()}
+    made = replace(reports.run(), inputs={str(arguments[2]): hash_model(str(arguments[2]))})
+    parts = {"run": made, "selection": selection, "profile": reports.profile()}
     for name, part in {**parts, "benchmark": reports.benchmark()}.items():
         artifacts.write(folder / f"{name}.json", part)
     return folder
@@ -238,6 +240,15 @@ def test_a_run_folder_gives_the_layers_and_gets_the_plots(arguments: list[object
     for name in ("intervention.json", "report.html", "report.md", "report.json"):
         assert outputs[name] == sha256(run_folder / name)
     assert outputs["pruned/onnx"] == reports.run().outputs["pruned/onnx"]
+
+
+def test_an_intervention_on_another_model_is_no_part_of_a_run(
+    arguments: list[object], run_folder: Path
+) -> None:
+    other = replace(reports.run(), inputs={"another": "0" * 64})
+    artifacts.write(run_folder / "run.json", other)
+    refused(call(*arguments, "-o", run_folder, "--layers", 1), "is the run of another model")
+    assert not (run_folder / "intervention.json").exists()
 
 
 def test_an_intervention_is_replaced_only_when_asked(arguments: list[object], run_folder: Path) -> None:

@@ -221,6 +221,7 @@ def test_variants_that_cannot_be_made_are_refused_before_anything_is_exported(
     again = selection(tmp_path / "again" / "good.json")
     whole = selection(tmp_path / "original.json")
     metric = selection(tmp_path / "metric.json", metric="f1")
+    nameless, outside = (selection(tmp_path / f"selection-{name}.json") for name in ("", ".."))
     common = ("export", "-m", tiny("bert"), "--id", sample_files("bert")["id"], "-o", tmp_path / "out")
     for variants, reason in {
         f"{good}@4": "dropped 3 layers, not 4",
@@ -232,6 +233,9 @@ def test_variants_that_cannot_be_made_are_refused_before_anything_is_exported(
         f"{whole}": "Two variants are called 'original'",
         f"{tmp_path / 'none.json'}": "Cannot read",
         f"{good},{metric}": "different metrics or prompts",
+        f"{nameless}": "gives a variant no name",
+        f"{outside}": "gives a variant no name",
+        "": "Cannot read",
     }.items():
         assert reason in cli(*common, "--variants", variants, code=1)
     assert "Variants are ONNX" in cli(*common, "--variants", good, "--format", "torchscript", code=1)

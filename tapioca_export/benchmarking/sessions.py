@@ -44,7 +44,7 @@ def resolve_provider(name: str) -> str:
     if provider in available:
         return provider
     if provider == CUDA:
-        hint = "Run tapioca-export doctor, which says what is missing, or use --provider cpu."
+        hint = "Install onnxruntime-gpu (tapioca-export doctor says what is missing), or use --provider cpu."
     else:
         hint = "Use cpu, cuda, or one of the available names in full."
     asked = name if name == provider else f"{name} ({provider})"

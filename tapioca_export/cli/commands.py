@@ -326,7 +326,11 @@ def prune(
 def export(variants: str | None, as_json: bool, quiet: bool, **flags: Any) -> None:
     """Export a checkpoint, and prove on your samples that the file computes the same."""
     config = _config(flags)
-    results = library.export_variants(config, variants.split(",")) if variants else library.export(config)
+    results = (
+        library.export_variants(config, variants.split(","))
+        if variants is not None
+        else library.export(config)
+    )
 
     def text() -> str:
         from ..reporting import export_lines

@@ -17,6 +17,7 @@ from ..graphs import read_graph, weight_paths
 from ..models import GraphNetwork, LoadedModel, cast, skipping
 from ..precision import DTYPES, FULL
 from ..samples import Samples
+from ..treatments import Treatment
 from .formats import Written
 from .onnx import open_onnx
 from .parity import Reference, prove_outputs
@@ -35,6 +36,7 @@ def describe(
     *,
     reference: str = REFERENCE,
     note: str = NOTE,
+    like: Export | None = None,
 ) -> Export:
     """Prove a file equal to a whole model without some layers, and write `export.json` beside it.
 
@@ -46,6 +48,7 @@ def describe(
         tolerance: The largest difference of outputs that is allowed (default: that of an export).
         reference: What the model is, for the record.
         note: What else is to be known.
+        like: An earlier record, whose optimised and quantised operators are those of the file.
 
     Raises:
         ExportError: If ONNX Runtime refuses the file.
@@ -72,7 +75,9 @@ def describe(
             proof = prove_outputs(wanted, samples, run, written)
     except ParityError as error:
         file.rename(file.with_name(f"{file.name}.invalid"))
-        raise ParityError(f"{file.name}: {error.message}", error.hint) from error
+        hint = "A file in half precision, or quantised, rounds otherwise in pieces: give --atol."
+        is_given = isinstance(model.network, GraphNetwork)
+        raise ParityError(f"{file.name}: {error.message}", hint if is_given else error.hint) from error
     files = [file, *weight_paths(file)]
     export = Export(
         model=model.source,
@@ -93,6 +98,8 @@ def describe(
         metric=model.task.metric,
         prompting=model.processor.prompting,
         reference=reference,
+        treatment=like.treatment if like else Treatment(),
+        fusions=like.fusions if like else {},
         note=note,
         **proof,
     )

@@ -118,12 +118,16 @@ def failing(text: str, fields: Mapping[str, Any]) -> Check:
         return not_measured(text, f"the report has no number for {error}")
     except ZeroDivisionError:
         raise ConfigError(f"--fail-if {text!r} divides by zero.", EXAMPLE) from None
+    except OverflowError:
+        raise ConfigError("--fail-if computes with a number that is too large.", EXAMPLE) from None
     except RecursionError:
         raise ConfigError("--fail-if is nested too deeply.", EXAMPLE) from None
     if not isinstance(found, bool):
         raise ConfigError(f"--fail-if {text!r} is no comparison.", EXAMPLE)
+    if not named:
+        raise ConfigError(f"--fail-if {text!r} names no field of the report.", EXAMPLE)
     values = ", ".join(f"{name} is {_shown(value)}" for name, value in named.items())
-    return Check(text, not found, f"Fails if {text}: {values or 'it names no field'}.")
+    return Check(text, not found, f"Fails if {text}: {values}.")
 
 
 def _parsed(text: str) -> ast.expr:

@@ -8,9 +8,10 @@ layer by layer.
 from .cutting import cut, find_layers
 from .files import copy_graph, is_graph, put_weights_beside, read_graph, weight_paths
 from .pieces import Pieces
-from .stage import TOLERANCE, export_of, prune_graph
+from .stage import EXPORT, TOLERANCE, export_of, prune_graph
 
 __all__ = [
+    "EXPORT",
     "TOLERANCE",
     "Pieces",
     "copy_graph",

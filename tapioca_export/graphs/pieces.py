@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UnsupportedModelError, first_line, onnxruntime_errors
-from ..precision import NUMPY_TYPES
 from .cutting import Layers, find_layers, shown_by
 from .files import genai_config, named_sizes, read_graph, weight_files
 from .flow import SHAPE_READERS, Flow, read_by
@@ -231,7 +230,8 @@ class _Opener:
         graph = onnx_ir.convenience.extract(model.graph, inputs, outputs)
         graph.inputs[:] = [value for value in graph.inputs if value.uses()]
         for value in graph.inputs:
-            value.dtype = self.types.get(str(value.name), value.dtype)
+            if (known := self.types.get(str(value.name))) is not None:
+                value.dtype = known
         piece = onnx_ir.Model(graph, ir_version=model.ir_version, functions=[*model.functions.values()])
         try:
             session = onnxruntime.InferenceSession(
@@ -243,9 +243,8 @@ class _Opener:
                 "Profile and select on the checkpoint.",
             ) from error
         for value in session.get_outputs():
-            if value.type in NUMPY_TYPES:
-                dtype = np.dtype(NUMPY_TYPES[value.type])
-                self.types[value.name] = onnx_ir.DataType.from_numpy(dtype)
+            kind = value.type.removeprefix("tensor(").removesuffix(")")  # "tensor(uint8)", say
+            self.types[value.name] = onnx_ir.DataType[kind.upper()]
         return session
 
 

@@ -56,8 +56,15 @@ class GraphNetwork(nn.Module):
 
         Raises:
             ValueError: If an input has another number of axes than the graph takes.
+            UnsupportedModelError: If there are no hidden states between the layers.
         """
         stream, beside = self.pieces.before(self._fed({name: v.numpy() for name, v in inputs.items()}))
+        if stream.ndim != 3:
+            raise UnsupportedModelError(
+                f"What flows between the layers has {stream.ndim} axes, not rows, tokens and values: it is "
+                "quantised, and no hidden states are left.",
+                "Profile and select on the checkpoint, or on the file before it was quantised.",
+            )
         hidden_states = torch.from_numpy(stream)
         for layer in self.layers:
             hidden_states = layer(hidden_states, beside)
