@@ -27,7 +27,7 @@ from tapioca_export.artifacts import Benchmark, Export, read
 from tapioca_export.benchmarking import RUNTIMES, BenchmarkSettings, default_settings, make_workloads
 from tapioca_export.cli import main
 from tapioca_export.errors import ConfigError, ExportError, ParityError
-from tapioca_export.exporting import FORMATS, ExportSettings, Written, export_model, graphs
+from tapioca_export.exporting import FORMATS, ExportSettings, Written, export_model, tracing
 from tapioca_export.exporting.parity import Reference, prove_generation, prove_outputs
 from tapioca_export.generation import Session, generate, step_logits
 from tapioca_export.models import LoadedModel, cast, generated, load_model
@@ -275,7 +275,7 @@ def test_a_network_that_branches_on_its_values_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = make_encoder_decoder("bart")
-    monkeypatch.setattr(graphs, "_taking_values_as_finite", contextlib.nullcontext)
+    monkeypatch.setattr(tracing, "_taking_values_as_finite", contextlib.nullcontext)
     with pytest.raises(ExportError, match="OnnxExporter refuses bart: GuardOnDataDependentSymNode"):
         export_model(model, make_texts(model), tmp_path, FP16)
     printed = capsys.readouterr()
@@ -284,7 +284,7 @@ def test_a_network_that_branches_on_its_values_is_refused_in_one_line(
 
 def test_only_whether_all_values_are_finite_is_answered_beforehand() -> None:
     values = torch.tensor([1.0, float("inf")])
-    with graphs._taking_values_as_finite():
+    with tracing._taking_values_as_finite():
         assert torch.isfinite(values).all() is True
         assert not (values < 2).all()
         assert torch.isfinite(values).tolist() == [True, False]
