@@ -17,9 +17,7 @@ from tapioca_export.gating import (
     render_junit,
     render_markdown,
     render_metrics,
-    render_text,
 )
-from tapioca_export.gating.verdicts import Check, Verdict
 
 NMSE = accuracy(0.50, 0.40, (-0.15, -0.05), metric="nmse", higher_is_better=False)
 
@@ -128,14 +126,6 @@ def test_markdown_names_every_check_with_its_result():
     assert "**Gate missed**: 1 of 2" in text
     assert "| min_target_gain | pass |" in text
     assert "| max_id_loss | **FAIL** |" in text
-
-
-def test_text_marks_what_failed_and_escapes_nothing():
-    lines = render_text(check(report(), Thresholds(min_target_gain=0.0, max_id_loss=0.0))).splitlines()
-    assert lines[0] == "Gate missed: 1 of 2 checks passed."
-    assert [line[:4] for line in lines[1:]] == ["pass", "FAIL"]
-    made = Verdict((Check("fail-if", False, "Fails if a < b"),))
-    assert "Fails if a < b" in render_text(made)
 
 
 def test_junit_counts_tests_and_failures():

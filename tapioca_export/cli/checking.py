@@ -67,7 +67,7 @@ def check(
         write_text(metrics, gating.render_metrics(report))
     if summary is not None:
         append_text(summary, gating.render_summary(report, verdict))
-    click.echo(gating.render_text(verdict))
+    click.echo(gating.render_markdown(verdict))
     sys.exit(verdict.exit_code)
 
 

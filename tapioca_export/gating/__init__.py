@@ -23,7 +23,7 @@ Codes 0 and 3 come from `Verdict.exit_code`; 1 and 2 from the command line. Know
 a number was measured.
 """
 
-from .rendering import render_junit, render_markdown, render_metrics, render_summary, render_text
+from .rendering import render_junit, render_markdown, render_metrics, render_summary
 from .stage import check
 from .thresholds import Thresholds
 from .verdicts import Check, Verdict
@@ -37,5 +37,4 @@ __all__ = [
     "render_markdown",
     "render_metrics",
     "render_summary",
-    "render_text",
 ]

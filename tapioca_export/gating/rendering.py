@@ -10,20 +10,8 @@ from ..artifacts import Report
 from .verdicts import Verdict
 
 
-def render_text(verdict: Verdict) -> str:
-    """Return the verdict for a terminal: a line a check, those that failed marked."""
-    passed = sum(item.passed for item in verdict.checks)
-    width = max(len(item.name) for item in verdict.checks)
-    lines = [
-        f"{'pass' if item.passed else 'FAIL'}  {item.name:{width}s}  {item.message}"
-        for item in verdict.checks
-    ]
-    word = "passed" if verdict.passed else "missed"
-    return "\n".join((f"Gate {word}: {passed} of {len(verdict.checks)} checks passed.", *lines))
-
-
 def render_markdown(verdict: Verdict) -> str:
-    """Return the verdict as a Markdown table, for a job summary."""
+    """Return the verdict as a Markdown table, for a terminal or a job summary."""
     passed = sum(item.passed for item in verdict.checks)
     lines = [
         f"**Gate {'passed' if verdict.passed else 'missed'}**: "
