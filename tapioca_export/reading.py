@@ -18,7 +18,7 @@ from .models import (
     load_model,
     load_processor,
 )
-from .samples import Samples, Side, read_samples
+from .samples import Samples, Side, halves, read_samples
 from .samples import load_roles as read_roles
 from .tasks import Processor, Task, load_prompting
 
@@ -104,7 +104,7 @@ def refuse_no_rows(config: RunConfig) -> None:
 
 
 def calibration_rows(config: RunConfig, task: Task, processor: Processor) -> Samples | None:
-    """Return the ID rows, where files are calibrated on some.
+    """Return the ID rows that may choose, where files are calibrated on some: the others are reported.
 
     Raises:
         ConfigError: If none were given.
@@ -113,7 +113,8 @@ def calibration_rows(config: RunConfig, task: Task, processor: Processor) -> Sam
         return None
     if config.id is None:
         raise ConfigError("--calibration-samples are taken from ID samples.", "Add --id.")
-    return read_samples(config.id, task.rows(config.columns, processor), role="calibration")
+    rows = read_samples(config.id, task.rows(config.columns, processor), role="calibration")
+    return rows if config.id_report else halves(rows, config.seed)[0]
 
 
 def parity_rows(roles: Mapping[str, Samples]) -> Samples:

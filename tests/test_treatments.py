@@ -22,7 +22,7 @@ from conftest import NUM_LAYERS, text_records, write_jsonl
 from test_generation import make_model, make_rows
 from test_text2text import network_of, rows_of, save, write_rows
 
-from tapioca_export import RunConfig
+from tapioca_export import RunConfig, reading
 from tapioca_export.artifacts import Benchmark, Export, Fusions, read
 from tapioca_export.benchmarking import BenchmarkSettings
 from tapioca_export.benchmarking.pairing import compare_fusions, open_pair
@@ -552,6 +552,19 @@ def test_calibration_rows_are_id_rows(tiny: Tiny, sample_files: Files, tmp_path:
     options = ("--target", sample_files("bert")["target"], "--quantize", "int8", "--calibration-samples", 4)
     result = invoke("export", "-m", tiny("bert"), "-o", tmp_path / "out", *options)
     assert (result.exit_code, "Add --id" in result.output) == (1, True)
+
+
+def test_no_row_that_is_reported_is_calibrated_on(tiny: Tiny, sample_files: Files, tmp_path: Path) -> None:
+    files = sample_files("bert")
+    config = RunConfig(
+        model=str(tiny("bert")), id=files["id"], target=files["target"], quantize="int8",
+        calibration_samples=4, seed=3,
+    )  # fmt: skip
+    task, processor = reading.load_task(config)
+    found = reading.calibration_rows(config, task, processor)
+    assert found is not None
+    roles = reading.load_roles(config, task, processor)
+    assert [row.where for row in found.rows] == [row.where for row in roles["id-select"].rows]
 
 
 def test_o4_writes_half_precision() -> None:

@@ -8,7 +8,7 @@ Knows nothing about tokenizers, models or metrics.
 """
 
 from .files import read_records
-from .roles import MIN_ROWS, ROLES, Side, load_roles
+from .roles import MIN_ROWS, ROLES, Side, halves, load_roles
 from .rows import Place, ReadRow, Row, Samples, check_exists, read_samples
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Samples",
     "Side",
     "check_exists",
+    "halves",
     "load_roles",
     "read_records",
     "read_samples",

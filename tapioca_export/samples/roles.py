@@ -67,7 +67,7 @@ def load_roles(
             if domain in report_files:
                 select, report = samples, read_samples(report_files[domain], read_row, role=report_role)
             else:
-                select, report = _split(samples, seed)
+                select, report = halves(samples, seed)
             roles[f"{name}-select", domain] = _limited(select, seed, limit)
             roles[f"{name}-report", domain] = _limited(replace(report, role=report_role), seed, limit)
     check_layout([row for samples in roles.values() for row in samples.rows[:1]])
@@ -151,7 +151,7 @@ def _why_apart(one: str, other: str) -> str:
     return "A row that helped to choose cannot be reported."
 
 
-def _split(samples: Samples, seed: int) -> tuple[Samples, Samples]:
+def halves(samples: Samples, seed: int) -> tuple[Samples, Samples]:
     """Halve the samples by a seeded hash of their content, label by label."""
     # Equal rows with unequal labels belong to one stratum, whichever of them comes first.
     labels: dict[str, str] = {}
