@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import ArrayLike
 from onnx import TensorProto, helper, numpy_helper
 
-from tapioca_export.artifacts import Benchmark, Export, read, write
+from tapioca_export.artifacts import Benchmark, Export, OrtSession, read, write
 from tapioca_export.benchmarking import (
     RUNTIMES,
     BenchmarkSettings,
@@ -29,6 +29,7 @@ from tapioca_export.benchmarking import (
     measure_memory_and_load,
     resolve_provider,
     score_exported,
+    stage,
 )
 from tapioca_export.benchmarking.statistics import bootstrap_interval
 from tapioca_export.benchmarking.timing import Workload, noise_floor, summarize, time_rounds
@@ -493,6 +494,25 @@ def test_cuda_that_cannot_start_is_a_sentence_by_default(
     assert sentence.startswith("CUDAExecutionProvider: ")
     assert sentence.endswith("; GPU latency was not measured.")
     assert capsys.readouterr().out == ""  # ONNX Runtime's own messages stay off stdout
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_of_a_device_that_was_tuned_for_and_not_timed_no_settings_are_reported(
+    exports: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+
+    def tuned(*arguments: object) -> dict[str, OrtSession]:
+        (provider,) = (argument for argument in arguments if argument in both)
+        made = OrtSession(**vars(default_settings(str(provider), 1)))
+        return {"original": made, "pruned": made}
+
+    monkeypatch.setattr(stage, "tune", tuned)
+    samples = {"target": text_samples(labelled=False)}
+    result = benchmark(*exports, CLASSIFICATION, samples, TEXT, replace(QUICK, tune_seconds=1.0))
+    assert [session.provider for session in result.sessions["pruned"]] == ["CPUExecutionProvider"]
 
 
 def test_a_regression_is_benchmarked_like_a_classifier(tmp_path: Path) -> None:

@@ -199,6 +199,7 @@ def _latency(
         except BenchmarkError as error:
             if provider in asked:
                 raise
+            tuned.pop(provider, None)  # of sessions that were not timed nothing is known
             reason = error.message.rstrip(".")
             return tuple(rows), tuned, (f"{CUDA}: {reason}; GPU latency was not measured.",)
     if tries_cuda and CUDA not in available:
