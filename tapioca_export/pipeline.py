@@ -72,9 +72,10 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
             del model
         else:
             model = steps.on_cpu(config, model)
-            exports = _export_original(config, model, rows, selection, folder, clock, roles["id-select"])
+            exporting = _Exporting(config, folder, rows, roles["id-select"], selection, clock)
+            exports = exporting.original(model)
             del model  # nor need two models be in memory
-            exports |= _export_pruned(config, task.name, rows, selection, folder, clock, roles["id-select"])
+            exports |= exporting.pruned(task.name)
         with clock("benchmark"):
             report_rows = {name: roles[f"{name}-report"] for name in ("id", "target")}
             graphs = (folder / "original" / "onnx", folder / "pruned" / "onnx")
@@ -97,45 +98,42 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
     return report
 
 
-def _export_original(
-    config: RunConfig,
-    model: LoadedModel,
-    rows: Samples,
-    selection: Selection,
-    folder: Path,
-    clock: _Clock,
-    calibration: Samples,
-) -> dict[str, Export]:
-    """Export the model, and write the checkpoint without layers; returns the exports by their folders."""
-    with clock("export original"):
-        places = {name: folder / "original" / name for name in config.format}
-        exports = steps.export_all(config, model, rows, places, None, calibration)
-    with clock("prune"):
-        batches = checkpoints.proof_batches(model, rows)
-        checkpoints.save_checkpoint(folder / "pruned" / "checkpoint", model, selection, batches)
-    return {f"original/{name}": export for name, export in exports.items()}
+@dataclass(frozen=True)
+class _Exporting:
+    """What both models of a run are exported with."""
 
+    config: RunConfig
+    folder: Path
+    rows: Samples
+    calibration: Samples
+    selection: Selection
+    clock: _Clock
 
-def _export_pruned(
-    config: RunConfig,
-    task: str,
-    rows: Samples,
-    selection: Selection,
-    folder: Path,
-    clock: _Clock,
-    calibration: Samples,
-) -> dict[str, Export]:
-    """Export the checkpoint without layers; returns the exports by their folders."""
-    with clock("export pruned"):
-        options = replace(reading.load_options(config), device="cpu")
-        pruned = load_model(folder / "pruned" / "checkpoint", task, options)
-        # Files name the checkpoint where it will be, not where it is being built.
-        pruned = replace(pruned, source=str(config.output / "pruned" / "checkpoint"))
-        places = {name: folder / "pruned" / name for name in config.format}
-        exports = steps.export_all(config, pruned, rows, places, selection, calibration)
-        for place in places.values():  # `benchmark` asks it which rows may be reported
-            write(place / "selection.json", selection)
-    return {f"pruned/{name}": export for name, export in exports.items()}
+    def original(self, model: LoadedModel) -> dict[str, Export]:
+        """Export the model, and write the checkpoint without layers; returns the exports by their folders."""
+        with self.clock("export original"):
+            exports = self._export(model, "original", None)
+        with self.clock("prune"):
+            batches = checkpoints.proof_batches(model, self.rows)
+            checkpoints.save_checkpoint(self.folder / "pruned" / "checkpoint", model, self.selection, batches)
+        return exports
+
+    def pruned(self, task: str) -> dict[str, Export]:
+        """Export the checkpoint without layers; returns the exports by their folders."""
+        with self.clock("export pruned"):
+            options = replace(reading.load_options(self.config), device="cpu")
+            model = load_model(self.folder / "pruned" / "checkpoint", task, options)
+            # Files name the checkpoint where it will be, not where it is being built.
+            model = replace(model, source=str(self.config.output / "pruned" / "checkpoint"))
+            exports = self._export(model, "pruned", self.selection)
+            for place in exports:  # `benchmark` asks it which rows may be reported
+                write(self.folder / place / "selection.json", self.selection)
+        return exports
+
+    def _export(self, model: LoadedModel, side: str, chosen: Selection | None) -> dict[str, Export]:
+        places = {name: self.folder / side / name for name in self.config.format}
+        exports = steps.export_all(self.config, model, self.rows, places, chosen, self.calibration)
+        return {f"{side}/{name}": export for name, export in exports.items()}
 
 
 def _record_parts(

@@ -14,6 +14,8 @@ class Precision:
 
 
 FULL = "fp32"
+# How far outputs of equal models, or of one file opened in two ways, may be apart in float32.
+TOLERANCE = 1e-4
 DTYPES = {FULL: Precision("float32", 4), "fp16": Precision("float16", 2), "bf16": Precision("bfloat16", 2)}
 
 # NumPy's names of the types of inputs, by ONNX Runtime's; NumPy has no bfloat16.

@@ -25,6 +25,8 @@ RUN, RECORD = "run.json", "provenance.json"
 HUB = "hub:"
 # Begins that of a model whose tensors are known by name, type and shape, and not by their bytes.
 HEADERS = "headers:"
+# Begins that of a weight file that was linked and not read: its size follows.
+SIZE = "size:"
 PACKAGES = (
     "tapioca-export",
     "torch",
@@ -92,11 +94,14 @@ def hash_model(model: str, *, weights: bool = True) -> str:
     """Return the SHA-256 of a folder, or of an ONNX file and its weights; on the hub, name and commit.
 
     Without `weights`, of safetensors files only sizes and headers count, which name every tensor and its
-    shape: reading all of a large model would take as long as pruning it.
+    shape, and of weights beside a graph, which names them, their sizes: reading all of a large model would
+    take as long as pruning it.
     """
     path = Path(model)
     if path.is_file() and graphs.is_graph(path):
-        return combined({file.name: sha256(file) for file in (path, *graphs.weight_paths(path))})
+        of_weights = sha256 if weights else size_of
+        found = {file.name: of_weights(file) for file in graphs.weight_paths(path)}
+        return ("" if weights else HEADERS) + combined({path.name: sha256(path), **found})
     if path.is_dir() and not weights:
         files = sorted(path.rglob("*.safetensors"))
         known = {file.relative_to(path).as_posix(): _hash_header(file) for file in files}
@@ -108,6 +113,11 @@ def hash_model(model: str, *, weights: bool = True) -> str:
     cached = try_to_load_from_cache(model, "config.json")
     commit = f"@{Path(cached).parent.name}" if isinstance(cached, str) else ""
     return f"{HUB}{model}{commit}"
+
+
+def size_of(file: Path) -> str:
+    """Return what stands for the hash of a file that is not read."""
+    return f"{SIZE}{file.stat().st_size}"
 
 
 def _hash_header(file: Path) -> str:

@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import graphs, provenance
-from .artifacts import LayerName, Proof, Selection, read, refuse_inside, staged, write
+from .artifacts import Export, LayerName, Proof, Selection, read, refuse_inside, staged, write
 from .config import RunConfig
 from .errors import ConfigError
 from .numbering import part_of
+from .precision import TOLERANCE
 
 
 def prune(
@@ -71,7 +72,7 @@ def _prune_graph(config: RunConfig, selection: Selection | None, proof: Proof) -
         made = graphs.export_of(source)
         num_layers = graphs.prune_graph(
             source, layers, folder, made=made, proof=proof, mend_config=_mend_config, selection=selection,
-            tolerance=config.atol or graphs.TOLERANCE,
+            tolerance=config.atol or TOLERANCE,
         )  # fmt: skip
         chosen = selection or Selection(
             model=config.model,
@@ -84,8 +85,19 @@ def _prune_graph(config: RunConfig, selection: Selection | None, proof: Proof) -
         )
         chosen = replace(chosen, proof=proof, note=None)
         write(folder / "selection.json", chosen)
-        provenance.record_folder(folder, "prune", config, provenance.hash_inputs(config))
+        reads = proof != "weights"
+        inputs = provenance.hash_inputs(config, weights=reads)
+        known = {} if reads else _of_linked(folder / source.name, made)
+        provenance.record_folder(folder, "prune", config, inputs, known=known)
     return chosen
+
+
+def _of_linked(file: Path, made: Export | None) -> dict[str, str]:
+    """Return what is recorded of linked weights that were not read: the exporter's hash, or their size."""
+    exported = made.files if made else {}
+    return {
+        path.name: exported.get(path.name, provenance.size_of(path)) for path in graphs.weight_paths(file)
+    }
 
 
 def _refuse_pruned(source: Path) -> None:

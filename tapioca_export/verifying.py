@@ -16,10 +16,10 @@ from . import provenance
 from .artifacts import FileCheck, ProofCheck, Provenance, Run, Verification, hashes, is_sealed, read
 from .errors import LoadError
 from .locating import Places
-from .provenance import RECORD, RUN
+from .provenance import RECORD, RUN, SIZE
 
 if TYPE_CHECKING:
-    from .reproving import Prover
+    from .prover import Prover
 
 NAMED = 5  # files that a line of the verdict names
 
@@ -50,7 +50,7 @@ def verify(
     """
     prover = None
     if proofs:  # which loads PyTorch
-        from .reproving import Prover
+        from .prover import Prover
 
         prover = Prover(trust_remote_code=trust_remote_code)
     found = [_look(record, folder, prover) for record in _records(folder)]
@@ -93,7 +93,7 @@ def _look(path: Path, root: Path, prover: Prover | None) -> _Found:
     if not is_sealed(path, record.sha256):  # what it says of other files may be wrong
         return _Found([FileCheck(name, "output", "changed")], [], *_environment(record))
     files = [FileCheck(name, "output", "same")]
-    outputs = list(_outputs(record, here))
+    outputs = list(_outputs(record, here, folder))
     files += [FileCheck((within / check.path).as_posix(), check.role, check.state) for check in outputs]
     files += [FileCheck(name, "input", places.state(name, digest)) for name, digest in record.inputs.items()]
     wrong = [check.path for check in outputs if _is_wrong(check)]
@@ -109,7 +109,7 @@ def _look(path: Path, root: Path, prover: Prover | None) -> _Found:
     return _Found(files, proofs, *_environment(record))
 
 
-def _outputs(record: Run | Provenance, here: Mapping[str, str]) -> Iterator[FileCheck]:
+def _outputs(record: Run | Provenance, here: Mapping[str, str], folder: Path) -> Iterator[FileCheck]:
     """Compare the files of a folder with those that its record names.
 
     Files that nothing loads are left alone: hidden ones, and those beside the report of a run.
@@ -117,6 +117,9 @@ def _outputs(record: Run | Provenance, here: Mapping[str, str]) -> Iterator[File
     for name, digest in record.outputs.items():
         if name not in here:
             yield FileCheck(name, "output", "missing")
+        elif digest.startswith(SIZE):  # was linked, and is known by no hash
+            is_as_long = provenance.size_of(folder / name) == digest
+            yield FileCheck(name, "output", "not compared" if is_as_long else "changed")
         else:
             yield FileCheck(name, "output", "same" if here[name] == digest else "changed")
     for name in sorted(set(here) - set(record.outputs)):
@@ -152,6 +155,7 @@ SAID = {
     ("output", "changed"): "Changed since written",
     ("output", "missing"): "Missing",
     ("output", "added"): "Added, named by no record",
+    ("output", "not compared"): "Linked, recorded by size alone, so not compared",
     ("input", "changed"): "Inputs changed since read",
     ("input", "missing"): "Inputs not here, so not compared",
     ("input", "not compared"): "Recorded by name alone, so not compared",
@@ -161,8 +165,9 @@ SAID = {
 def _of_files(files: Sequence[FileCheck]) -> Iterator[str]:
     """Say which files are not what was recorded."""
     outputs = [check for check in files if check.role == "output"]
+    same = sum(check.state == "same" for check in outputs)
     if not any(map(_is_wrong, outputs)):
-        yield f"All {len(outputs)} files are what was written."
+        yield f"{'All ' if same == len(outputs) else ''}{same} files are what was written."
     for (role, state), words in SAID.items():
         names = [check.path for check in files if (check.role, check.state) == (role, state)]
         if names:

@@ -22,6 +22,7 @@ GROUND = {
     "numbering",
     "precision",
     "registry",
+    "sessions",
     "tensors",
     "treatments",
 }
@@ -58,7 +59,7 @@ STORY = [
     "variants",
     "pruning",
     "locating",
-    "reproving",
+    "prover",
     "verifying",
     "schemas",
     "starting",

@@ -22,6 +22,7 @@ from tapioca_export import verify
 from tapioca_export.artifacts import Export, Profile, Selection, read
 from tapioca_export.cli import main
 from tapioca_export.errors import ConfigError, TapiocaError, UnsupportedModelError
+from tapioca_export.exporting import adopting
 from tapioca_export.graphs import Pieces, cut, find_layers
 from tapioca_export.models import LoadOptions, droppable_layers, load_model, skipping
 from tapioca_export.provenance import hash_model
@@ -343,6 +344,17 @@ def test_other_inputs_and_outputs_than_the_tasks_are_refused(
     assert "of one sequence size only" in changed(fix)
     assert "has no output logits (scores)" in changed(rename)
     assert "wants the input pixels" in changed(more)
+
+
+def test_a_cache_of_unknown_size_is_refused_and_one_for_genai_is_not(tmp_path: Path) -> None:
+    builder = pre_norm(["am"] * 2)
+    sizes = ["batch", 2, "past_sequence", "kv_cache_dim"]
+    builder.inputs.append(helper.make_tensor_value_info("past_key_values.0.key", TensorProto.FLOAT, sizes))
+    graph = onnx_ir.from_proto(builder.model())
+    with pytest.raises(UnsupportedModelError, match=r"past_key_values.0.key does not say how many heads"):
+        adopting._cache_of(graph, tmp_path)
+    (tmp_path / "genai_config.json").write_text(json.dumps({"model": {"decoder": {"head_size": 16}}}))
+    assert adopting._cache_of(graph, tmp_path) == {"past_key_values.0.key": (2, 16)}
 
 
 @pytest.mark.slow

@@ -23,9 +23,12 @@ from onnx_graphs import WIDTH, Builder, pre_norm
 from reports import export as export_record
 from transformers import AutoConfig
 
+from tapioca_export import provenance, verify
 from tapioca_export.artifacts import Damping, Export, read, sha256, write
+from tapioca_export.artifacts import files as artifact_files
 from tapioca_export.cli import main
 from tapioca_export.errors import ParityError, TapiocaError, UnsupportedModelError
+from tapioca_export.exporting import graphs as exporting_graphs
 from tapioca_export.graphs import cut, find_layers, stage
 from tapioca_export.graphs.files import write_graph
 from tapioca_export.graphs.proving import prove_outputs
@@ -389,6 +392,57 @@ def test_weights_beside_a_file_stay_where_they_are(proof: str, tmp_path: Path) -
     session = onnxruntime.InferenceSession(str(tmp_path / "cut" / "model.onnx"))
     for one, other in zip(session.run(None, {"input_ids": IDS, **feed}), run(expected, **feed), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("proof", ["logits", "weights"])
+def test_linked_weights_are_read_for_the_record_only_where_outputs_are_proven(
+    proof: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, cut = external(tmp_path, pre_norm()), tmp_path / "cut"
+    read_files: list[str] = []
+
+    def hashed(path: Path) -> str:
+        read_files.append(path.name)
+        return sha256(path)
+
+    for module in (provenance, artifact_files):
+        monkeypatch.setattr(module, "sha256", hashed)
+    cli("prune", file, "--drop", "1", "--proof", proof, "-o", cut)
+    assert ("model.onnx_data" in read_files) is (proof == "logits")
+    found = verify(cut)
+    states = {check.path: check.state for check in found.files if check.role == "output"}
+    weights = cut / "model.onnx_data"
+    is_read = proof == "logits"
+    assert states["model.onnx_data"] == ("same" if is_read else "not compared")
+    assert found.passed
+    assert {check.state for check in found.files if check.role == "input"} == {"same"}
+    assert not verify(cut, strict=True).passed or is_read
+    weights.unlink()  # a link: the source keeps its weights
+    weights.write_bytes(file.with_name("model.onnx_data").read_bytes()[:-1])
+    assert ("model.onnx_data", "changed") in [(c.path, c.state) for c in verify(cut).files]
+
+
+@pytest.mark.slow
+def test_of_our_own_exports_linked_weights_are_known_by_the_exporters_hash(
+    tiny: Callable[[str], Path],
+    sample_files: Callable[[str], dict[str, Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(exporting_graphs, "INLINE_WEIGHTS_BYTES", 1000)
+    cli("export", "-m", tiny("bert"), "--id", sample_files("bert")["id"], "-o", tmp_path / "whole")
+    cut, name = tmp_path / "cut", "model.onnx_data"
+    cli("prune", tmp_path / "whole" / "model.onnx", "--drop", "1", "--proof", "weights", "-o", cut)
+    assert read(cut / "export.json", Export).files == {
+        file: sha256(cut / file) for file in ("model.onnx", name)
+    }
+    assert verify(cut).files[0].state == "same"
+    assert {c.state for c in verify(cut).files if c.path == name} == {"same"}
+    changed = bytearray((cut / name).read_bytes())
+    changed[-1] ^= 1
+    (cut / name).unlink()
+    (cut / name).write_bytes(changed)
+    assert {c.state for c in verify(cut).files if c.path == name} == {"changed"}
 
 
 def test_a_selection_of_the_checkpoint_cuts_its_file(tmp_path: Path) -> None:

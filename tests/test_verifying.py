@@ -18,7 +18,7 @@ import safetensors.torch
 from click.testing import CliRunner, Result
 from conftest import DECODERS, make_decoder, make_tokenizer, text_records, write_jsonl
 
-from tapioca_export import provenance, verify
+from tapioca_export import provenance, prover, verify
 from tapioca_export.artifacts import Provenance, Run, is_sealed, read, sha256, write, write_sealed
 from tapioca_export.cli import main
 from tapioca_export.errors import LoadError
@@ -212,6 +212,42 @@ def test_a_checkpoint_that_is_another_under_a_record_that_fits_fails_its_proof(c
     assert all(check.state == "same" for check in found.files)
     assert [check.state for check in found.proofs] == ["fails"]
     assert "is not the model that was measured" in found.proofs[0].message
+
+
+def test_a_report_does_not_seal_a_changed_record(copied: Path) -> None:
+    record = copied / "run.json"
+    record.write_text(record.read_text().replace('"seed": 0', '"seed": 1', 1))
+    changed = record.read_bytes()
+    result = CliRunner().invoke(main, ["report", str(copied)])
+    assert (result.exit_code, "is not what was written" in result.output) == (1, True)
+    assert record.read_bytes() == changed
+
+
+def test_the_record_of_another_run_is_left_alone(finished: Path, tmp_path: Path) -> None:
+    """An export folder lies two below a run that it is no part of."""
+    shutil.copytree(finished / "pruned/onnx", tmp_path / "mine" / "onnx")
+    shutil.copy(finished / "run.json", tmp_path / "run.json")
+    record = read(tmp_path / "run.json", Run)
+    others = {name: digest for name, digest in record.outputs.items() if not name.startswith("pruned")}
+    write_sealed(tmp_path / "run.json", replace(record, outputs=others))
+    before = (tmp_path / "run.json").read_bytes()
+    record_added(tmp_path / "mine" / "onnx", "ort_session.json")
+    assert (tmp_path / "run.json").read_bytes() == before
+    assert wrong(tmp_path / "mine" / "onnx") == []
+
+
+def test_a_model_that_does_not_load_is_no_proof_that_fails(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise LoadError("The hub is out of reach.")
+
+    monkeypatch.setattr(prover, "load_model", refuse)
+    found = verify(copied / "pruned/onnx")
+    assert found.passed
+    assert [check.state for check in found.proofs] == ["not run"]
+    assert "The hub is out of reach" in found.proofs[0].message
+    assert not verify(copied / "pruned/onnx", strict=True).passed
 
 
 def test_settings_found_later_are_recorded_and_nothing_else_is(copied: Path) -> None:

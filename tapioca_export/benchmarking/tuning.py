@@ -20,6 +20,7 @@ from ..artifacts import OrtSession, Ratio, SessionSettings
 from ..bars import progress_bar
 from ..errors import BenchmarkError
 from ..generation import Session
+from ..precision import TOLERANCE
 from ..tasks import Inputs
 from .runtimes import ExportFolder
 from .sessions import CPU, default_settings
@@ -29,8 +30,6 @@ from .timing import BenchmarkSettings, Workload, time_rounds, without_garbage_co
 # Rounds between two looks at a duel, and most of them; and how rare rounds as one-sided as those seen must be
 # where both are equal. All of 8 on one side are: 2 in 256.
 ROUNDS, MOST_ROUNDS, LEVEL = 8, 40, 0.01
-# Between outputs of a file that was held to no tolerance: float32's.
-TOLERANCE = 1e-4
 SPINNING = "session.intra_op.allow_spinning"
 
 
@@ -274,7 +273,7 @@ def _is_confirmed(speedup: Ratio, logs: np.ndarray) -> bool:
 
 
 def _tolerance(folder: ExportFolder) -> float:
-    """Return how far two sessions of a file may be apart; one held to nothing may be as any other."""
+    """Return how far two sessions of a file may be apart, also of one that was held to nothing."""
     return TOLERANCE if folder.export.tolerance is None else folder.export.tolerance
 
 

@@ -11,8 +11,7 @@ from . import onnx, pt2, torchscript  # noqa: F401  (they register their formats
 from .adopting import SKIPPED, describe
 from .formats import FORMATS, Dialect, ExportSettings, Format, Written
 from .parity import parity_batches
-from .reproving import prove_again
-from .stage import export_model
+from .stage import export_model, prove_again
 from .targets import dialect_for
 
 __all__ = [

@@ -9,18 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..artifacts import Export, LayerName, sha256, write
-from ..errors import ParityError
+from ..artifacts import Export, LayerName, write
+from ..errors import ParityError, UnsupportedModelError
 from ..generation import PAST, CacheShapes
-from ..graphs import read_graph, weight_paths
+from ..graphs import genai_config, named_sizes, read_graph, weight_paths
 from ..models import GraphNetwork, LoadedModel, cast, skipping
 from ..precision import DTYPES, FULL
 from ..samples import Samples
 from ..treatments import Treatment
-from .formats import Written
+from .formats import Written, recorded
 from .onnx import open_onnx
 from .parity import Reference, prove_outputs
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 REFERENCE = "the given file run layer by layer"
 SKIPPED = "PyTorch with the dropped layers skipped"
@@ -52,17 +56,14 @@ def describe(
 
     Raises:
         ExportError: If ONNX Runtime refuses the file.
+        UnsupportedModelError: If it does not say what it caches.
         ParityError: If it computes something else; it is then `<name>.invalid`.
     """
     graph = read_graph(file)
     inputs, outputs = (
         tuple(str(v.name) for v in values) for values in (graph.graph.inputs, graph.graph.outputs)
     )
-    cache: CacheShapes = {
-        str(value.name): (int(value.shape[1]), int(value.shape[3]))
-        for value in graph.graph.inputs
-        if str(value.name).startswith(PAST) and len(value.shape or ()) == 4
-    }
+    cache = _cache_of(graph, file.parent)
     made = " ".join(filter(None, (graph.producer_name, graph.producer_version))) or "not named in the file"
     opset = graph.opset_imports.get("")
     written = Written(made, opset, inputs, outputs, (file.name,), cache)
@@ -78,25 +79,14 @@ def describe(
         hint = "A file in half precision, or quantised, rounds otherwise in pieces: give --atol."
         is_given = isinstance(model.network, GraphNetwork)
         raise ParityError(f"{file.name}: {error.message}", hint if is_given else error.hint) from error
-    files = [file, *weight_paths(file)]
-    export = Export(
-        model=model.source,
-        task=model.task.name,
+    export = recorded(
+        model,
+        written,
+        [file, *weight_paths(file)],
         format="onnx",
-        files={path.name: sha256(path) for path in files},
-        exporter=made,
         dtype=dtype,
-        opset=opset,
-        inputs=inputs,
-        outputs=outputs,
-        cache=dict(cache),
-        size_bytes=sum(path.stat().st_size for path in files),
-        sha256=sha256(file),
         num_layers=model.num_layers,
         drop=drop,
-        max_length=model.processor.max_length,
-        metric=model.task.metric,
-        prompting=model.processor.prompting,
         reference=reference,
         treatment=like.treatment if like else Treatment(),
         fusions=like.fusions if like else {},
@@ -105,6 +95,26 @@ def describe(
     )
     write(file.with_name("export.json"), export)
     return export
+
+
+def _cache_of(graph: ir.Model, folder: Path) -> CacheShapes:
+    """Return the inputs that hold keys and values, each with its number of heads and the size of one.
+
+    Raises:
+        UnsupportedModelError: If a graph does not say how large they are.
+    """
+    named, found = named_sizes(genai_config(folder)), {}
+    for value in graph.graph.inputs:
+        if not str(value.name).startswith(PAST):
+            continue
+        sizes = [axis if isinstance(axis, int) else named.get(str(axis)) for axis in value.shape or ()]
+        if len(sizes) != 4 or sizes[1] is None or sizes[3] is None:
+            raise UnsupportedModelError(
+                f"The input {value.name} does not say how many heads are cached, and how large they are.",
+                "Export the model again, with these sizes fixed.",
+            )
+        found[str(value.name)] = (sizes[1], sizes[3])
+    return found
 
 
 @contextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from ..artifacts import Export, sha256
 from ..errors import ConfigError, ExportError
 from ..generation import CacheShapes, Session
 from ..models import LoadedModel
@@ -39,6 +41,34 @@ class Written:
     outputs: tuple[str, ...]
     files: tuple[str, ...]
     cache: CacheShapes = field(default_factory=dict)
+
+
+def recorded(model: LoadedModel, written: Written, files: Sequence[Path], **more: Any) -> Export:
+    """Return the record of an export.
+
+    Args:
+        model: The model that it is of.
+        written: What the exporter says of it.
+        files: Its files, the graph that runs first at the beginning.
+        more: The rest of the record: format, precision, layers, proof.
+    """
+    digests = {file.name: sha256(file) for file in files}
+    return Export(
+        model=model.source,
+        task=model.task.name,
+        files=digests,
+        exporter=written.exporter,
+        opset=written.opset,
+        inputs=written.inputs,
+        outputs=written.outputs,
+        cache=dict(written.cache),
+        size_bytes=sum(file.stat().st_size for file in files),
+        sha256=digests[files[0].name],
+        max_length=model.processor.max_length,
+        metric=model.task.metric,
+        prompting=model.processor.prompting,
+        **more,
+    )
 
 
 def _refuse_nothing(dtype: str) -> None:

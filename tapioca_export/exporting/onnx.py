@@ -23,6 +23,7 @@ from ..errors import ExportError, first_line, onnxruntime_errors
 from ..generation import PAST, PRESENT, CacheShapes, Session, as_one, with_positions
 from ..models import LoadedModel, to_tensors
 from ..precision import DTYPES, FULL, NUMPY_TYPES
+from ..sessions import session_on_cpu
 from ..tasks import Inputs, Task
 from .encoder_decoder import write_encoder_decoder
 from .formats import FORMATS, OLDEST_OPSET, Dialect, Format, Written
@@ -136,17 +137,13 @@ def open_onnx(folder: Path, written: Written) -> Session:
     Raises:
         ExportError: If ONNX Runtime refuses a file.
     """
-    return as_one([_open(str(folder / name)) for name in written.files], written.cache)
+    return as_one([_open(folder / name) for name in written.files], written.cache)
 
 
-def _open(model: str | bytes) -> Session:
+def _open(model: Path | bytes) -> Session:
     """Open a file, or a model in memory; returns what feeds it, in its number types."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = session_on_cpu(model)
     except onnxruntime_errors() as error:
         raise ExportError(
             f"ONNX Runtime cannot run the file on the CPU: {first_line(error)}",

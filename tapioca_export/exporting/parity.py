@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import BenchmarkError, ParityError, UnsupportedModelError, first_line, onnxruntime_errors
 from ..generation import Session, first_step, step_logits, with_positions
 from ..models import LoadedModel, generated, reference_logits
-from ..precision import FULL
+from ..precision import FULL, TOLERANCE
 from ..samples import Row, Samples
 from ..tasks import Inputs
 from .formats import Written
@@ -28,8 +28,6 @@ from .formats import Written
 MIXED_BATCHES = (2, 3, 8, 8)
 # Prompts that are continued, and by how many tokens.
 PROMPTS, TOKENS = 4, 64
-# The tolerance in float32.
-TOLERANCE = 1e-4
 # In half precision: how often PyTorch's own distance from float32 a file may be off; and the least share of
 # labels, and of tokens, that are those of float32. Those that differ are ties within the tolerance.
 ALLOWANCE, LEAST_AGREEMENT = 2.0, 0.9

@@ -1,4 +1,4 @@
-"""The stage: write a file, prove it, and put beside it what is needed to use it."""
+"""The stage: write a file, prove it, and put beside it what is needed to use it; or prove it again."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 
-from ..artifacts import Damping, Export, LayerName, sha256, write
+from ..artifacts import Damping, Export, LayerName, write
 from ..errors import ParityError
+from ..graphs import is_graph, weight_paths
 from ..models import LoadedModel, cast, lacking
 from ..numbering import whole_layers
 from ..precision import FULL
 from ..samples import Samples
-from .formats import FORMATS, Dialect, ExportSettings, Written
+from .adopting import REFERENCE, SKIPPED, without
+from .formats import FORMATS, Dialect, ExportSettings, Written, recorded
 from .genai import write_genai_config
 from .graphs import data_file
-from .parity import Reference, prove_generation, prove_outputs
+from .parity import ALLOWANCE, Reference, prove_generation, prove_outputs
 from .quieting import quiet
 from .treating import Job, treat
 
@@ -70,25 +72,15 @@ def export_model(
     same.save_settings(folder)
     if written.cache:
         write_genai_config(folder, model, written)
-    export = Export(
-        model=model.source,
-        task=model.task.name,
+    export = recorded(
+        model,
+        written,
+        _files(folder, written),
         format=settings.format,
-        files={file.name: sha256(file) for file in _files(folder, written)},
-        exporter=written.exporter,
         dtype=settings.dtype,
-        opset=written.opset,
-        inputs=written.inputs,
-        outputs=written.outputs,
-        cache=dict(written.cache),
-        size_bytes=sum(file.stat().st_size for file in _files(folder, written)),
-        sha256=sha256(folder / written.files[0]),
         num_layers=model.num_layers + len(whole_layers(drop)),
         drop=drop,
         damp=damp,
-        max_length=model.processor.max_length,
-        metric=model.task.metric,
-        prompting=model.processor.prompting,
         note=format_.note,
         treatment=settings.treatment,
         loss=treated.loss,
@@ -97,6 +89,43 @@ def export_model(
     )
     write(folder / "export.json", export)
     return export
+
+
+def prove_again(model: LoadedModel, samples: Samples, folder: Path, export: Export) -> float:
+    """Compare an exported file with the model that it was exported from, as when it was written.
+
+    Args:
+        model: The model, in float32 and evaluation mode, on the CPU; of a graph that was given, the whole.
+        samples: The rows that it was compared on.
+        folder: Holds the files.
+        export: What was recorded; its tolerance holds, or where it has none, twice its difference.
+
+    Returns:
+        The largest difference found.
+
+    Raises:
+        ExportError: If the file cannot be opened.
+        ParityError: If file and model differ by more than the tolerance.
+    """
+    graphs = [folder / name for name in export.files if is_graph(name)]
+    weights = {file.name for graph in graphs for file in weight_paths(graph)}
+    files = tuple(name for name in export.files if name not in weights)
+    written = Written(export.exporter, export.opset, export.inputs, export.outputs, files, export.cache)
+    with quiet():
+        run = FORMATS[export.format].open(folder, written)
+    if export.reference in (REFERENCE, SKIPPED):  # the model is the whole one
+        with without(model, export.drop, export.dtype, export.tolerance) as wanted:
+            return float(prove_outputs(wanted, samples, run, written)["max_abs_difference"])
+    same = model if export.dtype == FULL else cast(model, export.dtype)
+    tolerance = export.tolerance
+    if tolerance is None:  # the file was held to none: it must be about as far off as it was
+        tolerance = ALLOWANCE * (export.max_abs_difference or 0.0)
+    lossy, known = export.treatment.may_lose, export.loss is not None
+    reference = Reference(model, same, export.dtype, tolerance, is_lossy=lossy, loss_is_known=known)
+    proofs = [prove_outputs(reference, samples, run, written)]
+    if written.cache:
+        proofs.append(prove_generation(reference, samples, run, written))
+    return max(float(proof.get("max_abs_difference", 0.0)) for proof in proofs)
 
 
 def _files(folder: Path, written: Written) -> list[Path]:

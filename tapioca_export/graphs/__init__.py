@@ -6,19 +6,28 @@ layer by layer.
 """
 
 from .cutting import cut, find_layers
-from .files import copy_graph, is_graph, put_weights_beside, read_graph, weight_paths
+from .files import (
+    copy_graph,
+    genai_config,
+    is_graph,
+    named_sizes,
+    put_weights_beside,
+    read_graph,
+    weight_paths,
+)
 from .pieces import Pieces
-from .stage import EXPORT, TOLERANCE, export_of, prune_graph
+from .stage import EXPORT, export_of, prune_graph
 
 __all__ = [
     "EXPORT",
-    "TOLERANCE",
     "Pieces",
     "copy_graph",
     "cut",
     "export_of",
     "find_layers",
+    "genai_config",
     "is_graph",
+    "named_sizes",
     "prune_graph",
     "put_weights_beside",
     "read_graph",

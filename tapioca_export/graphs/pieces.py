@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UnsupportedModelError, first_line, onnxruntime_errors
+from ..sessions import session_on_cpu
 from .cutting import Layers, find_layers, shown_by
 from .files import genai_config, named_sizes, read_graph, weight_files
 from .flow import SHAPE_READERS, Flow, read_by
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 Arrays = Mapping[str, np.ndarray]
+SPINNING = "session.intra_op.allow_spinning"
 # Where ONNX Runtime looks for the weights of a graph that is given to it in memory.
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
@@ -199,16 +201,10 @@ class _Opener:
     """Opens the pieces of a model, from input to output: each says of what type the next one's inputs are."""
 
     def __init__(self, model: ir.Model, file: Path, num_threads: int) -> None:
-        import onnxruntime
-
-        self.model, self.file = model, file
+        self.model, self.file, self.num_threads = model, file, num_threads
         self.types: dict[str, ir.DataType] = {}
-        self.options = onnxruntime.SessionOptions()
-        self.options.log_severity_level = 3
-        self.options.intra_op_num_threads = num_threads
         # Threads of one session that wait busily would take the cores from the next.
-        self.options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.options.add_session_config_entry(WEIGHTS_FOLDER, str(file.parent.resolve()))
+        self.entries = {SPINNING: "0", WEIGHTS_FOLDER: str(file.parent.resolve())}
 
     def open(
         self, streams: Sequence[ir.Value], targets: Sequence[ir.Value], beside: Sequence[ir.Value]
@@ -224,7 +220,6 @@ class _Opener:
 
     def _session(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> Any:
         import onnx_ir
-        import onnxruntime
 
         model = self.model
         graph = onnx_ir.convenience.extract(model.graph, inputs, outputs)
@@ -234,9 +229,8 @@ class _Opener:
                 value.dtype = known
         piece = onnx_ir.Model(graph, ir_version=model.ir_version, functions=[*model.functions.values()])
         try:
-            session = onnxruntime.InferenceSession(
-                onnx_ir.to_proto(piece).SerializeToString(), self.options, providers=["CPUExecutionProvider"]
-            )
+            written = onnx_ir.to_proto(piece).SerializeToString()
+            session = session_on_cpu(written, self.num_threads, self.entries)
         except onnxruntime_errors() as error:
             raise UnsupportedModelError(
                 f"ONNX Runtime does not run {self.file} layer by layer: {first_line(error)}",

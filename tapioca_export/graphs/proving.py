@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import ExportError, ParityError, first_line, onnxruntime_errors
+from ..sessions import session_on_cpu
 from .cutting import find_layers
 from .files import read_graph, write_graph
 
@@ -130,12 +131,8 @@ def _keep_piece(model: ir.Model, begin: int | None, end: int | None, stream: np.
 
 def _run(file: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Run a graph in ONNX Runtime on the CPU; return its outputs by name, in order."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        session = session_on_cpu(file)
         names = [value.name for value in session.get_outputs()]
         feed = {value.name: inputs[value.name] for value in session.get_inputs()}
         return dict(zip(names, session.run(names, feed), strict=True))

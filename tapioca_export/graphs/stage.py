@@ -12,12 +12,11 @@ from typing import Any
 
 from ..artifacts import Export, Fusions, Proof, Selection, read, sha256, write, write_text
 from ..errors import ConfigError, ParityError, UnsupportedModelError
+from ..precision import TOLERANCE
 from .cutting import cut, find_layers
 from .files import GENAI, companions, genai_config, named_sizes, read_graph, weight_files, write_graph
 from .proving import prove_outputs
 
-# Largest difference of outputs, in float32 the house's; a half-precision file rounds more coarsely.
-TOLERANCE = 1e-4
 EXPORT = "export.json"
 # By proof, what stands in the record of a cut file.
 COMPARED = {
@@ -153,16 +152,19 @@ def _write_export(
 ) -> None:
     inputs = tuple(str(value.name) for value in model.graph.inputs)
     files = [file, *(file.with_name(name) for name in weight_files(model))]
+    # Weights beside the graph are the source's, which are not read again.
+    own = sha256(file)
+    digests = {path.name: before.files.get(path.name) or sha256(path) for path in files[1:]}
     export = replace(
         before,
-        files={path.name: sha256(path) for path in files},
+        files={file.name: own, **digests},
+        sha256=own,
         inputs=inputs,
         outputs=tuple(str(value.name) for value in model.graph.outputs),
         cache={name: shape for name, shape in before.cache.items() if name in inputs},
         max_abs_difference=difference,
         tolerance=tolerance,
         size_bytes=sum(path.stat().st_size for path in files),
-        sha256=sha256(file),
         drop=tuple(sorted(drop)),
         fusions={name: _of_layers(found, drop) for name, found in before.fusions.items()},
         reference="the whole file, run in pieces on made-up inputs",

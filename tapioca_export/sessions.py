@@ -1,0 +1,36 @@
+"""Sessions of ONNX Runtime on the CPU, as everything opens them but what is timed.
+
+Knows nothing about who wrote a graph, nor what is fed to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ERRORS_ONLY = 3
+
+
+def session_on_cpu(
+    graph: Path | bytes, num_threads: int = 0, config_entries: Mapping[str, str] | None = None
+) -> Any:
+    """Open a graph.
+
+    Args:
+        graph: A file, or a model in memory.
+        num_threads: Of each operator; 0: as many as there are cores.
+        config_entries: ONNX Runtime's own, by name.
+
+    Raises:
+        Exception: One of `onnxruntime_errors`, if ONNX Runtime refuses the graph.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    options.intra_op_num_threads = num_threads
+    for name, value in (config_entries or {}).items():
+        options.add_session_config_entry(name, value)
+    model = graph if isinstance(graph, bytes) else str(graph)
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
