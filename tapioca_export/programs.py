@@ -23,39 +23,63 @@ from .registry import Table
 from .tasks import Inputs
 from .tensors import to_tensors
 
-# What a file is opened with: a module, and what calls it with tensors by name.
-Opener = Callable[[Path], tuple[Any, Callable[[Any, Mapping[str, Any]], Any]]]
+# What a file is opened with, on a device: a module, and what calls it with tensors by name.
+Opener = Callable[[Path, str], tuple[Any, Callable[[Any, Mapping[str, Any]], Any]]]
+CPU = "cpu"
+# How many shapes of one program are compiled before PyTorch gives up.
+MOST_SHAPES = 64
 PROGRAMS: Table[Opener] = Table("format of PyTorch programs")
 
 
 @PROGRAMS.add("torchscript")
-def _torchscript(file: Path) -> tuple[Any, Callable[[Any, Mapping[str, Any]], Any]]:
-    """Inputs and outputs are positional."""
+def _torchscript(file: Path, device: str) -> tuple[Any, Callable[[Any, Mapping[str, Any]], Any]]:
+    """Inputs and outputs are positional; tensors that a trace made on the CPU are made on the device."""
     import torch
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # said where the file is written
-        module = torch.jit.load(str(file)).eval()
+        module = torch.jit.load(str(file), map_location=device).eval()
+    if device != CPU:
+        for part in module.modules():
+            _place_constants(part.graph, device)
     return module, lambda module, tensors: module(*tensors.values())
 
 
+def _place_constants(graph: Any, device: str) -> None:
+    """Set each device that a traced graph names: loading moves weights, and leaves those where they were."""
+    for node in graph.findAllNodes("prim::Constant"):
+        if node.output().type().kind() == "DeviceObjType":
+            node.s_("value", device)
+
+
 @PROGRAMS.add("pt2")
-def _pt2(file: Path) -> tuple[Any, Callable[[Any, Mapping[str, Any]], Any]]:
+def _pt2(file: Path, device: str) -> tuple[Any, Callable[[Any, Mapping[str, Any]], Any]]:
     """Inputs are named, and outputs are values of a dict."""
     import torch
+    from torch.export.passes import move_to_device_pass
 
-    module = torch.export.load(file).module()
+    program = torch.export.load(file)
+    module = (program if device == CPU else move_to_device_pass(program, device)).module()
     return module, lambda module, tensors: tuple(module(**tensors).values())
 
 
-def open_program(file: Path, format_: str, inputs: Sequence[str], outputs: Sequence[str]) -> Session:
-    """Open a file that is trusted; return what runs it on the CPU.
+def open_program(
+    file: Path,
+    format_: str,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    device: str = CPU,
+    compiled: bool = False,
+) -> Session:
+    """Open a file that is trusted; return what runs it.
 
     Args:
         file: The program.
         format_: A name of `PROGRAMS`.
         inputs: The names of its inputs, in their order.
         outputs: The names of its outputs, in theirs.
+        device: PyTorch's name of where it runs.
+        compiled: Whether `torch.compile` makes kernels of it first, once for every shape.
 
     Returns:
         A function from inputs to outputs, by name. It feeds the file's inputs, and ignores others; outputs
@@ -68,10 +92,14 @@ def open_program(file: Path, format_: str, inputs: Sequence[str], outputs: Seque
     import torch
 
     try:
-        module, call = PROGRAMS[format_](file)
+        module, call = PROGRAMS[format_](file, device)
     # A zip file that is none, an index that is no JSON, a graph of another version: no common base.
     except Exception as error:
         raise LoadError(f"PyTorch cannot open {file}: {first_line(error)}", "Export it again.") from error
+    if compiled:
+        # Whole, or not at all: what falls back to single operators is not measured under this name.
+        torch._dynamo.config.recompile_limit = MOST_SHAPES
+        module = torch.compile(module, fullgraph=True, dynamic=False, mode="reduce-overhead")
     dtype = next((weight.dtype for weight in module.parameters()), torch.float32)
 
     def run(batch: Inputs) -> dict[str, np.ndarray]:
@@ -80,13 +108,13 @@ def open_program(file: Path, format_: str, inputs: Sequence[str], outputs: Seque
             raise BenchmarkError(
                 f"{file} needs input {', '.join(missing)}; the task gives {', '.join(sorted(batch))}."
             )
-        tensors = to_tensors({name: batch[name] for name in inputs}, dtype=dtype)
+        tensors = to_tensors({name: batch[name] for name in inputs}, device, dtype)
         try:
             with torch.no_grad():
                 found = call(module, tensors)
         except (RuntimeError, AssertionError, IndexError) as error:  # the last two from what a trace assumed
             shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in tensors.items())
             raise BenchmarkError(f"PyTorch cannot run {file} on {shapes}: {first_line(error)}") from error
-        return {name: np.asarray(value.float()) for name, value in zip(outputs, found, strict=True)}
+        return {name: np.asarray(value.float().cpu()) for name, value in zip(outputs, found, strict=True)}
 
     return run

@@ -34,6 +34,7 @@ PACKAGES = (
     "onnx",
     "onnxscript",
     "onnxruntime",
+    "onnxruntime-gpu",
     "optimum",
     "numpy",
     "scipy",

@@ -31,6 +31,8 @@ from torch import nn
 
 from tapioca_export.artifacts import Export, read, write
 from tapioca_export.benchmarking import RUNTIMES, benchmark, default_settings, score_exported, time_exports
+from tapioca_export.benchmarking.runtimes import ExportFolder
+from tapioca_export.benchmarking.sessions import CPU, CUDA
 from tapioca_export.cli import main
 from tapioca_export.errors import BenchmarkError, ExportError, LoadError
 from tapioca_export.exporting import FORMATS, Dialect, ExportSettings, export_model
@@ -250,6 +252,86 @@ def test_a_program_takes_what_it_needs_and_says_what_it_lacks(format_: str, tmp_
     with pytest.raises(LoadError, match="PyTorch cannot open") as caught:
         open_program(file, format_, (), ())
     assert "\n" not in caught.value.message
+
+
+def test_a_compiled_program_computes_the_same_and_compiles_once_a_shape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, settings = make_program(tmp_path / "export", "pt2"), default_settings("cpu", 1)
+    plain, compiled = torch.compile, []
+
+    def count(graph: Any, example: Any) -> Any:  # in place of the compiler of kernels, which needs one of C++
+        compiled.append([tuple(value.shape) for value in example if isinstance(value, torch.Tensor)])
+        return graph
+
+    def compile_(module: Any, **options: Any) -> Any:
+        assert options == {"fullgraph": True, "dynamic": False, "mode": "reduce-overhead"}
+        return plain(module, backend=count, fullgraph=True, dynamic=False)
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    one, other = (RUNTIMES[name](folder, settings) for name in ("pt2", "torch.compile"))
+    generator = np.random.default_rng(0)
+    for shape in [(size, length) for size in (1, 2, 3, 1) for length in (4, 5, 6, 7)]:
+        batch = {
+            "input_ids": generator.integers(0, VOCABULARY, shape),
+            "attention_mask": np.ones(shape, np.int64),
+        }
+        np.testing.assert_array_equal(one(batch)["logits"], other(batch)["logits"])
+    assert len(compiled) == 12  # more shapes than PyTorch compiles of a function unless told
+
+
+def test_what_a_trace_made_on_the_cpu_is_made_where_the_program_runs(tmp_path: Path) -> None:
+    class Positions(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + torch.arange(x.shape[1], device=x.device)
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = Positions()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.part(x) + torch.ones(x.shape, device=x.device)
+
+    file = tmp_path / "model.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        torch.jit.save(torch.jit.trace(Two(), torch.zeros(2, 3)), str(file))
+    module, call = PROGRAMS["torchscript"](file, "meta")
+    named = [str(part.graph).count('Device = prim::Constant[value="meta"]') for part in module.modules()]
+    assert named == [1, 1]
+    assert call(module, {"x": torch.zeros(2, 3, device="meta")}).device.type == "meta"
+
+
+def test_programs_run_on_cuda_where_there_is_one_and_compiled_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = [make_program(tmp_path / name, "pt2") for name in ("original", "pruned")]
+    rows, opened = {"target": text_samples(8, labelled=False)}, []
+
+    def open_(self: ExportFolder, settings: Any, runtime: str | None = None) -> Any:
+        opened.append((runtime, settings.provider))
+        return lambda batch: {"logits": np.zeros((1, 2))}
+
+    settings = replace(QUICK, batch_sizes=(1,), iterations=2)
+    monkeypatch.setattr(ExportFolder, "open", open_)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = benchmark(*pair, CLASSIFICATION, rows, TEXT, settings)
+    assert {(row.runtime, row.provider) for row in found.latency} == {
+        ("pt2", "CPU"), ("pt2", "CUDA"), ("torch.compile", "CUDA"),
+    }  # fmt: skip
+    assert set(opened) == {("pt2", CPU), ("pt2", CUDA), ("torch.compile", CUDA)}
+    assert {row.runtime for row in found.served} == {"pt2"}
+
+    def fail(self: ExportFolder, settings: Any, runtime: str | None = None) -> Any:
+        if runtime == "torch.compile":
+            raise BenchmarkError("no compiler")
+        return open_(self, settings, runtime)
+
+    monkeypatch.setattr(ExportFolder, "open", fail)
+    found = benchmark(*pair, CLASSIFICATION, rows, TEXT, settings)
+    assert {row.runtime for row in found.latency} == {"pt2"}
+    assert found.skipped == ("CUDAExecutionProvider: no compiler; GPU latency was not measured.",)
 
 
 def test_what_only_graphs_have_is_refused_of_programs(tmp_path: Path) -> None:

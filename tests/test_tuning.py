@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 from reports import benchmark as reported_benchmark
 from reports import latency, report
-from test_benchmarking import CLASSIFICATION, QUICK, TEXT, make_text_export, text_samples
+from test_benchmarking import CLASSIFICATION, QUICK, TEXT, VOCABULARY, make_text_export, text_samples
 
 from tapioca_export.artifacts import (
     Benchmark,
@@ -38,12 +38,20 @@ from tapioca_export.benchmarking import (
     tuning,
     write_sessions,
 )
-from tapioca_export.benchmarking.sessions import CPU, open_session, session_options
+from tapioca_export.benchmarking.sessions import (
+    CPU,
+    CUDA,
+    CUDA_GRAPH,
+    _Captured,
+    open_session,
+    session_options,
+)
 from tapioca_export.benchmarking.timing import Workload
 from tapioca_export.benchmarking.tuning import changes, tune
 from tapioca_export.cli import main
 from tapioca_export.errors import BenchmarkError
 from tapioca_export.reporting import render_html, render_markdown
+from tapioca_export.reporting.sessions import session_text
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = BenchmarkSettings(num_threads=4, warmup=1, iterations=20)
@@ -297,6 +305,51 @@ def test_bound_inputs_do_not_go_through_the_usual_call(
     np.testing.assert_array_equal(
         open_session(file, replace(plain, io_binding=True))(ids)["logits"], expected
     )
+
+
+def test_what_cuda_would_record_runs_on_tensors_that_stay(tmp_path: Path) -> None:
+    file, plain = make_text_export(tmp_path / "export") / "model.onnx", default_settings("cpu", 1)
+    run, expected = (
+        open_session(file, replace(plain, provider_options={CUDA_GRAPH: "1"})),
+        open_session(file, plain),
+    )
+    generator = np.random.default_rng(0)
+    for shape in ((1, 3), (2, 5), (1, 3), (5, 2), (2, 5)):
+        ids = {"input_ids": generator.integers(0, VOCABULARY, shape)}
+        first = run(ids)["logits"]
+        kept = first.copy()
+        np.testing.assert_array_equal(first, expected(ids)["logits"])
+        run({"input_ids": np.zeros(shape, np.int64)})
+        np.testing.assert_array_equal(first, kept)  # a result is the caller's, whatever runs next
+
+
+def test_every_shape_is_recorded_once_under_a_number_of_its_own(tmp_path: Path) -> None:
+    file = make_text_export(tmp_path / "export") / "model.onnx"
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    run = _Captured(session, ["logits"], "cpu")
+    numbers = []
+    given = session.run_with_iobinding
+    session.run_with_iobinding = lambda binding, options: (
+        numbers.append(options.get_run_config_entry("gpu_graph_id")), given(binding, options)
+    )  # fmt: skip
+    for shape in ((1, 3), (2, 3), (1, 3), (2, 3)):
+        run({"input_ids": np.ones(shape, np.int64)})
+    assert numbers == ["-1", "1", "-1", "2", "1", "2"]
+
+
+def test_cuda_graphs_are_tried_on_cuda_alone() -> None:
+    tried = {provider: changes(provider, 2) for provider in ("CPUExecutionProvider", CUDA, "OtherProvider")}
+    graphs = {
+        name: [change for change in found if change.provider_options.get(CUDA_GRAPH) == "1"]
+        for name, found in tried.items()
+    }
+    assert {name: len(found) for name, found in graphs.items()} == {
+        "CPUExecutionProvider": 0, CUDA: 1, "OtherProvider": 0,
+    }  # fmt: skip
+    made = graphs[CUDA][0].of(default_settings("cpu", 1))
+    assert made.io_binding
+    assert made.provider_options == {CUDA_GRAPH: "1"}
+    assert session_text(made) == "1 thread, I/O binding, CUDA graphs"
 
 
 def test_a_batch_that_is_bound_and_refused_is_one_clear_error(tmp_path: Path) -> None:

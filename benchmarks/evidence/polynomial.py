@@ -24,7 +24,7 @@ from benchmarks.evidence.shifts import ID, Shift, Subject, as_samples, last_line
 from benchmarks.polynomial.family import SEEDS, TRAINED_HERE, checkpoint
 from benchmarks.polynomial.prompts import Distribution
 from benchmarks.polynomial.train import Recipe
-from tapioca_export.models import LoadedModel, load_model
+from tapioca_export.models import LoadedModel, LoadOptions, load_model
 from tapioca_export.samples import Samples
 
 SCALES = {"coarse": (1, 2, 3, 5, 10), "full": tuple(range(1, 11))}
@@ -65,10 +65,10 @@ def _name(c: int, x: int) -> str:
     return f"c={c} x={x}"
 
 
-def subject(size: str, seed: int, scales: str) -> Subject:
+def subject(size: str, seed: int, scales: str, device: str = "cpu") -> Subject:
     """Return a member of the family with all its shifts; `scales` is a name of SCALES."""
-    folder = checkpoint(size, seed)
-    model = load_model(folder, "polynomial-regression")
+    folder = checkpoint(size, seed, device=device)
+    model = load_model(folder, "polynomial-regression", LoadOptions(device=device))
     found = _subject(size, seed, model, {**grid(SCALES[scales]), **others()}, NUM_ROWS)
     return replace(found, training=last_line(folder))
 
@@ -108,19 +108,21 @@ def _subject(size: str, seed: int, model: LoadedModel, shifts: Shifts, num_rows:
 @click.option("--full", is_flag=True, help="All scales from 1 to 10, about four times the work.")
 @click.option("--size", "sizes", multiple=True, default=TRAINED_HERE, show_default=True)
 @click.option("--seed", "seeds", type=int, multiple=True, default=SEEDS, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="Where models are trained and measured.")
 def main(
     smoke: bool, jobs: int, resume: Path | None, output: Path, full: bool, sizes: Sequence[str],
-    seeds: Sequence[int],
+    seeds: Sequence[int], device: str,
 ) -> None:  # fmt: skip
     """Measure and write the JSON."""
     if smoke:
         run(untrained, [("tiny", 0)], output, jobs=1, effort=SMOKE, about={"family": "polynomial"})
         return
     scales = "full" if full else "coarse"
-    members = [(size, seed, scales) for seed in seeds for size in sizes]
+    elsewhere = () if device == "cpu" else (device,)
+    members = [(size, seed, scales, *elsewhere) for seed in seeds for size in sizes]
     about = {"family": "polynomial", "scales": SCALES[scales], "num_rows": NUM_ROWS}
-    for size, seed, _ in members:
-        checkpoint(size, seed)
+    for size, seed, *_ in members:
+        checkpoint(size, seed, device=device)
     run(subject, members, output, jobs=jobs, resume=resume, effort=Effort(), about=about)
 
 

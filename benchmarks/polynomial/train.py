@@ -72,27 +72,28 @@ class Recipe:
 @torch.no_grad()
 def evaluate(model: PolynomialModel, recipe: Recipe, num_prompts: int = 1000) -> float:
     """Mean squared error from the fourth point on, on fresh prompts of the training distribution."""
-    prompts = recipe.prompts(num_prompts, EVALUATION_SEED)
+    prompts = recipe.prompts(num_prompts, EVALUATION_SEED).to(model.device)
     error = model(prompts).logits - prompts[:, 1::2]
     return float(error[:, PolynomialRegression.FIRST_SCORED_POINT :].square().mean())
 
 
-def train(recipe: Recipe, output: Path, log: Path) -> None:
-    """Train, evaluating and saving every 500 steps."""
-    model = recipe.network().train()
+def train(recipe: Recipe, output: Path, log: Path, device: str = "cpu") -> None:
+    """Train on a device, evaluating and saving every 500 steps."""
+    model = recipe.network().to(device).train()
     descent = Descent(model, recipe)
     started = time.perf_counter()
     with log.open("w", encoding="utf-8") as lines:
         settings = {
             **asdict(recipe),
             "num_threads": torch.get_num_threads(),
+            **({} if device == "cpu" else {"device": torch.cuda.get_device_name(device)}),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "parameters": model.num_parameters(),
         }
         lines.write(json.dumps(settings) + "\n")
         for step in range(recipe.steps):
-            prompts = recipe.prompts(recipe.batch_size, recipe.seed * 10**7 + step)
+            prompts = recipe.prompts(recipe.batch_size, recipe.seed * 10**7 + step).to(device)
             loss = model(prompts, labels=prompts[:, 1::2]).loss
             descent.step(loss)
             if (step + 1) % EVERY == 0 or step + 1 == recipe.steps:

@@ -246,8 +246,8 @@ class Benchmark:
 
     @property
     def served(self) -> tuple[Latency, ...]:
-        """The rows of ONNX Runtime, which files are made for; all, where there are files for PyTorch only."""
-        return tuple(row for row in self.latency if row.runtime == "onnxruntime") or self.latency
+        """The rows of the runtime that stands first; what others take is there for reference."""
+        return tuple(row for row in self.latency if row.runtime == self.latency[0].runtime)
 
     @property
     def rows(self) -> dict[str, Accuracy]:

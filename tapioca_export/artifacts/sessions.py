@@ -14,14 +14,17 @@ class SessionSettings:
     """What a session is opened with, by ONNX Runtime's own names.
 
     `session_options` are attributes of `onnxruntime.SessionOptions`, a text being the name of a member of
-    the attribute's enumeration; `config_entries` are its `add_session_config_entry`. With `io_binding`,
-    runs go through `session.io_binding()`.
+    the attribute's enumeration; `config_entries` are its `add_session_config_entry`, `provider_options` go
+    beside the first provider's name. With `io_binding`, runs go through `session.io_binding()`; with CUDA's
+    `enable_cuda_graph` among the provider's options, through tensors that stay where they are, a graph
+    a shape.
     """
 
     providers: tuple[str, ...]
     session_options: Mapping[str, bool | int | str]
     config_entries: Mapping[str, str] = field(default_factory=dict)
     io_binding: bool = False
+    provider_options: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def provider(self) -> str:

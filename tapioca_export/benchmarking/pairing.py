@@ -66,7 +66,7 @@ def _refuse_providers(folder: ExportFolder, settings: BenchmarkSettings) -> None
     Raises:
         BenchmarkError: Naming the option.
     """
-    what = f"{folder.path} is a {folder.export.format} file, which PyTorch runs on the CPU"
+    what = f"{folder.path} is a {folder.export.format} file, which PyTorch runs"
     if set(map(resolve_provider, settings.providers)) != {CPU}:
         raise BenchmarkError(f"{what}: --provider is for ONNX files.", "Leave out --provider.")
     if settings.tune_seconds is not None:

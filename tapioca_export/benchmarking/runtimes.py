@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ from ..generation import Session, as_one
 from ..numbering import num_left
 from ..programs import open_program
 from ..registry import Table
-from .sessions import open_session
+from .sessions import CPU, CUDA, DEVICES, available_providers, default_settings, open_session
 
-# Opens a folder with these settings; of a runtime that is not ONNX Runtime, only the threads count.
+# Opens a folder with these settings; of a runtime that is PyTorch, only the threads and the device count.
 Runtime = Callable[[Path, SessionSettings], Session]
 RUNTIMES: Table[Runtime] = Table("runtime")
-ONNXRUNTIME = "onnxruntime"
+ONNXRUNTIME, COMPILED = "onnxruntime", "torch.compile"
 # What runs a format; other formats have the name of what runs them.
 _RUNTIME_OF = {"onnx": ONNXRUNTIME}
 
@@ -46,13 +46,13 @@ class ExportFolder:
         """The name of what runs it."""
         return runtime_of(self.export.format)
 
-    def open(self, settings: SessionSettings) -> Session:
-        """Open its files.
+    def open(self, settings: SessionSettings, runtime: str | None = None) -> Session:
+        """Open its files, with its own runtime or another of PyTorch's.
 
         Raises:
             TapiocaError: If the runtime refuses them, or the provider.
         """
-        return RUNTIMES[self.runtime](self.path, settings)
+        return RUNTIMES[runtime or self.runtime](self.path, settings)
 
 
 def runtime_of(format_: str) -> str:
@@ -129,9 +129,34 @@ def open_with_onnxruntime(folder: Path, settings: SessionSettings) -> Session:
     return as_one(sessions, export.get("cache", {}))
 
 
+def providers_of(runtime: str) -> tuple[str, ...]:
+    """Return where a runtime can compute here, by ONNX Runtime's names."""
+    if runtime == ONNXRUNTIME:
+        return available_providers()
+    import torch
+
+    return (CPU, CUDA) if torch.cuda.is_available() else (CPU,)
+
+
+def settings_on(runtime: str, provider: str, num_threads: int) -> SessionSettings:
+    """Return what sessions are opened with unless something faster is known.
+
+    Raises:
+        BenchmarkError: If the installed ONNX Runtime does not have the provider, and is to use it.
+    """
+    if runtime == ONNXRUNTIME:
+        return default_settings(provider, num_threads)
+    return replace(default_settings(CPU, num_threads), providers=(provider,))
+
+
+def runtimes_on(runtime: str, provider: str) -> tuple[str, ...]:
+    """Return what times files of a runtime on a provider: on CUDA, `torch.compile` beside torch.export's."""
+    return (runtime, COMPILED) if runtime == "pt2" and provider == CUDA else (runtime,)
+
+
 @RUNTIMES.add("torchscript")
 def open_with_torchscript(folder: Path, settings: SessionSettings) -> Session:
-    """PyTorch's TorchScript interpreter, on the CPU; a file is code, and is trusted.
+    """PyTorch's TorchScript interpreter; a file is code, and is trusted.
 
     Raises:
         LoadError: If PyTorch refuses the file.
@@ -141,7 +166,7 @@ def open_with_torchscript(folder: Path, settings: SessionSettings) -> Session:
 
 @RUNTIMES.add("pt2")
 def open_with_torch_export(folder: Path, settings: SessionSettings) -> Session:
-    """PyTorch, a torch.export file operator by operator, on the CPU; a file is code, and is trusted.
+    """PyTorch, a torch.export file operator by operator; a file is code, and is trusted.
 
     Raises:
         LoadError: If PyTorch refuses the file.
@@ -149,10 +174,23 @@ def open_with_torch_export(folder: Path, settings: SessionSettings) -> Session:
     return _open_program(folder, settings)
 
 
-def _open_program(folder: Path, settings: SessionSettings) -> Session:
+@RUNTIMES.add(COMPILED)
+def open_compiled(folder: Path, settings: SessionSettings) -> Session:
+    """PyTorch, a torch.export file compiled for every shape (timed on CUDA); a file is code, and is trusted.
+
+    Raises:
+        LoadError: If PyTorch refuses the file.
+    """
+    return _open_program(folder, settings, compiled=True)
+
+
+def _open_program(folder: Path, settings: SessionSettings, *, compiled: bool = False) -> Session:
     import torch
 
     torch.set_num_threads(settings.num_threads)  # of the process: PyTorch's sessions share them
     export = described(folder)
     (name,) = export["files"]
-    return open_program(folder / name, export["format"], export["inputs"], export["outputs"])
+    device = DEVICES.get(settings.provider, "cpu")
+    return open_program(
+        folder / name, export["format"], export["inputs"], export["outputs"], device, compiled
+    )

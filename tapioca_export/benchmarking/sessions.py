@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ from ..tasks import Inputs
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 _SHORT_NAMES = {"cpu": CPU, "cuda": CUDA}
-# Where ONNX Runtime's outputs are to be, where that is not the machine's memory.
-_DEVICES = {CUDA: "cuda", "TensorrtExecutionProvider": "cuda"}
+# The option of CUDA's provider that records the kernels of a run and sends them off as one from then on.
+CUDA_GRAPH = "enable_cuda_graph"
+# Where a provider computes, by PyTorch's and ONNX Runtime's name, where that is not the CPU.
+DEVICES = {CUDA: "cuda", "TensorrtExecutionProvider": "cuda"}
 
 
 def available_providers() -> tuple[str, ...]:
@@ -106,7 +108,7 @@ def open_session(file: Path | bytes, settings: SessionSettings) -> Session:
     import onnxruntime
 
     provider, name = settings.provider, "a graph" if isinstance(file, bytes) else str(file)
-    if provider in _DEVICES:
+    if provider in DEVICES:
         # Finds CUDA and cuDNN in pip packages. It reports to stdout, which belongs to results.
         with contextlib.redirect_stdout(sys.stderr):
             onnxruntime.preload_dlls()
@@ -114,7 +116,7 @@ def open_session(file: Path | bytes, settings: SessionSettings) -> Session:
         session = onnxruntime.InferenceSession(
             file if isinstance(file, bytes) else name,
             session_options(settings),
-            providers=list(settings.providers),
+            providers=[(provider, dict(settings.provider_options)), *settings.providers[1:]],
             enable_fallback=0,
         )
     except onnxruntime_errors() as error:
@@ -128,8 +130,11 @@ def open_session(file: Path | bytes, settings: SessionSettings) -> Session:
             "or use --provider cpu.",
         )
     outputs = [node.name for node in session.get_outputs()]
+    device = DEVICES.get(provider, "cpu")
+    if settings.provider_options.get(CUDA_GRAPH) == "1":
+        return _fed(session, name, _Captured(session, outputs, device))
     if settings.io_binding:
-        return _fed(session, name, _bound(session, outputs, _DEVICES.get(provider, "cpu")))
+        return _fed(session, name, _bound(session, outputs, device))
     return _fed(session, name, lambda feed: session.run(outputs, feed))
 
 
@@ -148,6 +153,57 @@ def _bound(session: Any, outputs: list[str], device: str) -> Callable[[Mapping[s
         return binding.copy_outputs_to_cpu()
 
     return run
+
+
+class _Captured:
+    """Runs a session on tensors that stay in place, so that CUDA replays what it recorded of a shape.
+
+    Every shape has its graph and its tensors: a run copies inputs into them and outputs out of them.
+
+    Source: ONNX Runtime's documentation, "CUDA Execution Provider", "Using CUDA Graphs".
+    """
+
+    def __init__(self, session: Any, outputs: Sequence[str], device: str) -> None:
+        self.session, self.outputs, self.device = session, outputs, device
+        self.graphs: dict[tuple[tuple[int, ...], ...], tuple[Any, dict[str, Any], Any]] = {}
+
+    def __call__(self, feed: Mapping[str, np.ndarray]) -> Any:
+        """Run one batch; the shapes' first run is recorded."""
+        shapes = tuple(value.shape for value in feed.values())
+        if shapes not in self.graphs:
+            self.graphs[shapes] = self._prepare(feed)
+        binding, inputs, options = self.graphs[shapes]
+        for name, value in feed.items():
+            inputs[name].update_inplace(np.asarray(value, order="C"))
+        self.session.run_with_iobinding(binding, options)
+        return binding.copy_outputs_to_cpu()
+
+    def _prepare(self, feed: Mapping[str, np.ndarray]) -> tuple[Any, dict[str, Any], Any]:
+        """Bind tensors for inputs, and for outputs those that a run without recording brings forth."""
+        import onnxruntime
+
+        inputs = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(value, order="C"), self.device, 0)
+            for name, value in feed.items()
+        }
+        binding = self.session.io_binding()
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in self.outputs:
+            binding.bind_output(name, self.device)
+        self.session.run_with_iobinding(binding, _graph_number(-1))  # recorded are those from 0 up
+        for name, value in zip(self.outputs, binding.get_outputs(), strict=True):
+            binding.bind_ortvalue_output(name, value)
+        return binding, inputs, _graph_number(len(self.graphs) + 1)
+
+
+def _graph_number(number: int) -> Any:
+    """Return the options of runs that CUDA takes for one graph."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(number))
+    return options
 
 
 def _fed(session: Any, file: str, call: Callable[[Mapping[str, np.ndarray]], Any]) -> Session:

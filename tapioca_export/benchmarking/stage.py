@@ -20,8 +20,8 @@ from ..tasks import Processor, Scores, Task
 from .flipping import flipped
 from .memory import measure_memory_and_load
 from .pairing import compare_fusions, open_pair
-from .runtimes import ONNXRUNTIME, ExportFolder, read_export_folder
-from .sessions import CPU, CUDA, available_providers, default_settings, resolve_provider
+from .runtimes import ONNXRUNTIME, ExportFolder, providers_of, read_export_folder, runtimes_on, settings_on
+from .sessions import CPU, CUDA, default_settings, resolve_provider
 from .statistics import compare
 from .timing import BenchmarkSettings, Workload, make_workloads, measure_latency
 from .tuning import tune
@@ -107,13 +107,14 @@ def score_exported(
     processor: Processor,
     settings: BenchmarkSettings = _DEFAULTS,
 ) -> Scores:
-    """Score an exported file on all rows of labelled samples, on the first provider.
+    """Score an exported file on all rows of labelled samples, on the first provider; PyTorch's on the CPU.
 
     Raises:
         BenchmarkError: If the runtime refuses the provider, the file or a batch.
     """
     exported = read_export_folder(folder)
-    session = exported.open(default_settings(settings.providers[0], settings.threads))
+    provider = settings.providers[0] if exported.runtime == ONNXRUNTIME else CPU
+    session = exported.open(settings_on(exported.runtime, provider, settings.threads))
     return score(session, task, samples, processor, exported.export.cache)
 
 
@@ -125,7 +126,7 @@ def time_exports(
     processor: Processor,
     settings: BenchmarkSettings = _DEFAULTS,
 ) -> tuple[Latency, ...]:
-    """Compare the latency of two exported files on the CPU, as `benchmark` does, and nothing else.
+    """Compare the latency of two files for PyTorch, on the CPU and on CUDA, if there is, and nothing else.
 
     Raises:
         BenchmarkError: If the folders do not belong together, or are not usable exports.
@@ -134,7 +135,7 @@ def time_exports(
     before, after = open_pair(original, pruned, task, settings)
     cache = shared_cache(before.export.cache, after.export.cache)
     workloads = make_workloads(task, samples, processor, settings, cache, before.export.dtype)
-    return measure_latency(before, after, workloads, CPU, settings)
+    return _latency(before, after, workloads, (CPU,), settings)[0]
 
 
 def write_sessions(measured: Benchmark, original: Path, pruned: Path) -> list[Path]:
@@ -183,9 +184,9 @@ def _latency(
     settings: BenchmarkSettings,
 ) -> tuple[tuple[Latency, ...], Tuned, tuple[str, ...]]:
     """Measure on every provider; return rows, settings by provider, and in words what was left out."""
+    available = providers_of(before.runtime)
     # Nobody asked for CUDA by name, so that its absence is worth a sentence, not an error.
-    tries_cuda = tuple(providers) == (CPU,) and before.runtime == ONNXRUNTIME
-    available = available_providers()
+    tries_cuda = tuple(providers) == (CPU,)
     asked = tuple(dict.fromkeys((CPU, *providers)))
     timed = (*asked, CUDA) if tries_cuda and CUDA in available else asked
     rows: list[Latency] = []
@@ -195,14 +196,16 @@ def _latency(
             if settings.tune_seconds is not None:
                 share = settings.tune_seconds / len(timed)
                 tuned[provider] = tune(before, after, workloads, provider, settings, share)
-            rows += measure_latency(before, after, workloads, provider, settings, tuned.get(provider))
+            for runtime in runtimes_on(before.runtime, provider):
+                opened_with = tuned.get(provider)
+                rows += measure_latency(before, after, workloads, provider, settings, opened_with, runtime)
         except BenchmarkError as error:
             if provider in asked:
                 raise
             tuned.pop(provider, None)  # of sessions that were not timed nothing is known
             reason = error.message.rstrip(".")
             return tuple(rows), tuned, (f"{CUDA}: {reason}; GPU latency was not measured.",)
-    if tries_cuda and CUDA not in available:
+    if tries_cuda and CUDA not in available and before.runtime == ONNXRUNTIME:
         reason = f"not in this build of onnxruntime (available: {', '.join(available)})"
         return tuple(rows), tuned, (f"{CUDA}: {reason}; GPU latency was not measured.",)
     return tuple(rows), tuned, ()

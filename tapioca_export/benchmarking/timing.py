@@ -22,8 +22,8 @@ from ..generation import CacheShapes, Session, first_step, one_token_step
 from ..precision import DTYPES, FULL
 from ..samples import Samples
 from ..tasks import Inputs, Processor, Task
-from .runtimes import ONNXRUNTIME, ExportFolder, default_num_threads
-from .sessions import default_settings
+from .runtimes import ONNXRUNTIME, ExportFolder, default_num_threads, settings_on
+from .sessions import DEVICES
 from .statistics import bootstrap_interval
 
 # With fewer runs than this, the 90th percentile is the second-slowest run or the slowest.
@@ -216,6 +216,7 @@ def measure_latency(
     provider: str,
     settings: BenchmarkSettings,
     tuned: Mapping[str, SessionSettings] | None = None,
+    runtime: str | None = None,
 ) -> tuple[Latency, ...]:
     """Time both files on every workload; copies to and from the device are part of a run.
 
@@ -226,26 +227,28 @@ def measure_latency(
         provider: Execution provider, by short or full name.
         settings: Threads, warm-up, rounds and seed.
         tuned: What "original" and "pruned" are opened with (default: what every session is).
+        runtime: What runs them (default: what runs the format).
 
     Raises:
         TapiocaError: If the runtime refuses the provider, a file or a batch.
     """
-    plain = default_settings(provider, settings.threads)
+    runtime = runtime or original.runtime
+    plain = settings_on(runtime, provider, settings.threads)
     opened_with = tuned or {"original": plain, "pruned": plain}
     sessions = {
-        "original": original.open(opened_with["original"]),
-        "original again": original.open(opened_with["original"]),
-        "pruned": pruned.open(opened_with["pruned"]),
+        "original": original.open(opened_with["original"], runtime),
+        "original again": original.open(opened_with["original"], runtime),
+        "pruned": pruned.open(opened_with["pruned"], runtime),
     }
-    where = plain.provider if original.runtime == ONNXRUNTIME else "CPU"
+    where = plain.provider if runtime == ONNXRUNTIME else DEVICES.get(plain.provider, "cpu").upper()
     before, after = (opened_with[name].num_threads for name in ("original", "pruned"))
     rows = []
-    for workload in progress_bar(workloads, desc=f"Timing {original.export.format} on {where}"):
+    for workload in progress_bar(workloads, desc=f"Timing {runtime} on {where}"):
         seconds = time_rounds(sessions, workload, settings)
         speedup = seconds["original"] / seconds["pruned"]
         interval = bootstrap_interval(speedup, np.median, settings.seed)
         row = Latency(
-            runtime=original.runtime,
+            runtime=runtime,
             provider=where,
             batch_size=workload.batch_size,
             sequence_length=workload.sequence_length,

@@ -23,7 +23,7 @@ from ..generation import Session
 from ..precision import TOLERANCE
 from ..tasks import Inputs
 from .runtimes import ExportFolder
-from .sessions import CPU, default_settings
+from .sessions import CPU, CUDA, CUDA_GRAPH, default_settings
 from .statistics import bootstrap_interval
 from .timing import BenchmarkSettings, Workload, time_rounds, without_garbage_collection
 
@@ -40,6 +40,7 @@ class Change:
     options: Mapping[str, bool | int | str] = field(default_factory=dict)
     entries: Mapping[str, str] = field(default_factory=dict)
     io_binding: bool | None = None
+    provider_options: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, settings: SessionSettings) -> SessionSettings:
         """Return the settings with the change."""
@@ -48,6 +49,7 @@ class Change:
             session_options={**settings.session_options, **self.options},
             config_entries={**settings.config_entries, **self.entries},
             io_binding=settings.io_binding if self.io_binding is None else self.io_binding,
+            provider_options={**settings.provider_options, **self.provider_options},
         )
 
 
@@ -55,12 +57,15 @@ def changes(provider: str, num_threads: int) -> tuple[Change, ...]:
     """Return what is tried on a provider, in this order; threads and memory are those of the CPU's.
 
     Source: ONNX Runtime's documentation, "Thread management" and "Memory consumption" under
-        Performance, and "I/O Binding"; of graph optimisation levels, those below the default.
+        Performance, "I/O Binding", and "Using CUDA Graphs" of the CUDA provider; of graph optimisation
+        levels, those below the default.
     """
     levels = tuple(
         Change({"graph_optimization_level": level}) for level in ("ORT_ENABLE_EXTENDED", "ORT_ENABLE_BASIC")
     )
     bound = Change(io_binding=True)
+    if provider == CUDA:
+        return (bound, Change(io_binding=True, provider_options={CUDA_GRAPH: "1"}), *levels)
     if provider != CPU:
         return (bound, *levels)
     fewer = tuple(Change({"intra_op_num_threads": count}) for count in _fewer_threads(num_threads))

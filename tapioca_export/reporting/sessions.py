@@ -25,6 +25,8 @@ def session_text(session: SessionSettings) -> str:
         parts.append("no spinning")
     if session.io_binding:
         parts.append("I/O binding")
+    if session.provider_options.get("enable_cuda_graph") == "1":
+        parts.append("CUDA graphs")
     return ", ".join(parts)
 
 
