@@ -276,7 +276,8 @@ def is_right(row: dict[str, Any]) -> bool:
 
 def tables(results: dict[str, Any]) -> str:
     """Return what was measured as Markdown."""
-    return "\n\n".join("\n".join(part(results)) for part in (_latency_table, _search_table))
+    parts = {"latency": _latency_table, "search": _search_table}
+    return "\n\n".join("\n".join(table(results)) for name, table in parts.items() if name in results)
 
 
 def _hardware(part: dict[str, Any]) -> str:

@@ -41,7 +41,8 @@ def _torchscript(file: Path, device: str) -> tuple[Any, Callable[[Any, Mapping[s
         module = torch.jit.load(str(file), map_location=device).eval()
     if device != CPU:
         for part in module.modules():
-            _place_constants(part.graph, device)
+            for name in part._c._method_names():  # of a part that is only called by others, there are none
+                _place_constants(part._c._get_method(name).graph, device)
     return module, lambda module, tensors: module(*tensors.values())
 
 

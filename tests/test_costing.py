@@ -372,7 +372,22 @@ def test_a_calibration_gives_back_what_each_batch_took(
     assert max(len(batch) * max(lengths[row] for row in batch) for batch in timed) == max(sizes)
 
 
-# --- docs/scale.md --------------------------------------------------------------------------
+# --- docs/scale.md, docs/gpu.md ---------------------------------------------------------------
+
+
+def test_the_tables_of_gpu_are_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu
+
+    text = gpu.PAGE.read_text(encoding="utf-8")
+    results = json.loads(gpu.RESULTS.read_text(encoding="utf-8"))
+    assert text.split(gpu.BEGIN)[1].split(gpu.END)[0].strip() == gpu.tables(results)
+    assert all(map(gpu.is_right, results["search"]["rows"]))
+    off = results["search"]["rows"][0]
+    assert not gpu.is_right({**off, "predicted_seconds": off["seconds"] * 1.3})
+    assert not gpu.is_right({**off, "predicted_peak_bytes": off["peak_bytes"] * 0.85})
+    assert not gpu.is_right({**off, "predicted_layer_forwards": off["layer_forwards"] + 1})
+    sys.modules.pop("gpu", None)
 
 
 def test_the_tables_of_scale_are_what_its_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from tapioca_export.artifacts import Benchmark, Export, OrtSession, Selection, r
 from tapioca_export.benchmarking import default_settings
 from tapioca_export.benchmarking.sessions import CUDA, CUDA_GRAPH, available_providers, open_session
 from tapioca_export.cli import main
+from tapioca_export.errors import BenchmarkError
 from tapioca_export.exporting import ExportSettings, export_model
 from tapioca_export.generation import one_token_step
 from tapioca_export.models import LoadedModel, LoadOptions, load_model, skipping
@@ -223,20 +224,24 @@ def test_every_way_of_running_a_file_computes_the_same(folder: Path, way: str, t
 
 
 @on_graphs
-def test_a_cached_decoder_runs_as_a_graph(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_a_graph_of_kernels_is_refused_and_runs_without(tmp_path: Path) -> None:
     model = make_model("llama")
     export = export_model(model, make_rows(model), tmp_path, ExportSettings(), DROPPED)
     plain = replace(default_settings("cuda", 1), provider_options={"use_tf32": "0"})
     graph = replace(plain, provider_options={**plain.provider_options, CUDA_GRAPH: "1"})
-    one, other = (open_session(tmp_path / "model.onnx", settings) for settings in (plain, graph))
+    with pytest.raises(BenchmarkError, match="graph capture"):  # of a cache's shapes the CPU takes care
+        open_session(tmp_path / "model.onnx", graph)
+    run, reference = (
+        open_session(tmp_path / "model.onnx", own) for own in (plain, default_settings("cpu", 1))
+    )
     generator = np.random.default_rng(0)
     for length in (3, 5, 3):
         ids = generator.integers(4, 90, (2, length))
         step = one_token_step({"input_ids": ids, "attention_mask": np.ones_like(ids)}, export.cache)
         cached = {name: generator.normal(size=step[name].shape) for name in export.cache}
-        first, second = one({**step, **cached}), other({**step, **cached})
-        for name, value in first.items():
-            np.testing.assert_allclose(second[name], value, atol=1e-4)
+        found, expected = run({**step, **cached}), reference({**step, **cached})
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, atol=1e-4)
 
 
 def test_doctor_says_that_cuda_starts() -> None:

@@ -176,7 +176,8 @@ def refuse_without_kernels(dtype: str) -> None:
     values = [onnx.helper.make_tensor_value_info(name, number, [2, 2]) for name in "abc"]
     node = onnx.helper.make_node("MatMul", ["a", "b"], ["c"])
     graph = onnx.helper.make_graph([node], "product", values[:2], values[2:])
-    product = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OLDEST_OPSET)])
+    opsets = [onnx.helper.make_opsetid("", OLDEST_OPSET)]
+    product = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)  # which any runtime reads
     try:
         onnxruntime.InferenceSession(product.SerializeToString(), providers=["CPUExecutionProvider"])
     except onnxruntime_errors() as error:
