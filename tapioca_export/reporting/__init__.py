@@ -8,6 +8,8 @@
     interventions.py
                   what `intervene` found, in sentences and tables
     rendering.py  report -> Markdown, report -> one self-contained HTML file, table -> plain text
+    pages.py, markdown.py
+                  what all HTML pages share, and all Markdown
     sessions.py   what ONNX Runtime's sessions were opened with, in words
     tradeoffs.py  several target domains: what each number of layers trades, and their profiles
     planning.py   what a search would cost -> a few lines

@@ -20,6 +20,7 @@ from .drawing import (
     band_trace,
     curve_layout,
     faint_colour,
+    horizontal_line,
     integer_ticks,
     line_trace,
     plot_spec,
@@ -305,9 +306,7 @@ def _levels(selection: Selection) -> Spec:
     for name, value in levels.items():
         if value is None:
             continue
-        line = {"color": GREY, "width": 1.5, "dash": "dot" if name == "floor" else "dash"}
-        ends = {"x0": 0, "x1": 1, "xref": "paper", "y0": value, "y1": value}
-        shapes.append({"type": "line", "line": line, "layer": "below"} | ends)
+        shapes.append(horizontal_line(value, "dot" if name == "floor" else "dash", 1.5))
         note = {"x": 1, "xref": "paper", "xanchor": "right", "y": value, "showarrow": False}
         anchor = "top" if name == "floor" else "bottom"
         notes.append(note | {"yanchor": anchor, "text": f"{name} {number(value)}"})
