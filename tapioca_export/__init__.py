@@ -17,9 +17,11 @@ if TYPE_CHECKING:
         Plan,
         Profile,
         Report,
+        RunComparison,
         Selection,
         Verification,
     )
+    from .collating import compare_runs
     from .commands import benchmark, compare, export, intervene, plan, profile, report, select
     from .config import Doses, RunConfig
     from .errors import TapiocaError
@@ -42,9 +44,11 @@ _HOMES = {
         "Plan",
         "Profile",
         "Report",
+        "RunComparison",
         "Selection",
         "Verification",
     ),
+    "collating": ("compare_runs",),
     "commands": (
         "benchmark",
         "compare",
@@ -75,6 +79,7 @@ __all__ = [
     "Plan",
     "Profile",
     "Report",
+    "RunComparison",
     "RunConfig",
     "Selection",
     "TapiocaError",
@@ -83,6 +88,7 @@ __all__ = [
     "benchmark",
     "check",
     "compare",
+    "compare_runs",
     "demo",
     "export",
     "export_variants",

@@ -53,6 +53,7 @@ STORY = [
     "measuring",
     "trading",
     "comparing",
+    "collating",
     "intervening",
     "pipeline",
     "commands",

@@ -45,15 +45,15 @@ def test_every_option_named_in_readme_exists() -> None:
     assert set(re.findall(r"--[a-z][a-z-]+", README)) - {"--text", "--table"} <= known
 
 
-@pytest.mark.parametrize("name", ["ci.md", "provenance.md"])
+@pytest.mark.parametrize("name", ["ci.md", "comparing.md", "provenance.md"])
 def test_every_option_named_in_the_documents_exists(name: str) -> None:
     text = (ROOT / "docs" / name).read_text(encoding="utf-8")
     known = {opt for command in main.commands.values() for p in command.params for opt in p.opts}
     assert set(re.findall(r"--[a-z][a-z-]+", text)) - {"--rm"} <= known
 
 
-def test_every_option_of_check_and_verify_is_documented() -> None:
-    for command, name in (("check", "ci.md"), ("verify", "provenance.md")):
+def test_every_option_of_check_verify_and_report_is_documented() -> None:
+    for command, name in (("check", "ci.md"), ("verify", "provenance.md"), ("report", "comparing.md")):
         text = (ROOT / "docs" / name).read_text(encoding="utf-8")
         options = [p.opts[-1] for p in main.commands[command].params if p.opts[-1].startswith("--")]
         assert [

@@ -250,6 +250,11 @@ class Benchmark:
         return tuple(row for row in self.latency if row.runtime == self.latency[0].runtime)
 
     @property
+    def slowest(self) -> Latency | None:
+        """The served row whose speed-up has the lowest bound; None where none was timed."""
+        return min(self.served, key=lambda row: row.speedup.interval[0], default=None)
+
+    @property
     def rows(self) -> dict[str, Accuracy]:
         """All that was scored, each by what it is in words: roles, then each target domain."""
         words = {} if self.objective is None else {"target": f"target ({self.objective})"}
