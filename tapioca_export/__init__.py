@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .showing import rendered_by
+
 if TYPE_CHECKING:
     from .artifacts import (
         Benchmark,
@@ -103,6 +105,15 @@ __all__ = [
     "select",
     "verify",
 ]
+
+
+def _load_renderer() -> Any:
+    from .reporting import render_result
+
+    return render_result
+
+
+rendered_by(_load_renderer)
 
 
 def __getattr__(name: str) -> Any:

@@ -23,6 +23,7 @@ GROUND = {
     "precision",
     "registry",
     "sessions",
+    "showing",
     "tensors",
     "treatments",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..showing import Shown
 from ..treatments import Treatment
 from .records import SCHEMA_VERSION, SPARSE
 from .results import Benchmark
@@ -46,7 +47,7 @@ class RunDifference:
 
 
 @dataclass(frozen=True)
-class RunComparison:
+class RunComparison(Shown):
     """`run_comparison.json`: finished runs in the order in which they were named.
 
     `groups` has, of each quantity ("target" and "id": the metric on these report rows; "speed": speed-up and

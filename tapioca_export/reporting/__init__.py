@@ -12,6 +12,7 @@
                   what all HTML pages share, and all Markdown
     runs.py, run_tables.py, run_figures.py
                   finished runs side by side, and which of them are comparable
+    notebooks.py  results as a notebook shows them
     sessions.py   what ONNX Runtime's sessions were opened with, in words
     tradeoffs.py  several target domains: what each number of layers trades, and their profiles
     planning.py   what a search would cost -> a few lines
@@ -29,6 +30,7 @@ from .. import artifacts
 from ..artifacts import Benchmark, Export, Intervention, Profile, Report, Run, Selection
 from .exported import export_lines
 from .interventions import dose_table, intervention_verdict
+from .notebooks import render_result
 from .planning import render_plan
 from .rendering import render_html, render_markdown, render_text
 from .run_tables import brief_runs_table
@@ -54,6 +56,7 @@ __all__ = [
     "render_html",
     "render_markdown",
     "render_plan",
+    "render_result",
     "render_text",
     "run_verdict",
     "setting_text",

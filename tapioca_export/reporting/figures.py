@@ -25,7 +25,7 @@ from .drawing import (
     line_trace,
     plot_spec,
 )
-from .tables import boundary_table, candidate_table, influence_table, numbering_of, profile_series
+from .tables import boundary_table, candidate_table, influence_table
 from .wording import choice_text, damped_text, number
 
 _STYLE = {
@@ -42,10 +42,10 @@ _STYLE = {
 def profile_figure(profile: Profile, quantity: str, title: str, unit: str) -> Figure:
     """Draw `norms` or `distances` a boundary: ID and target, before and after, with bands."""
     traces: list[Spec] = []
-    numbering = numbering_of(profile)
-    for name, part in profile_series(profile):
+    numbering = profile.numbering
+    for name, part in profile.series.items():
         traces += _banded(name, part, quantity, numbering.boundaries)
-    values = [v for _, part in profile_series(profile) for v in getattr(part, quantity)]
+    values = [v for _, part in profile.series.items() for v in getattr(part, quantity)]
     wide = min(values) > 0 and max(values) / min(values) > 20
     layout = curve_layout(f"{unit}{', log scale' if wide else ''}", "boundary")
     layout["xaxis"] |= _ticks(numbering.boundary_names)
@@ -102,7 +102,7 @@ def _banded(name: str, part: LayerProfile, quantity: str, stacks: Sequence[range
 
 def deviation_figure(profile: Profile, quantity: str, title: str) -> Figure:
     """Draw the target's deviation from ID a boundary, before and after, over the noise floor."""
-    floor, numbering = getattr(profile.deviation.noise_floor, quantity), numbering_of(profile)
+    floor, numbering = getattr(profile.deviation.noise_floor, quantity), profile.numbering
     x = list(range(len(floor)))
     noise = line_trace("noise floor", x, floor, GREY) | {
         "fill": "tozeroy",
@@ -131,12 +131,12 @@ def deviation_figure(profile: Profile, quantity: str, title: str) -> Figure:
 def influence_figure(profile: Profile) -> Figure:
     """Draw each layer's influence; dropped layers leave gaps in the pruned series."""
     traces: list[Spec] = []
-    for name, part in profile_series(profile):
+    for name, part in profile.series.items():
         colour, dash, symbol = _STYLE[name]
         trace = line_trace(name, list(range(len(part.influences))), part.influences, colour)
         trace["line"] |= {"dash": dash}
         trace["marker"] |= {"symbol": symbol}
-        traces += _cut(trace | {"mode": "lines+markers"}, numbering_of(profile).ranges)
+        traces += _cut(trace | {"mode": "lines+markers"}, profile.numbering.ranges)
     layout = curve_layout("1 - cos(input, output)", "layer")
     layout["xaxis"] |= _ticks(profile.layers)
     layout["yaxis"]["rangemode"] = "tozero"
@@ -154,7 +154,7 @@ def _drop_note(profile: Profile) -> str:
 def _marked(profile: Profile, *, between_boundaries: bool) -> Spec:
     """Grey columns where layers were dropped; layer l of a stack lies between its boundaries l and l+1."""
     shapes, notes = [], []
-    numbering = numbering_of(profile)
+    numbering = profile.numbering
     for layer in whole_layers(profile.drop):
         place = numbering.index(layer)
         middle = place + (numbering.stack_of(place) + 0.5 if between_boundaries else 0.0)
