@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .gating import Thresholds, check
     from .pipeline import demo, run
     from .pruning import prune
+    from .reporting import plot
     from .schemas import schema
     from .starting import init
     from .variants import export_variants
@@ -66,6 +67,7 @@ _HOMES = {
     "gating": ("Thresholds", "check"),
     "pipeline": ("demo", "run"),
     "pruning": ("prune",),
+    "reporting": ("plot",),
     "variants": ("export_variants",),
     "schemas": ("schema",),
     "starting": ("init",),
@@ -97,6 +99,7 @@ __all__ = [
     "init",
     "intervene",
     "plan",
+    "plot",
     "profile",
     "prune",
     "report",

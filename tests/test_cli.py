@@ -28,7 +28,7 @@ PUBLIC = [
     "Benchmark", "Comparison", "Doses", "Export", "Intervention", "Plan", "Profile", "Report",
     "RunComparison", "RunConfig", "Selection", "TapiocaError", "Thresholds", "Verification",
     "benchmark", "check", "compare", "compare_runs", "demo", "export", "export_variants", "init",
-    "intervene", "plan", "profile", "prune", "report", "run", "schema", "select", "verify",
+    "intervene", "plan", "plot", "profile", "prune", "report", "run", "schema", "select", "verify",
 ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@
                   the numbers as plots: plain dictionaries in Plotly's terms
     interventions.py
                   what `intervene` found, in sentences and tables
+    plotting.py   the same plots as matplotlib figures
     rendering.py  report -> Markdown, report -> one self-contained HTML file, table -> plain text
     pages.py, markdown.py
                   what all HTML pages share, and all Markdown
@@ -32,6 +33,7 @@ from .exported import export_lines
 from .interventions import dose_table, intervention_verdict
 from .notebooks import render_result
 from .planning import render_plan
+from .plotting import plot
 from .rendering import render_html, render_markdown, render_text
 from .run_tables import brief_runs_table
 from .runs import run_verdict, write_run_comparison
@@ -53,6 +55,7 @@ __all__ = [
     "export_lines",
     "intervention_verdict",
     "make_report",
+    "plot",
     "render_html",
     "render_markdown",
     "render_plan",

@@ -26,6 +26,7 @@ from .drawing import (
     plot_spec,
 )
 from .tables import boundary_table, candidate_table, influence_table
+from .tradeoffs import trade_off_figure
 from .wording import choice_text, damped_text, number
 
 _STYLE = {
@@ -37,6 +38,17 @@ _STYLE = {
 
 
 # --- profiles -------------------------------------------------------------------------------
+
+
+def profile_figures(profile: Profile) -> tuple[Figure, ...]:
+    """Draw norms, distances, their deviation from ID, and each layer's influence."""
+    return (
+        profile_figure(profile, "norms", "Norm profile", "mean norm"),
+        profile_figure(profile, "distances", "Distance profile", "mean pairwise distance"),
+        deviation_figure(profile, "norms", "Deviation of norms"),
+        deviation_figure(profile, "distances", "Deviation of distances"),
+        influence_figure(profile),
+    )
 
 
 def profile_figure(profile: Profile, quantity: str, title: str, unit: str) -> Figure:
@@ -177,6 +189,13 @@ def _marked(profile: Profile, *, between_boundaries: bool) -> Spec:
 
 
 # --- search ---------------------------------------------------------------------------------
+
+
+def search_figures(selection: Selection) -> tuple[Figure, ...]:
+    """Draw the trajectory, if a round was run, and what each number of layers trades, if that is known."""
+    trajectory = search_figure(selection)
+    trades = (trade_off_figure(selection),) if selection.points else ()
+    return ((trajectory,) if trajectory else ()) + trades
 
 
 def search_figure(selection: Selection) -> Figure | None:

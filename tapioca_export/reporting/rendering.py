@@ -167,25 +167,20 @@ def _sections(report: Report) -> list[Section]:
 
 def _profile_section(report: Report) -> Section:
     profile = report.profile
-    plots = (
-        figures.profile_figure(profile, "norms", "Norm profile", "mean norm"),
-        figures.profile_figure(profile, "distances", "Distance profile", "mean pairwise distance"),
-        figures.deviation_figure(profile, "norms", "Deviation of norms"),
-        figures.deviation_figure(profile, "distances", "Deviation of distances"),
-        figures.influence_figure(profile),
-    )
     intro = (
         f"ID: {profile.id.num_samples} samples, {profile.id.num_tokens} positions. Target: "
         f"{profile.target.num_samples} samples, {profile.target.num_tokens} positions. "
         f"The answer is read at: {profile.position}."
     )
     shown = (tradeoffs.domain_table(profile),) if profile.targets else ()
-    return Section("profile", "Residual stream", intro, figures=plots, tables=shown)
+    return Section(
+        "profile", "Residual stream", intro, figures=figures.profile_figures(profile), tables=shown
+    )
 
 
 def _search_section(report: Report) -> Section:
     selection = report.selection
-    plot = figures.search_figure(selection)
+    plots, shown = figures.search_figures(selection), [tables.search_table(selection)]
     intro = f"Criterion {selection.criterion}, pick {selection.pick}. "
     if selection.cost:
         cost = selection.cost
@@ -196,13 +191,11 @@ def _search_section(report: Report) -> Section:
             f"{cost.evaluations} evaluations took {cost.layer_forwards:,} layer forwards in "
             f"{cost.seconds:.1f} s{of_plain}."
         )
-    if plot is None:
+    if not any(plot.name == "search" for plot in plots):
         intro += f" No round was run: {selection.stop_reason}"
-    plots, shown = [plot] if plot else [], [tables.search_table(selection)]
     if selection.points:
-        plots.append(tradeoffs.trade_off_figure(selection))
         shown.append(tradeoffs.trade_off_table(selection))
-    return Section("search", "Search", intro.strip(), figures=tuple(plots), tables=tuple(shown))
+    return Section("search", "Search", intro.strip(), figures=plots, tables=tuple(shown))
 
 
 def _dose_section(found: Intervention) -> Section:
