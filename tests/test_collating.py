@@ -195,6 +195,12 @@ def test_a_role_that_one_run_lacks_is_named() -> None:
     )
 
 
+def test_what_neither_run_measured_sets_none_apart() -> None:
+    blind = measured(accuracy={"id": reports.NO_CHANGE})
+    found = beside(a_report(**blind), a_report(inputs={"target.jsonl": "9" * 64}, **blind))
+    assert found.differences == ()
+
+
 def test_runs_that_are_comparable_with_each_other_alone_are_named() -> None:
     laptop = {"environment": {"cores": 8}}
     found = beside(a_report(), a_report(**laptop), a_report(**laptop))

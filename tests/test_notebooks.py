@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +20,7 @@ import reports
 from test_collating import a_report, beside
 from test_reporting import HOSTILE, Page
 
+import tapioca_export
 from tapioca_export import Thresholds, plot
 from tapioca_export.artifacts import (
     Bounds,
@@ -306,8 +308,29 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
     assert caught.value.hint == "pip install 'tapioca-export[plots]'"
 
 
+def test_the_documents_code_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "notebooks.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tapioca_export, "report", lambda folder: whole_report(), raising=False)
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, names)
+    assert (tmp_path / "norms.pdf").read_bytes().startswith(b"%PDF")
+    assert set(names["frame"]) == {
+        name for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE) for name in columns_of(row)
+    }
+
+
+def columns_of(cell: str) -> list[str]:
+    """Return the columns that a row of the document's table is about, with those that its text derives."""
+    names = re.findall(r"`(\w+)`", cell)
+    bands = [f"{name}_{end}" for name in names if name in ("norm", "distance") for end in ("low", "high")]
+    floors = [name.replace("deviation", "noise_floor") for name in names if name.endswith("_deviation")]
+    return [*names, *bands, *floors]
+
+
 def test_what_has_no_plots_is_refused_with_what_has() -> None:
-    with pytest.raises(ConfigError, match="A Export has no plots") as caught:
+    with pytest.raises(ConfigError, match="Export has no plots") as caught:
         plot(reports.export())
     assert "Benchmark, Intervention, Profile" in (caught.value.hint or "")
 
@@ -319,3 +342,9 @@ def test_plotting_opens_no_window_and_changes_no_setting() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_figure_shows_itself() -> None:
+    figure = plot(reports.profile())["influence"]
+    figure.set_dpi(20)
+    assert figure._repr_png_().startswith(b"\x89PNG")

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import html
 import importlib
+import io
 import textwrap
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts import Benchmark, Intervention, Profile, Report, RunComparison, Selection
@@ -49,7 +51,7 @@ _AXIS = {
 def plot(result: Report | Profile | Selection | Benchmark | Intervention | RunComparison) -> dict[str, Drawn]:
     """Return the plots of a result as matplotlib figures, by their names in reports.
 
-    They belong to no window and no session: show them in a notebook, or save them with `savefig`.
+    They belong to no window and no session: a notebook shows one that ends a cell, `savefig` saves it.
 
     Args:
         result: What a report is made of, a report, or runs side by side.
@@ -59,7 +61,7 @@ def plot(result: Report | Profile | Selection | Benchmark | Intervention | RunCo
     """
     if type(result) not in _FIGURES:
         names = ", ".join(sorted(kind.__name__ for kind in _FIGURES))
-        raise ConfigError(f"A {type(result).__name__} has no plots.", f"These have: {names}.")
+        raise ConfigError(f"{type(result).__name__} has no plots.", f"These have: {names}.")
     try:
         matplotlib = importlib.import_module("matplotlib")
     except ImportError as error:
@@ -96,10 +98,8 @@ _FIGURES: dict[type, Callable[[Any], Sequence[Figure]]] = {
 
 def _draw(figure: Figure) -> Drawn:
     """Draw one specification."""
-    from matplotlib.figure import Figure as Canvas
-
     layout = figure.spec["layout"]
-    canvas = Canvas(figsize=(_WIDTH, layout["height"] / _INCH + 1.0), layout="constrained")
+    canvas = _canvas_type()(figsize=(_WIDTH, layout["height"] / _INCH + 1.0), layout="constrained")
     axes = canvas.add_subplot()
     for trace in figure.spec["data"]:
         _add_trace(axes, trace)
@@ -116,6 +116,20 @@ def _draw(figure: Figure) -> Drawn:
     if layout.get("showlegend", True) and axes.get_legend_handles_labels()[0]:
         canvas.legend(loc="outside lower center", ncols=4, frameon=False, fontsize="small")
     return canvas
+
+
+@cache
+def _canvas_type() -> type[Drawn]:
+    """Return figures that a notebook shows by themselves; pyplot's do so too, and stay in memory for it."""
+    from matplotlib.figure import Figure as Canvas
+
+    class Plot(Canvas):  # type: ignore[misc,unused-ignore]
+        def _repr_png_(self) -> bytes:
+            content = io.BytesIO()
+            self.savefig(content, format="png")
+            return content.getvalue()
+
+    return Plot
 
 
 def _plain(text: str) -> str:
