@@ -156,7 +156,7 @@ def facts_of(report: Report) -> dict[str, str]:
         "prompts": prompts if prompting != Prompting() else "rows as they are",
         "longest input": str(config.get("max_length") or "the model's"),
         "machine": _machine(environment),
-        "ONNX Runtime": environment.get("versions", {}).get("onnxruntime", UNKNOWN),
+        "ONNX Runtime": _runtime(environment),
         "timed settings": _timed(report.benchmark),
     }
 
@@ -203,6 +203,12 @@ def _machine(environment: Mapping[str, Any]) -> str:
         return UNKNOWN
     gpus = ", ".join(environment.get("gpus", ())) or "no GPU"
     return f"{environment['processor']}, {environment['cores']} cores, {gpus}, {environment['platform']}"
+
+
+def _runtime(environment: Mapping[str, Any]) -> str:
+    """Return the version; that of another wheel, such as the one for GPUs, is not recorded."""
+    version: str = environment.get("versions", {}).get("onnxruntime", provenance.NOT_INSTALLED)
+    return UNKNOWN if version == provenance.NOT_INSTALLED else version
 
 
 def _timed(measured: Benchmark) -> str:

@@ -46,6 +46,7 @@ PACKAGES = (
     "soundfile",
     "jiwer",
 )
+NOT_INSTALLED = "not installed"
 SAMPLE_FILES = ("id", "target", "id_report", "target_report", "few_shot")
 
 
@@ -56,7 +57,7 @@ def versions() -> dict[str, str]:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
+            found[package] = NOT_INSTALLED
     return found
 
 

@@ -160,6 +160,8 @@ def test_a_fact_that_is_not_recorded_is_never_the_same() -> None:
     found = beside(made, made)
     assert found.groups["id"] == (("a",), ("b",))
     assert found.verdict.endswith("not comparable in ID metric (rows not recorded): b.")
+    other_wheel = a_report(environment={"versions": {"onnxruntime": "not installed"}})
+    assert beside(other_wheel, other_wheel).groups["speed"] == (("a",), ("b",))
     old = reports.report()
     assert beside(old, old).groups == {q: (("a",), ("b",)) for q in ("target", "id", "speed")}
 
