@@ -206,9 +206,11 @@ def _machine(environment: Mapping[str, Any]) -> str:
 
 
 def _runtime(environment: Mapping[str, Any]) -> str:
-    """Return the version; that of another wheel, such as the one for GPUs, is not recorded."""
-    version: str = environment.get("versions", {}).get("onnxruntime", provenance.NOT_INSTALLED)
-    return UNKNOWN if version == provenance.NOT_INSTALLED else version
+    """Return the version of each wheel that was installed."""
+    versions = environment.get("versions", {})
+    found = {wheel: versions.get(wheel, provenance.NOT_INSTALLED) for wheel in provenance.RUNTIMES}
+    known = [f"{v} ({wheel})" for wheel, v in found.items() if v != provenance.NOT_INSTALLED]
+    return ", ".join(known) or UNKNOWN
 
 
 def _timed(measured: Benchmark) -> str:

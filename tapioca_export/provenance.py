@@ -28,14 +28,14 @@ HUB = "hub:"
 HEADERS = "headers:"
 # Begins that of a weight file that was linked and not read: its size follows.
 SIZE = "size:"
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 PACKAGES = (
     "tapioca-export",
     "torch",
     "transformers",
     "onnx",
     "onnxscript",
-    "onnxruntime",
-    "onnxruntime-gpu",
+    *RUNTIMES,
     "optimum",
     "numpy",
     "scipy",

@@ -126,7 +126,7 @@ OTHERS: dict[str, tuple[dict[str, Any], set[str], str]] = {
     "machine": ({"environment": {"cores": 8}}, {"speed"}, "another machine (EPYC, 8 cores, no GPU, Linux"),
     "runtime": (
         {"environment": {"versions": {"onnxruntime": "1.22.0"}}}, {"speed"},
-        "in speed and memory (another ONNX Runtime (1.22.0, not 1.27.0))",
+        "in speed and memory (another ONNX Runtime (1.22.0 (onnxruntime), not 1.27.0 (onnxruntime)))",
     ),
     "settings": (measured(latency=(reports.latency(4),)), {"speed"}, "timed at other settings"),
     "threads": (
@@ -160,8 +160,8 @@ def test_a_fact_that_is_not_recorded_is_never_the_same() -> None:
     found = beside(made, made)
     assert found.groups["id"] == (("a",), ("b",))
     assert found.verdict.endswith("not comparable in ID metric (rows not recorded): b.")
-    other_wheel = a_report(environment={"versions": {"onnxruntime": "not installed"}})
-    assert beside(other_wheel, other_wheel).groups["speed"] == (("a",), ("b",))
+    unknown = a_report(environment={"versions": {"onnxruntime": "not installed"}})
+    assert beside(unknown, unknown).groups["speed"] == (("a",), ("b",))
     old = reports.report()
     assert beside(old, old).groups == {q: (("a",), ("b",)) for q in ("target", "id", "speed")}
 
@@ -195,6 +195,13 @@ def test_a_role_that_one_run_lacks_is_named() -> None:
     assert both.verdict.endswith(
         "in ID metric and speed and memory. Measured in none of them: target metric."
     )
+
+
+def test_another_wheel_of_onnxruntime_is_another_runtime() -> None:
+    wheels = {"onnxruntime": "not installed", "onnxruntime-gpu": "1.27.0"}
+    gpu = a_report(environment={"versions": wheels})
+    assert beside(gpu, gpu).differences == ()
+    assert "(1.27.0 (onnxruntime-gpu), not 1.27.0 (onnxruntime))" in beside(a_report(), gpu).verdict
 
 
 def test_what_neither_run_measured_sets_none_apart() -> None:

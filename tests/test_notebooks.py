@@ -198,6 +198,8 @@ def test_layers_of_several_stacks_and_domains_are_named() -> None:
     assert pandas.isna(rows["decoder:0"][0])
     assert math.isnan(rows["decoder:0"][1])
     assert tuple(airline["norm_deviation"]) == whole.deviation.norms
+    legend = plot(several)["profile-norms"].legends[0]  # each series is a line a stack
+    assert [text.get_text() for text in legend.get_texts()] == ["ID", "target"]
 
 
 # --- matplotlib -----------------------------------------------------------------------------
