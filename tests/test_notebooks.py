@@ -127,9 +127,11 @@ def test_the_numbers_stand_in_what_is_shown() -> None:
 
 
 def test_a_gates_verdict_shows_every_check() -> None:
-    shown = check(reports.report(), Thresholds(min_speedup=9.0, max_size_ratio=1.0))._repr_html_()
+    shown = check(
+        reports.report(), Thresholds(min_speedup=9.0, max_size_ratio=1.0, max_id_loss=1.0)
+    )._repr_html_()
     assert shown.count("FAIL") == 1
-    assert shown.count("<tr>") == 3
+    assert shown.count("<tr>") == 4
     assert "min_speedup" in shown
 
 
