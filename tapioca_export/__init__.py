@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .showing import rendered_by
+
 if TYPE_CHECKING:
     from .artifacts import (
         Benchmark,
@@ -17,15 +19,18 @@ if TYPE_CHECKING:
         Plan,
         Profile,
         Report,
+        RunComparison,
         Selection,
         Verification,
     )
+    from .collating import compare_runs
     from .commands import benchmark, compare, export, intervene, plan, profile, report, select
     from .config import Doses, RunConfig
     from .errors import TapiocaError
     from .gating import Thresholds, check
     from .pipeline import demo, run
     from .pruning import prune
+    from .reporting import plot
     from .schemas import schema
     from .starting import init
     from .variants import export_variants
@@ -42,9 +47,11 @@ _HOMES = {
         "Plan",
         "Profile",
         "Report",
+        "RunComparison",
         "Selection",
         "Verification",
     ),
+    "collating": ("compare_runs",),
     "commands": (
         "benchmark",
         "compare",
@@ -60,6 +67,7 @@ _HOMES = {
     "gating": ("Thresholds", "check"),
     "pipeline": ("demo", "run"),
     "pruning": ("prune",),
+    "reporting": ("plot",),
     "variants": ("export_variants",),
     "schemas": ("schema",),
     "starting": ("init",),
@@ -75,6 +83,7 @@ __all__ = [
     "Plan",
     "Profile",
     "Report",
+    "RunComparison",
     "RunConfig",
     "Selection",
     "TapiocaError",
@@ -83,12 +92,14 @@ __all__ = [
     "benchmark",
     "check",
     "compare",
+    "compare_runs",
     "demo",
     "export",
     "export_variants",
     "init",
     "intervene",
     "plan",
+    "plot",
     "profile",
     "prune",
     "report",
@@ -97,6 +108,15 @@ __all__ = [
     "select",
     "verify",
 ]
+
+
+def _load_renderer() -> Any:
+    from .reporting import render_result
+
+    return render_result
+
+
+rendered_by(_load_renderer)
 
 
 def __getattr__(name: str) -> Any:

@@ -25,7 +25,6 @@ from .artifacts import (
     Run,
     Selection,
     check_output,
-    is_sealed,
     read,
     refuse_inside,
     sha256,
@@ -348,16 +347,12 @@ def _kept_or_staged(config: RunConfig, run_folder: Path | None, name: str) -> It
 
 def report(folder: Path) -> Report:
     """Render a run folder again, from its artifacts."""
-    if not (folder / "run.json").is_file():
-        raise LoadError(f"{folder} is not a run folder: it has no run.json.", "Name the output of `run`.")
+    before = provenance.read_run(folder)
     exports = {
         path.parent.relative_to(folder).as_posix(): read(path, Export)
         for path in sorted(folder.glob("*/*/export.json"))
     }
     added = folder / "intervention.json"
-    before = read(folder / provenance.RUN, Run)
-    if before.sha256 and not is_sealed(folder / provenance.RUN, before.sha256):
-        raise LoadError(f"{folder / provenance.RUN} is not what was written.", "Run the job again.")
     record = replace(_renewed(before, folder, (added.name,)), sha256="")
     result = reporting.make_report(
         record,

@@ -28,6 +28,8 @@ def _option(default: Any, help_: str, short: str | None = None, metavar: str | N
     return field(default=default, metadata=metadata)
 
 
+# Where runs are put side by side, unless another folder is named.
+COMPARISON = Path("tapioca-comparison")
 OBJECTIVES = ("mean", "worst", "weights")
 ALPHAS = (0.0, 0.25, 0.5, 0.75)
 # The domain of a target that was given without a name.

@@ -19,6 +19,7 @@ from typing import Any
 from . import graphs
 from .artifacts import Command, Provenance, Run, combined, hashes, is_sealed, read, sha256, write_sealed
 from .config import RunConfig
+from .errors import LoadError
 
 RUN, RECORD = "run.json", "provenance.json"
 # Begins the record of a model on the hub, which has a name and a commit in place of a hash.
@@ -27,14 +28,14 @@ HUB = "hub:"
 HEADERS = "headers:"
 # Begins that of a weight file that was linked and not read: its size follows.
 SIZE = "size:"
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 PACKAGES = (
     "tapioca-export",
     "torch",
     "transformers",
     "onnx",
     "onnxscript",
-    "onnxruntime",
-    "onnxruntime-gpu",
+    *RUNTIMES,
     "optimum",
     "numpy",
     "scipy",
@@ -45,6 +46,7 @@ PACKAGES = (
     "soundfile",
     "jiwer",
 )
+NOT_INSTALLED = "not installed"
 SAMPLE_FILES = ("id", "target", "id_report", "target_report", "few_shot")
 
 
@@ -55,7 +57,7 @@ def versions() -> dict[str, str]:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
+            found[package] = NOT_INSTALLED
     return found
 
 
@@ -230,6 +232,21 @@ def record_added(folder: Path, name: str) -> None:
         hashed = {file.relative_to(path.parent).as_posix(): sha256(file) for file in changed}
         write_sealed(path, replace(record, outputs={**record.outputs, **hashed}))
         changed.append(path)
+
+
+def read_run(folder: Path) -> Run:
+    """Read the record of a run folder.
+
+    Raises:
+        LoadError: If the folder has none, or it is not what was written.
+    """
+    path = folder / RUN
+    if not path.is_file():
+        raise LoadError(f"{folder} is not a run folder: it has no {RUN}.", "Name the output of `run`.")
+    record = read(path, Run)
+    if record.sha256 and not is_sealed(path, record.sha256):
+        raise LoadError(f"{path} is not what was written.", "Run the job again.")
+    return record
 
 
 def make_run(

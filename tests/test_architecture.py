@@ -23,6 +23,7 @@ GROUND = {
     "precision",
     "registry",
     "sessions",
+    "showing",
     "tensors",
     "treatments",
 }
@@ -53,6 +54,7 @@ STORY = [
     "measuring",
     "trading",
     "comparing",
+    "collating",
     "intervening",
     "pipeline",
     "commands",

@@ -25,10 +25,10 @@ Tiny = Callable[[str], Path]
 Files = Callable[[str], dict[str, Path]]
 HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "numpy", "pandas", "pyarrow", "pydantic")
 PUBLIC = [
-    "Benchmark", "Comparison", "Doses", "Export", "Intervention", "Plan", "Profile", "Report", "RunConfig",
-    "Selection", "TapiocaError", "Thresholds", "Verification", "benchmark", "check", "compare", "demo",
-    "export", "export_variants", "init", "intervene", "plan", "profile", "prune", "report", "run", "schema",
-    "select", "verify",
+    "Benchmark", "Comparison", "Doses", "Export", "Intervention", "Plan", "Profile", "Report",
+    "RunComparison", "RunConfig", "Selection", "TapiocaError", "Thresholds", "Verification",
+    "benchmark", "check", "compare", "compare_runs", "demo", "export", "export_variants", "init",
+    "intervene", "plan", "plot", "profile", "prune", "report", "run", "schema", "select", "verify",
 ]  # fmt: skip
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -45,15 +48,15 @@ def test_every_option_named_in_readme_exists() -> None:
     assert set(re.findall(r"--[a-z][a-z-]+", README)) - {"--text", "--table"} <= known
 
 
-@pytest.mark.parametrize("name", ["ci.md", "provenance.md"])
+@pytest.mark.parametrize("name", ["ci.md", "comparing.md", "provenance.md"])
 def test_every_option_named_in_the_documents_exists(name: str) -> None:
     text = (ROOT / "docs" / name).read_text(encoding="utf-8")
     known = {opt for command in main.commands.values() for p in command.params for opt in p.opts}
     assert set(re.findall(r"--[a-z][a-z-]+", text)) - {"--rm"} <= known
 
 
-def test_every_option_of_check_and_verify_is_documented() -> None:
-    for command, name in (("check", "ci.md"), ("verify", "provenance.md")):
+def test_every_option_of_check_verify_and_report_is_documented() -> None:
+    for command, name in (("check", "ci.md"), ("verify", "provenance.md"), ("report", "comparing.md")):
         text = (ROOT / "docs" / name).read_text(encoding="utf-8")
         options = [p.opts[-1] for p in main.commands[command].params if p.opts[-1].startswith("--")]
         assert [
@@ -86,19 +89,60 @@ def test_the_documents_pipelines_name_inputs_that_exist() -> None:
     assert required <= set(given) <= set(spec["spec"]["inputs"])
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_shells_complete_commands(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from click.shell_completion import get_completion_class
+COMPLETION = (ROOT / "docs/completion.md").read_text(encoding="utf-8")
+SCRIPTS = dict(re.findall(r"`(_TAPIOCA_EXPORT_COMPLETE=(\w+)_source) tapioca-export > ~/\S+`", COMPLETION))
+REGISTERS = {
+    "bash": "complete -o nosort -F _tapioca_export_completion tapioca-export",
+    "zsh": "compdef _tapioca_export_completion tapioca-export",
+    "fish": "complete --no-files --command tapioca-export",
+}
 
-    text = (ROOT / "docs/ci.md").read_text(encoding="utf-8")
-    variable = "_TAPIOCA_EXPORT_COMPLETE"
-    assert f"{shell}_source" in text
-    assert f"{variable}={'bash' if shell != 'fish' else 'fish'}_source tapioca-export" in text
-    found = get_completion_class(shell)
-    assert found
-    completion = found(main, {}, "tapioca-export", variable)
-    assert [item.value for item in completion.get_completions([], "ver")] == ["verify"]
-    assert "--hashes-only" in [item.value for item in completion.get_completions(["verify"], "--h")]
+
+def completion(setting: str, **more: str) -> str:
+    """Return what the installed program prints when a shell asks, by the environment alone."""
+    name, _, value = setting.partition("=")
+    found = CliRunner().invoke(main, [], prog_name="tapioca-export", env={name: value, **more})
+    assert (found.exit_code, found.stderr) == (0, "")
+    return found.stdout
+
+
+def test_every_shells_completion_is_documented() -> None:
+    assert sorted(SCRIPTS.values()) == sorted(REGISTERS)
+
+
+@pytest.mark.parametrize("shell", REGISTERS)
+def test_the_script_of_each_shell_is_printed_as_documented(shell: str) -> None:
+    (setting,) = (setting for setting, name in SCRIPTS.items() if name == shell)
+    script = completion(setting)
+    assert REGISTERS[shell] in script
+    assert f"_TAPIOCA_EXPORT_COMPLETE={shell}_complete" in script  # with which it asks the program
+
+
+@pytest.mark.parametrize("shell", REGISTERS)
+@pytest.mark.parametrize(
+    ("words", "found"), [("ver", "verify"), ("verify --has", "--hashes-only"), ("report --com", "--compare")]
+)
+def test_a_shell_that_asks_is_answered(shell: str, words: str, found: str) -> None:
+    line, last = f"tapioca-export {words}", words.split()[-1]
+    count = last if shell == "fish" else str(len(words.split()))
+    asked = {"COMP_WORDS": line, "COMP_CWORD": count}
+    answer = completion(f"_TAPIOCA_EXPORT_COMPLETE={shell}_complete", **asked)
+    assert re.split(r"[,\n\t]", answer)[:2] == ["plain", found]
+
+
+def test_bash_completes_with_the_script(tmp_path: Path) -> None:
+    program = tmp_path / "tapioca-export"
+    code = "from tapioca_export.cli import main; main(prog_name='tapioca-export')"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}"\n', encoding="utf-8")
+    program.chmod(0o755)
+    (tmp_path / "script").write_text(completion("_TAPIOCA_EXPORT_COMPLETE=bash_source"), encoding="utf-8")
+    press = "COMP_WORDS=(tapioca-export ver) COMP_CWORD=1; _tapioca_export_completion tapioca-export"
+    path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-c", f'. {tmp_path}/script; {press}; echo "${{COMPREPLY[@]}}"'],
+        env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == "verify"
 
 
 @pytest.mark.slow

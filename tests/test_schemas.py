@@ -21,6 +21,7 @@ from tapioca_export import verify
 from tapioca_export.artifacts import Bounds, Compared, Comparison, Cost, Plan, read, to_json
 from tapioca_export.cli import main
 from tapioca_export.cli.options import SETTINGS, _parse_config
+from tapioca_export.collating import collate, compared_run
 from tapioca_export.config import RunConfig
 from tapioca_export.errors import ConfigError
 from tapioca_export.schemas import kinds, schema
@@ -82,6 +83,7 @@ def written(finished: Path) -> dict[str, Any]:
         "provenance": read(finished / "pruned/onnx/provenance.json", kinds()["provenance"]),
         "report": report,
         "run": report.run,
+        "run_comparison": collate([compared_run(name, Path(name), report) for name in ("a", "b")]),
         "selection": report.selection,
         "verification": verify(finished, proofs=False),
     }

@@ -69,6 +69,7 @@ from .results import (
     Run,
     Timing,
 )
+from .run_comparisons import ComparedRun, Quantity, RunComparison, RunDifference
 from .sessions import OrtSession, SessionSettings
 from .verifications import (
     Command,
@@ -90,6 +91,7 @@ __all__ = [
     "Choices",
     "Command",
     "Compared",
+    "ComparedRun",
     "Comparison",
     "Cost",
     "Curves",
@@ -128,6 +130,7 @@ __all__ = [
     "ProofCheck",
     "ProofState",
     "Provenance",
+    "Quantity",
     "RandomLayers",
     "RandomSet",
     "Rank",
@@ -135,6 +138,8 @@ __all__ = [
     "Report",
     "Role",
     "Run",
+    "RunComparison",
+    "RunDifference",
     "Selection",
     "SessionSettings",
     "Step",

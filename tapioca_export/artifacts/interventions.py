@@ -12,6 +12,7 @@ from typing import Literal
 
 from ..config import Scaling
 from ..numbering import LayerName
+from ..showing import Shown
 from .records import SCHEMA_VERSION, SPARSE, Interval
 from .results import Accuracy
 
@@ -140,7 +141,7 @@ class NormControl:
 
 
 @dataclass(frozen=True)
-class Intervention:
+class Intervention(Shown):
     """`intervention.json`: a dose-response of some layers, on report rows, with its controls.
 
     `id` and `target` are of all `layers` scaled together. `dropped` compares the model without the layers

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ..showing import Shown
 from .records import SCHEMA_VERSION
 
 
@@ -17,7 +18,7 @@ class Bounds:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Shown):
     """What a search would cost (`select --dry-run`); printed, never written.
 
     For `rounds` rounds: a floor that ends the search earlier makes it cheaper, as does a budget of

@@ -12,10 +12,14 @@ or boundary then hold stack after stack, so that S stacks have L+S boundaries.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..numbering import PARTS, LayerName, Numbering, part_of
+from ..showing import Shown
 from .prompts import Prompting
+
+if TYPE_CHECKING:
+    import pandas
 
 SCHEMA_VERSION = 1
 Interval = tuple[float, float]
@@ -91,7 +95,7 @@ class DomainProfile:
 
 
 @dataclass(frozen=True)
-class Profile:
+class Profile(Shown):
     """`profile.json`: ID and target, before and after pruning, on the same axes.
 
     `position` says where the answer is read. `deviation_removed` is the share of the target's mean
@@ -119,6 +123,34 @@ class Profile:
     targets: dict[str, DomainProfile] = field(default_factory=dict, metadata=SPARSE)
     kind: Literal["profile"] = "profile"
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def numbering(self) -> Numbering:
+        """How layers and boundaries are counted and named."""
+        return Numbering.of(self.stacks, len(self.layers))
+
+    @property
+    def series(self) -> dict[str, LayerProfile]:
+        """The profiles that were measured, by their names, in reading order."""
+        parts = {
+            "ID": self.id,
+            "ID, pruned": self.pruned_id,
+            "target": self.target,
+            "target, pruned": self.pruned_target,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a row for each boundary of each series: "ID", "target", each domain, "..., pruned".
+
+        Columns: `series`; `boundary` and the `layer` before it (missing at the first boundary of a stack),
+        by their names; that layer's `influence`; `norm` and `distance` with the bounds of their bands
+        (`norm_low`, `norm_high`), and of targets the deviation from ID (`norm_deviation`) beside its
+        `norm_noise_floor`. What was not measured is missing.
+        """
+        from .frames import profile_frame
+
+        return profile_frame(self)
 
 
 # --- selection.json -------------------------------------------------------------------------
@@ -243,7 +275,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Selection:
+class Selection(Shown):
     """`selection.json`: what to drop and why; replays without data (`prune --selection`).
 
     `steps` is the whole trajectory, `drop` and `damp` (sorted) the part of it that `pick` names; `damp` is

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ..showing import Shown
 from .interventions import Intervention
 from .records import SCHEMA_VERSION, Profile, Selection
 from .results import Benchmark, Export, Run
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Shown):
     """`report.json`: the verdict and everything it rests on, and what was added to the run folder since."""
 
     verdict: str

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..numbering import LayerName
+from ..showing import Shown
 from ..treatments import Treatment
 from .prompts import Prompting
 from .records import SCHEMA_VERSION, SPARSE, Cost, Damping, Interval, Pair, Ratio
@@ -48,7 +49,7 @@ class Fusions:
 
 
 @dataclass(frozen=True)
-class Export:
+class Export(Shown):
     """`export.json`: an exported model and the proof that it computes what PyTorch computes.
 
     `files` maps each file to its SHA-256; `sha256` is that of the first, the graph that runs first.
@@ -214,7 +215,7 @@ class Latency:
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Benchmark(Shown):
     """`benchmark.json`: original against pruned, both as exported files.
 
     `accuracy` is keyed by role, "id" and "target"; a role without labels is absent.
@@ -250,6 +251,11 @@ class Benchmark:
         return tuple(row for row in self.latency if row.runtime == self.latency[0].runtime)
 
     @property
+    def slowest(self) -> Latency | None:
+        """The served row whose speed-up has the lowest bound; None where none was timed."""
+        return min(self.served, key=lambda row: row.speedup.interval[0], default=None)
+
+    @property
     def rows(self) -> dict[str, Accuracy]:
         """All that was scored, each by what it is in words: roles, then each target domain."""
         words = {} if self.objective is None else {"target": f"target ({self.objective})"}
@@ -279,7 +285,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Shown):
     """`comparison.json`: criteria on one model, each asked to drop the same number of layers.
 
     `criteria` stand in the order of their gain on the target, the largest first. All chose on the

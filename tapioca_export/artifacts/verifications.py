@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..showing import Shown
 from .records import SCHEMA_VERSION, SPARSE
 
 Command = Literal["run", "prune", "export"]
@@ -63,7 +64,7 @@ class ProofCheck:
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Shown):
     """What `verify` found; printed, never written.
 
     `versions` holds, of each library whose version is not the recorded one, that one and the one here.

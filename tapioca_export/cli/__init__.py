@@ -9,7 +9,7 @@ Exit codes: 0 done; 1 an error the user can mend; 2 usage; 3 a gate was missed.
 
 from __future__ import annotations
 
-from . import checking, intervening, starting
+from . import checking, intervening, reporting, starting
 from .commands import main
 
-__all__ = ["checking", "intervening", "main", "starting"]
+__all__ = ["checking", "intervening", "main", "reporting", "starting"]

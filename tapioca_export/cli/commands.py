@@ -15,7 +15,7 @@ import tapioca_export as library
 from ..config import RunConfig
 from ..errors import ConfigError, TapiocaError
 from ..numbering import LayerName, Numbering, whole_layers
-from .options import FIELDS, VARIANTS, _scales, comparing, options, planning, printing
+from .options import FIELDS, VARIANTS, _scales, comparing, options, planning
 
 LOADING = (
     "model", "task", "max_length", "trust_remote_code", "local_files_only", "num_threads", "seed",
@@ -374,14 +374,6 @@ def benchmark(original: Path, pruned: Path, as_json: bool, quiet: bool, **flags:
         return "\n".join(lines)
 
     _show(result, as_json, quiet, text)
-
-
-@main.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@printing
-def report(folder: Path, as_json: bool, quiet: bool) -> None:
-    """Render a run folder again."""
-    _show_report(library.report(folder), folder, as_json, quiet)
 
 
 @main.command("list")

@@ -52,12 +52,11 @@ def fields_of(report: Report) -> dict[str, Any]:
     """Return what an expression may name: the report's keys, and short names for what is asked for most."""
     measured = report.benchmark
     roles = {role: _scored(measured.accuracy.get(role)) for role in ("target", "id")}
-    speedups = [row.speedup for row in measured.served]
-    worst = min(speedups, key=lambda ratio: ratio.interval[0], default=None)
+    worst = measured.slowest
     short = {
         **roles,
         "targets": {name: _scored(row) for name, row in measured.targets.items()},
-        "speedup": None if worst is None else _quantity(worst.median, worst.interval),
+        "speedup": None if worst is None else _quantity(worst.speedup.median, worst.speedup.interval),
         "size_ratio": _ratio(measured.size_bytes.pruned, measured.size_bytes.original),
         "memory_ratio": _ratio(measured.peak_memory_bytes.pruned, measured.peak_memory_bytes.original),
         "optimism_gap": measured.optimism_gap,

@@ -81,10 +81,9 @@ def _id_loss(report: Report, limit: float) -> Check:
 
 
 def _speedup(report: Report, limit: float) -> Check:
-    rows = report.benchmark.served
-    if not rows:
+    rows, worst = report.benchmark.served, report.benchmark.slowest
+    if worst is None:
         return not_measured("min_speedup", "there is no latency row")
-    worst = min(rows, key=lambda row: row.speedup.interval[0])
     low, high = worst.speedup.interval
     return Check(
         "min_speedup",

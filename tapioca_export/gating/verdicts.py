@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..showing import html_table
+
 
 @dataclass(frozen=True)
 class Check:
@@ -24,6 +26,10 @@ class Verdict:
     def passed(self) -> bool:
         """Whether every check passed."""
         return all(check.passed for check in self.checks)
+
+    def _repr_html_(self) -> str:
+        rows = [(check.name, "pass" if check.passed else "FAIL", check.message) for check in self.checks]
+        return html_table("Checks", ("check", "result", "what was found"), rows)
 
     @property
     def exit_code(self) -> int:

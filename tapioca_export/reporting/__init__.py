@@ -7,7 +7,13 @@
                   the numbers as plots: plain dictionaries in Plotly's terms
     interventions.py
                   what `intervene` found, in sentences and tables
+    plotting.py   the same plots as matplotlib figures
     rendering.py  report -> Markdown, report -> one self-contained HTML file, table -> plain text
+    pages.py, markdown.py
+                  what all HTML pages share, and all Markdown
+    runs.py, run_tables.py, run_figures.py
+                  finished runs side by side, and which of them are comparable
+    notebooks.py  results as a notebook shows them
     sessions.py   what ONNX Runtime's sessions were opened with, in words
     tradeoffs.py  several target domains: what each number of layers trades, and their profiles
     planning.py   what a search would cost -> a few lines
@@ -25,8 +31,12 @@ from .. import artifacts
 from ..artifacts import Benchmark, Export, Intervention, Profile, Report, Run, Selection
 from .exported import export_lines
 from .interventions import dose_table, intervention_verdict
+from .notebooks import render_result
 from .planning import render_plan
+from .plotting import plot
 from .rendering import render_html, render_markdown, render_text
+from .run_tables import brief_runs_table
+from .runs import run_verdict, write_run_comparison
 from .sessions import about_sessions
 from .tables import comparison_table
 from .tradeoffs import domain_table, trade_off_table
@@ -38,19 +48,24 @@ FILES = ("report.html", "report.json", "report.md")
 __all__ = [
     "FILES",
     "about_sessions",
+    "brief_runs_table",
     "comparison_table",
     "domain_table",
     "dose_table",
     "export_lines",
     "intervention_verdict",
     "make_report",
+    "plot",
     "render_html",
     "render_markdown",
     "render_plan",
+    "render_result",
     "render_text",
+    "run_verdict",
     "setting_text",
     "trade_off_table",
     "write_report",
+    "write_run_comparison",
 ]
 
 

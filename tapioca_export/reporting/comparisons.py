@@ -107,11 +107,12 @@ def speedup_figure(rows: Sequence[Latency]) -> Figure | None:
         "Right of 1 is faster. Whiskers are 95 % intervals; the ideal assumes that only layers "
         "take time; grey bars show the original timed against itself."
     )
-    spec = plot_spec([_noise(rows, places), _ideal(rows, places), measured], layout)
+    spec = plot_spec([noise_trace(rows, places), _ideal(rows, places), measured], layout)
     return Figure("speedup", "Speed-up by setting", caption, spec)
 
 
-def _noise(rows: Sequence[Latency], places: list[float]) -> Spec:
+def noise_trace(rows: Sequence[Latency], places: list[float]) -> Spec:
+    """Return what the original shows against itself, a bar at each place."""
     return {
         "type": "scatter",
         "mode": "lines",

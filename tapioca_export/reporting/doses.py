@@ -8,17 +8,17 @@ from html import escape
 from ..artifacts import Dose, Interval, Intervention
 from ..numbering import layers_text
 from .drawing import (
-    BLUE,
-    GREEN,
+    COLOURS,
     GREY,
     ORANGE,
-    SKY,
+    SYMBOLS,
     VERMILION,
     Figure,
     Spec,
     axis_title,
     band_trace,
     curve_layout,
+    horizontal_line,
     line_trace,
     plot_spec,
     rows_layout,
@@ -27,9 +27,7 @@ from .drawing import (
 from .wording import scaled_text
 
 _DOSE = "alpha (0 dropped, 1 intact)"
-_COLOURS = (BLUE, VERMILION, GREEN, ORANGE, SKY, GREY)
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "cross", "star")
 
 
 def dose_figures(found: Intervention) -> list[Figure]:
@@ -47,12 +45,12 @@ def dose_figures(found: Intervention) -> list[Figure]:
 
 def _line(name: str, doses: Sequence[Dose], field: str, number: int) -> list[Spec]:
     """Return the line of one quantity over alpha, with its band."""
-    colour = _COLOURS[number % len(_COLOURS)]
+    colour = COLOURS[number % len(COLOURS)]
     x = [dose.alpha for dose in doses]
     line = line_trace(name, x, [getattr(dose, field) for dose in doses], colour)
     line |= {"mode": "lines+markers", "legendgroup": name}
     line["line"] |= {"dash": _DASHES[number % len(_DASHES)]}
-    line["marker"] |= {"symbol": _SYMBOLS[number % len(_SYMBOLS)]}
+    line["marker"] |= {"symbol": SYMBOLS[number % len(SYMBOLS)]}
     bands: list[Interval] = [getattr(dose, f"{field}_interval") for dose in doses]
     return [band_trace(name, x, bands, colour), line]
 
@@ -115,8 +113,7 @@ def _deviation_figure(found: Intervention) -> Figure:
     layout = _layout("mean |log ratio| to ID")
     layout["yaxis"]["rangemode"] = "tozero"
     for floor, dash in zip(found.noise_floor, ("dash", "dot"), strict=True):
-        ends = {"x0": 0, "x1": 1, "xref": "paper", "y0": floor, "y1": floor, "layer": "below"}
-        layout["shapes"].append({"type": "line", "line": {"color": GREY, "width": 1.5, "dash": dash}} | ends)
+        layout["shapes"].append(horizontal_line(floor, dash, 1.5))
     caption = (
         "Distance from the ID profile of the intact model, over the boundaries that are left when the layers "
         "are gone. Grey lines: what two random halves of ID differ by (dashed: norms, dotted: distances)."

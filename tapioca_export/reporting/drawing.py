@@ -22,6 +22,8 @@ Spec = dict[str, Any]
 
 BLUE, SKY, VERMILION, GREEN = "#0072B2", "#56B4E9", "#D55E00", "#009E73"
 ORANGE, GREY = "#E69F00", "#808080"
+COLOURS = (BLUE, VERMILION, GREEN, ORANGE, SKY, GREY)
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "cross", "star")
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,6 @@ def band_trace(name: str, x: Sequence[float], band: Sequence[Interval], colour: 
 
 def whisker_trace(name: str, x: list[float], y: list[float], intervals: list[Interval]) -> Spec:
     """Return points with horizontal whiskers that end at the intervals' bounds."""
-    bars = list(zip(x, intervals, strict=True))
     return {
         "type": "scatter",
         "mode": "markers",
@@ -82,16 +83,22 @@ def whisker_trace(name: str, x: list[float], y: list[float], intervals: list[Int
         "y": y,
         "customdata": [list(interval) for interval in intervals],
         "marker": {"size": 11},
-        "error_x": {
-            "type": "data",
-            "symmetric": False,
-            "array": [max(0.0, high - value) for value, (_, high) in bars],
-            "arrayminus": [max(0.0, value - low) for value, (low, _) in bars],
-            "thickness": 2.2,
-            "width": 6,
-        },
+        "error_x": whiskers(x, intervals),
         "hovertemplate": f"{name}: %{{x:.4g}} (%{{customdata[0]:.4g}} to %{{customdata[1]:.4g}})"
         "<extra></extra>",
+    }
+
+
+def whiskers(values: Sequence[float], intervals: Sequence[Interval]) -> Spec:
+    """Return error bars that end at the intervals' bounds."""
+    bars = list(zip(values, intervals, strict=True))
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [max(0.0, high - value) for value, (_, high) in bars],
+        "arrayminus": [max(0.0, value - low) for value, (low, _) in bars],
+        "thickness": 2.2,
+        "width": 6,
     }
 
 
@@ -144,6 +151,21 @@ def vertical_line(x: float) -> Spec:
         "yref": "paper",
         "line": line,
         "layer": "between",
+    }
+
+
+def horizontal_line(y: float, dash: str = "solid", width: float = 2) -> Spec:
+    """Return a line at one value of y, across the whole plot."""
+    line = {"color": GREY, "width": width, "dash": dash}
+    return {
+        "type": "line",
+        "x0": 0,
+        "x1": 1,
+        "xref": "paper",
+        "y0": y,
+        "y1": y,
+        "line": line,
+        "layer": "below",
     }
 
 

@@ -20,11 +20,13 @@ from .drawing import (
     band_trace,
     curve_layout,
     faint_colour,
+    horizontal_line,
     integer_ticks,
     line_trace,
     plot_spec,
 )
-from .tables import boundary_table, candidate_table, influence_table, numbering_of, profile_series
+from .tables import boundary_table, candidate_table, influence_table
+from .tradeoffs import trade_off_figure
 from .wording import choice_text, damped_text, number
 
 _STYLE = {
@@ -38,13 +40,24 @@ _STYLE = {
 # --- profiles -------------------------------------------------------------------------------
 
 
+def profile_figures(profile: Profile) -> tuple[Figure, ...]:
+    """Draw norms, distances, their deviation from ID, and each layer's influence."""
+    return (
+        profile_figure(profile, "norms", "Norm profile", "mean norm"),
+        profile_figure(profile, "distances", "Distance profile", "mean pairwise distance"),
+        deviation_figure(profile, "norms", "Deviation of norms"),
+        deviation_figure(profile, "distances", "Deviation of distances"),
+        influence_figure(profile),
+    )
+
+
 def profile_figure(profile: Profile, quantity: str, title: str, unit: str) -> Figure:
     """Draw `norms` or `distances` a boundary: ID and target, before and after, with bands."""
     traces: list[Spec] = []
-    numbering = numbering_of(profile)
-    for name, part in profile_series(profile):
+    numbering = profile.numbering
+    for name, part in profile.series.items():
         traces += _banded(name, part, quantity, numbering.boundaries)
-    values = [v for _, part in profile_series(profile) for v in getattr(part, quantity)]
+    values = [v for _, part in profile.series.items() for v in getattr(part, quantity)]
     wide = min(values) > 0 and max(values) / min(values) > 20
     layout = curve_layout(f"{unit}{', log scale' if wide else ''}", "boundary")
     layout["xaxis"] |= _ticks(numbering.boundary_names)
@@ -101,7 +114,7 @@ def _banded(name: str, part: LayerProfile, quantity: str, stacks: Sequence[range
 
 def deviation_figure(profile: Profile, quantity: str, title: str) -> Figure:
     """Draw the target's deviation from ID a boundary, before and after, over the noise floor."""
-    floor, numbering = getattr(profile.deviation.noise_floor, quantity), numbering_of(profile)
+    floor, numbering = getattr(profile.deviation.noise_floor, quantity), profile.numbering
     x = list(range(len(floor)))
     noise = line_trace("noise floor", x, floor, GREY) | {
         "fill": "tozeroy",
@@ -130,12 +143,12 @@ def deviation_figure(profile: Profile, quantity: str, title: str) -> Figure:
 def influence_figure(profile: Profile) -> Figure:
     """Draw each layer's influence; dropped layers leave gaps in the pruned series."""
     traces: list[Spec] = []
-    for name, part in profile_series(profile):
+    for name, part in profile.series.items():
         colour, dash, symbol = _STYLE[name]
         trace = line_trace(name, list(range(len(part.influences))), part.influences, colour)
         trace["line"] |= {"dash": dash}
         trace["marker"] |= {"symbol": symbol}
-        traces += _cut(trace | {"mode": "lines+markers"}, numbering_of(profile).ranges)
+        traces += _cut(trace | {"mode": "lines+markers"}, profile.numbering.ranges)
     layout = curve_layout("1 - cos(input, output)", "layer")
     layout["xaxis"] |= _ticks(profile.layers)
     layout["yaxis"]["rangemode"] = "tozero"
@@ -153,7 +166,7 @@ def _drop_note(profile: Profile) -> str:
 def _marked(profile: Profile, *, between_boundaries: bool) -> Spec:
     """Grey columns where layers were dropped; layer l of a stack lies between its boundaries l and l+1."""
     shapes, notes = [], []
-    numbering = numbering_of(profile)
+    numbering = profile.numbering
     for layer in whole_layers(profile.drop):
         place = numbering.index(layer)
         middle = place + (numbering.stack_of(place) + 0.5 if between_boundaries else 0.0)
@@ -176,6 +189,13 @@ def _marked(profile: Profile, *, between_boundaries: bool) -> Spec:
 
 
 # --- search ---------------------------------------------------------------------------------
+
+
+def search_figures(selection: Selection) -> tuple[Figure, ...]:
+    """Draw the trajectory, if a round was run, and what each number of layers trades, if that is known."""
+    trajectory = search_figure(selection)
+    trades = (trade_off_figure(selection),) if selection.points else ()
+    return ((trajectory,) if trajectory else ()) + trades
 
 
 def search_figure(selection: Selection) -> Figure | None:
@@ -305,9 +325,7 @@ def _levels(selection: Selection) -> Spec:
     for name, value in levels.items():
         if value is None:
             continue
-        line = {"color": GREY, "width": 1.5, "dash": "dot" if name == "floor" else "dash"}
-        ends = {"x0": 0, "x1": 1, "xref": "paper", "y0": value, "y1": value}
-        shapes.append({"type": "line", "line": line, "layer": "below"} | ends)
+        shapes.append(horizontal_line(value, "dot" if name == "floor" else "dash", 1.5))
         note = {"x": 1, "xref": "paper", "xanchor": "right", "y": value, "showarrow": False}
         anchor = "top" if name == "floor" else "bottom"
         notes.append(note | {"yanchor": anchor, "text": f"{name} {number(value)}"})

@@ -6,16 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 from ..artifacts import Bounds, Plan
+from .tables import TextTable
 from .wording import size_text
 
 TIMES = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
 POWERS = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1, "FLOP"))
 
 
-def render_plan(plan: Plan) -> str:
-    """Return the plan as text: what is counted first, then what is estimated."""
+def plan_table(plan: Plan) -> TextTable:
+    """Return what is counted first, then what is estimated."""
     sequences, tokens = plan.longest_batch
-    rows = [
+    rows = (
         ("candidates", _span(plan.evaluations, lambda n: f"{n:,}")),
         ("layer forwards", _span(plan.layer_forwards, lambda n: f"{n:,}")),
         ("tokens through layers", _span(plan.layer_tokens, lambda n: f"{n:,}")),
@@ -27,13 +28,22 @@ def render_plan(plan: Plan) -> str:
             f"{size_text(plan.peak_memory_bytes)} a worker; weights {size_text(plan.model_bytes)}, states of "
             f"{sequences} x {tokens} tokens up to {size_text(plan.trace_bytes)}",
         ),
-    ]
-    width = max(len(name) for name, _ in rows)
+    )
+    caption = (
+        f"{plan.search} search by {plan.criterion}: {plan.num_samples:,} rows, {plan.num_layers} layers, "
+        f"{plan.rounds} rounds; a floor may end it after fewer"
+    )
+    return TextTable(caption, ("what it costs", "least .. most"), rows)
+
+
+def render_plan(plan: Plan) -> str:
+    """Return the plan as text."""
+    table = plan_table(plan)
+    width = max(len(name) for name, _ in table.rows)
     return "\n".join(
         [
-            f"{plan.search} search by {plan.criterion}: {plan.num_samples:,} rows, {plan.num_layers} layers, "
-            f"{plan.rounds} rounds; a floor may end it after fewer.",
-            *(f"  {name:{width}s}  {text}" for name, text in rows),
+            f"{table.caption}.",
+            *(f"  {name:{width}s}  {text}" for name, text in table.rows),
             plan.advice,
             f"Nothing was searched and nothing written; {plan.calibration_seconds:.1f} s of calibration.",
         ]

@@ -1,41 +1,16 @@
-"""Report -> Markdown, report -> one self-contained HTML file, and a table -> plain text.
-
-The HTML opens from disk and loads nothing: Plotly's script stands in it once, packed, and its own content
-policy forbids every request. Everything a user can name (model, files, configuration) is escaped.
-"""
+"""Report -> Markdown, report -> one self-contained HTML file, and a table -> plain text."""
 
 from __future__ import annotations
 
-import base64
-import gzip
-import html
-import json
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any
 
 from ..artifacts import Benchmark, Intervention, Report
 from ..numbering import layers_text
 from . import comparisons, doses, figures, interventions, tables, tradeoffs
-from .drawing import Figure
+from .markdown import json_text, md_captioned, md_json, md_table, md_text
+from .pages import Section, render_page
 from .tables import TextTable
 from .wording import damped_text, effect, model_text, number, size_text
-
-_TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading with its plots and tables; those that are long are folded away."""
-
-    name: str
-    title: str
-    intro: str = ""
-    findings: tuple[str, ...] = ()
-    figures: tuple[Figure, ...] = ()
-    tables: tuple[TextTable, ...] = ()
-    folded: tuple[TextTable, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,10 +29,10 @@ def render_markdown(report: Report) -> str:
     """Return the report as Markdown: verdict, findings, tables, how to reproduce it."""
     selection, benchmark, run = report.selection, report.benchmark, report.run
     parts = [
-        f"# Pruning report: {_md(model_text(selection.model))}",
-        f"**{_md(report.verdict)}**",
+        f"# Pruning report: {md_text(model_text(selection.model))}",
+        f"**{md_text(report.verdict)}**",
         "## Findings",
-        "\n".join(f"- {_md(finding)}" for finding in report.findings),
+        "\n".join(f"- {md_text(finding)}" for finding in report.findings),
     ]
     shown = (
         ("Accuracy", tables.accuracy_table(benchmark)),
@@ -67,60 +42,29 @@ def render_markdown(report: Report) -> str:
         ("Exports", tables.export_table(report.exports)),
     )
     for title, table in shown:
-        parts += [f"## {title}", _md_table(table) if table.rows else "Not measured."]
+        parts += [f"## {title}", md_table(table) if table.rows else "Not measured."]
     if benchmark.sessions:
-        parts += _md_captioned("Sessions", tables.session_table(benchmark))
+        parts += md_captioned("Sessions", tables.session_table(benchmark))
     if selection.points:
-        parts += _md_captioned("Trade-offs", tradeoffs.trade_off_table(selection))
+        parts += md_captioned("Trade-offs", tradeoffs.trade_off_table(selection))
     if report.profile.targets:
-        parts += _md_captioned("Target domains", tradeoffs.domain_table(report.profile))
+        parts += md_captioned("Target domains", tradeoffs.domain_table(report.profile))
     if report.intervention:
         parts += _md_intervention(report.intervention)
     parts += [
         "## Reproduce",
         "Layers are 0-based indices in the original model.",
-        _md_json("Configuration", run.config),
-        _md_json("Environment", run.environment),
-        _md_table(tables.hash_table(run)),
+        md_json("Configuration", run.config),
+        md_json("Environment", run.environment),
+        md_table(tables.hash_table(run)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _md_intervention(found: Intervention) -> list[str]:
-    sentences = "\n".join(f"- {_md(sentence)}" for sentence in found.verdict)
+    sentences = "\n".join(f"- {md_text(sentence)}" for sentence in found.verdict)
     shown = [*interventions.role_tables(found), interventions.random_table(found)]
-    return ["## Dose-response", sentences, *(f"{_md(t.caption)}:\n\n{_md_table(t)}" for t in shown)]
-
-
-def _md_captioned(title: str, table: TextTable) -> list[str]:
-    return [f"## {title}", f"{_md(table.caption)}:", _md_table(table)]
-
-
-def _md(text: str) -> str:
-    """Make text inert in Markdown and in the HTML that Markdown lets through."""
-    escaped = html.escape(text, quote=False).replace("\\", "\\\\")
-    for mark in "|`*[]":
-        escaped = escaped.replace(mark, f"\\{mark}")
-    return " ".join(escaped.split())
-
-
-def _md_table(table: TextTable) -> str:
-    if not table.rows:
-        return ""
-    rule = ["---", *(["---:" if table.is_numeric else "---"] * (len(table.columns) - 1))]
-    rows = [[_md(cell) for cell in row] for row in (table.columns, *table.rows)]
-    lines = [f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:])]
-    return "\n".join(lines)
-
-
-def _md_json(title: str, values: dict[str, Any]) -> str:
-    """Return JSON as an indented code block: unlike a fence, nothing in it can end the block."""
-    lines = _json(values).splitlines()
-    return f"{title}:\n\n" + "\n".join(f"    {line}" for line in lines)
-
-
-def _json(values: dict[str, Any]) -> str:
-    return json.dumps(values, indent=2, ensure_ascii=False, default=str)
+    return ["## Dose-response", sentences, *(f"{md_text(t.caption)}:\n\n{md_table(t)}" for t in shown)]
 
 
 # --- plain text -----------------------------------------------------------------------------
@@ -145,46 +89,21 @@ def render_text(table: TextTable) -> str:
 
 def render_html(report: Report) -> str:
     """Return the report as one HTML file that needs no network."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    sections = _sections(report)
-    specs = {f.name: _checked(f.spec) for section in sections for f in section.figures}
     tone, label = _tone(report)
-    return environment.get_template("report.html.j2").render(
+    return render_page(
+        "report.html.j2",
+        _sections(report),
         report=report,
         model=model_text(report.selection.model),
         tone=tone,
         label=label,
+        verdict=report.verdict,
+        findings=report.findings,
         tiles=_tiles(report.benchmark),
-        sections=sections,
-        specs=specs,
-        config=_json(report.run.config),
-        environment=_json(report.run.environment),
+        config=json_text(report.run.config),
+        environment=json_text(report.run.environment),
         reproduce=[t for t in (tables.hash_table(report.run), tables.seconds_table(report.run)) if t.rows],
-        plotly=_packed_plotly(),
     )
-
-
-@cache
-def _packed_plotly() -> str:
-    """Return Plotly's script, packed by gzip, in base64: the page unpacks it."""
-    from plotly.offline import get_plotlyjs  # type: ignore[import-untyped,unused-ignore]
-
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
-
-
-def _checked(spec: dict[str, Any]) -> Any:
-    """Let Plotly refuse a misspelt attribute, and turn non-finite numbers into gaps."""
-    import plotly.graph_objects as go  # type: ignore[import-untyped,unused-ignore]
-
-    return json.loads(go.Figure(spec["data"], spec["layout"] | {"template": None}).to_json())
 
 
 def _tone(report: Report) -> tuple[str, str]:
@@ -248,25 +167,20 @@ def _sections(report: Report) -> list[Section]:
 
 def _profile_section(report: Report) -> Section:
     profile = report.profile
-    plots = (
-        figures.profile_figure(profile, "norms", "Norm profile", "mean norm"),
-        figures.profile_figure(profile, "distances", "Distance profile", "mean pairwise distance"),
-        figures.deviation_figure(profile, "norms", "Deviation of norms"),
-        figures.deviation_figure(profile, "distances", "Deviation of distances"),
-        figures.influence_figure(profile),
-    )
     intro = (
         f"ID: {profile.id.num_samples} samples, {profile.id.num_tokens} positions. Target: "
         f"{profile.target.num_samples} samples, {profile.target.num_tokens} positions. "
         f"The answer is read at: {profile.position}."
     )
     shown = (tradeoffs.domain_table(profile),) if profile.targets else ()
-    return Section("profile", "Residual stream", intro, figures=plots, tables=shown)
+    return Section(
+        "profile", "Residual stream", intro, figures=figures.profile_figures(profile), tables=shown
+    )
 
 
 def _search_section(report: Report) -> Section:
     selection = report.selection
-    plot = figures.search_figure(selection)
+    plots, shown = figures.search_figures(selection), [tables.search_table(selection)]
     intro = f"Criterion {selection.criterion}, pick {selection.pick}. "
     if selection.cost:
         cost = selection.cost
@@ -277,13 +191,11 @@ def _search_section(report: Report) -> Section:
             f"{cost.evaluations} evaluations took {cost.layer_forwards:,} layer forwards in "
             f"{cost.seconds:.1f} s{of_plain}."
         )
-    if plot is None:
+    if not any(plot.name == "search" for plot in plots):
         intro += f" No round was run: {selection.stop_reason}"
-    plots, shown = [plot] if plot else [], [tables.search_table(selection)]
     if selection.points:
-        plots.append(tradeoffs.trade_off_figure(selection))
         shown.append(tradeoffs.trade_off_table(selection))
-    return Section("search", "Search", intro.strip(), figures=tuple(plots), tables=tuple(shown))
+    return Section("search", "Search", intro.strip(), figures=plots, tables=tuple(shown))
 
 
 def _dose_section(found: Intervention) -> Section:

@@ -16,13 +16,12 @@ from ..artifacts import (
     Comparison,
     Export,
     Latency,
-    LayerProfile,
-    Numbering,
     Pair,
     Profile,
     Run,
     Selection,
     Timing,
+    Verification,
 )
 from .sessions import gain_text, session_text
 from .wording import (
@@ -53,30 +52,14 @@ class TextTable:
     is_numeric: bool = True
 
 
-def numbering_of(profile: Profile) -> Numbering:
-    """Return how a profile's layers and boundaries are counted and named."""
-    return Numbering.of(profile.stacks, len(profile.id.influences))
-
-
-def profile_series(profile: Profile) -> list[tuple[str, LayerProfile]]:
-    """Return the named profiles that were measured, in reading order."""
-    series = [
-        ("ID", profile.id),
-        ("ID, pruned", profile.pruned_id),
-        ("target", profile.target),
-        ("target, pruned", profile.pruned_target),
-    ]
-    return [(name, part) for name, part in series if part is not None]
-
-
 def boundary_table(profile: Profile, quantity: str) -> TextTable:
     """Return `norms` or `distances` a boundary, with bands, and their deviation from ID."""
-    series = profile_series(profile)
+    series = profile.series.items()
     before, after = profile.deviation, profile.pruned_deviation
     columns = ["boundary", *(f"{name} (95 % band)" for name, _ in series)]
     columns += ["deviation", *(["deviation, pruned"] if after else []), "noise floor"]
     rows = []
-    for boundary, name in enumerate(numbering_of(profile).boundary_names):
+    for boundary, name in enumerate(profile.numbering.boundary_names):
         cells = [str(name)]
         for _, part in series:
             band = getattr(part, f"{quantity}_band")
@@ -92,13 +75,28 @@ def boundary_table(profile: Profile, quantity: str) -> TextTable:
 
 def influence_table(profile: Profile) -> TextTable:
     """Return each layer's influence in each profile."""
-    series = profile_series(profile)
+    series = profile.series.items()
     rows = []
     for layer, name in enumerate(profile.layers):
         values = (part.influences[layer] for _, part in series)
         cells = ("dropped" if value is None else number(value) for value in values)
         rows.append((str(name), *cells))
     return TextTable("Influence of each layer", ("layer", *(name for name, _ in series)), tuple(rows))
+
+
+def deviation_table(profile: Profile) -> TextTable:
+    """Return the target's deviation from ID at each boundary, before and after pruning."""
+    before, after = profile.deviation, profile.pruned_deviation
+    shown = {"norms": before.norms, "distances": before.distances}
+    shown |= {"norms, pruned": after.norms, "distances, pruned": after.distances} if after else {}
+    floor = before.noise_floor
+    shown |= {"noise floor of norms": floor.norms, "of distances": floor.distances}
+    names = map(str, profile.numbering.boundary_names)
+    rows = tuple(
+        (name, *map(number, values))
+        for name, values in zip(names, zip(*shown.values(), strict=True), strict=True)
+    )
+    return TextTable("Target's |log ratio| to ID at each boundary", ("boundary", *shown), rows)
 
 
 def search_table(selection: Selection) -> TextTable:
@@ -336,6 +334,16 @@ def _export_cells(export: Export) -> dict[str, str]:
         "SHA-256": ", ".join(export.files.values()),
         "note": export.note or "",
     }
+
+
+def check_tables(found: Verification) -> list[TextTable]:
+    """Return the files that are not as recorded, and the proofs that were made again."""
+    changed = tuple((file.path, file.role, file.state) for file in found.files if file.state != "same")
+    proofs = tuple((proof.folder, proof.state, proof.message) for proof in found.proofs)
+    return [
+        TextTable("Files that are not as recorded", ("path", "role", "state"), changed, is_numeric=False),
+        TextTable("Proofs made again", ("folder", "state", "found"), proofs, is_numeric=False),
+    ]
 
 
 def hash_table(run: Run) -> TextTable:

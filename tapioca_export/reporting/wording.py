@@ -277,7 +277,7 @@ def findings(
     return (
         *_about_accuracy(benchmark),
         *_about_optimism(benchmark),
-        *_about_deviation(profile),
+        *about_deviation(profile),
         *_about_prediction(selection),
         *_about_speed(benchmark),
         *about_sessions(benchmark),
@@ -344,7 +344,8 @@ def _about_optimism(benchmark: Benchmark) -> list[str]:
     ]
 
 
-def _about_deviation(profile: Profile) -> list[str]:
+def about_deviation(profile: Profile) -> list[str]:
+    """Say how far the target is from ID, and what pruning did to that."""
     before = profile.deviation
     floor = number(before.noise_floor.mean)
     if before.mean <= before.noise_floor.mean:
