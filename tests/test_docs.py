@@ -16,6 +16,7 @@ import reports
 import yaml
 from click.testing import CliRunner
 from conftest import text_records, write_jsonl
+from transformers import pipeline
 
 from tapioca_export.cli import main
 from tapioca_export.gating import check
@@ -53,6 +54,54 @@ def test_every_option_named_in_the_documents_exists(name: str) -> None:
     text = (ROOT / "docs" / name).read_text(encoding="utf-8")
     known = {opt for command in main.commands.values() for p in command.params for opt in p.opts}
     assert set(re.findall(r"--[a-z][a-z-]+", text)) - {"--rm"} <= known
+
+
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_line_in_the_documents_is_understood(page: Path) -> None:
+    """Only parsed: options exist, take what they are given, and every argument has its place."""
+    blocks = re.findall(r"^```(?:bash|sh|console)?\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    for block in blocks:
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True) if line.startswith("tapioca-export ") else []
+            if len(words) > 1 and words[1] in main.commands:
+                command = main.commands[words[1]]
+                values, rest, _ = command.make_parser(click.Context(command)).parse_args(words[2:])
+                assert not rest, line
+                assert values
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
+def test_links_between_the_documents_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target, _, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(#([^)]*))?\)", text):
+        file = page.parent / target if target else page
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.M)
+            anchors = {re.sub(r"[^\w\- ]", "", name.lower()).replace(" ", "-") for name in headings}
+            assert anchor in anchors, anchor
+
+
+def test_the_reference_is_what_the_code_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import reference
+
+    assert reference.PAGE.read_text(encoding="utf-8") == reference.reference()
+    sys.modules.pop("reference", None)
+
+
+@pytest.mark.xdist_group("end-to-end")
+def test_ten_lines_serve_an_export(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As docs/serving.md has them, and as the stock pipeline answers."""
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
+    ask = pipeline("text-classification", str(finished / "pruned/checkpoint"))
+    for row in text_records(6, 3, labelled=False):
+        exec(code, {"folder": finished / "pruned/onnx", "text": row["text"]})
+        assert capsys.readouterr().out.strip() == ask(row["text"], truncation=True)[0]["label"]
 
 
 def test_every_option_of_check_verify_and_report_is_documented() -> None:
