@@ -5,12 +5,13 @@
 #   make lowest       the families and laws with the oldest transformers that is allowed
 #                     (the lock has the highest, with which `make test` runs)
 #   make consumers    exports generate in Optimum and onnxruntime-genai, in an environment of their own
+#   make browser      reports in a headless Chromium or Chrome, which has to be there
 #   make junit        what `check --junit` writes is valid by the schema of Jenkins' xUnit plugin
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast slow lowest lowest-families lowest-laws consumers junit format clean
+.PHONY: demo test test-fast slow lowest lowest-families lowest-laws consumers browser junit format clean
 
 demo: .venv/ready
 	$(BIN)/tapioca-export demo --output demo-run --overwrite
@@ -25,7 +26,7 @@ test-fast: .venv/ready
 	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow"
 
 slow:
-	$(MAKE) -j 2 --keep-going lowest consumers junit
+	$(MAKE) -j 2 --keep-going lowest consumers browser junit
 
 lowest: lowest-families lowest-laws
 
@@ -51,6 +52,9 @@ consumers: .venv/ready .cache/consumers/venv/ready
 	$(PYTHON) -m venv .cache/consumers/venv
 	.cache/consumers/venv/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
+
+browser: .venv/ready
+	$(BIN)/python tests/consumers/check_browser.py
 
 junit: .venv/ready .cache/junit/junit-10.xsd
 	PYTHONPATH=$(CURDIR):.cache/junit $(BIN)/python tests/consumers/check_junit.py .cache/junit/junit-10.xsd
