@@ -19,6 +19,7 @@ import torch
 import transformers
 from click.testing import CliRunner
 from forking import run_forked
+from quickening import collect_less, quicken
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
@@ -233,6 +234,15 @@ def fresh_process() -> Iterator[Callable[[str], subprocess.CompletedProcess[str]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proof, "_run_fresh", lambda job: run_forked(proof._reload, stdin=job))
         yield started
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_exports() -> Iterator[None]:
+    """Pay once a process for what is the same at every export."""
+    collect_less()
+    with pytest.MonkeyPatch.context() as patch:
+        quicken(patch)
+        yield
 
 
 @pytest.fixture(autouse=True)
