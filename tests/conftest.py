@@ -8,6 +8,7 @@ import random
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two test processes must not spin on two cores
 # Ray reads it when it is first imported, which some tests do before the engine could.
@@ -18,7 +19,7 @@ import pytest
 import torch
 import transformers
 from click.testing import CliRunner
-from forking import run_forked
+from forking import run_forked, run_module
 from quickening import collect_less, quicken
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -29,6 +30,7 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
+from tapioca_export.benchmarking import memory
 from tapioca_export.cli import main
 from tapioca_export.models import proof
 from tapioca_export.polynomial import PolynomialConfig, PolynomialModel, sample_prompts
@@ -234,6 +236,28 @@ def fresh_process() -> Iterator[Callable[[str], subprocess.CompletedProcess[str]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proof, "_run_fresh", lambda job: run_forked(proof._reload, stdin=job))
         yield started
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_measures() -> Iterator[int]:
+    """Measure memory and load time once, in a fork, unless `started_measures` is asked for.
+
+    Returns:
+        How often they are measured for users.
+    """
+    forked = SimpleNamespace(run=run_module, DEVNULL=subprocess.DEVNULL)
+    with pytest.MonkeyPatch.context() as patch:
+        often = memory.NUM_CHILDREN
+        patch.setattr(memory, "NUM_CHILDREN", 1)
+        patch.setattr(memory, "subprocess", forked)
+        yield often
+
+
+@pytest.fixture
+def started_measures(forked_measures: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure memory and load time in processes that start Python, as often as for users."""
+    monkeypatch.setattr(memory, "NUM_CHILDREN", forked_measures)
+    monkeypatch.setattr(memory, "subprocess", subprocess)
 
 
 @pytest.fixture(scope="session", autouse=True)
