@@ -10,15 +10,22 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from onnxscript.rewriter import RewriteRule
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
+from tapioca_export.benchmarking import timing
+
 
 def quicken(patch: pytest.MonkeyPatch) -> None:
-    """Patch PyTorch and onnxscript for the time of a session."""
+    """Patch PyTorch, onnxscript, and the collections before latency is timed, for the time of a session."""
+    brief = SimpleNamespace(
+        isenabled=gc.isenabled, disable=gc.disable, enable=gc.enable, collect=lambda: gc.collect(0)
+    )
+    patch.setattr(timing, "gc", brief)
     patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(_read_once(ONNXRegistry.from_torchlib)))
     patch.setattr(RewriteRule, "try_rewrite", _tried_where_it_may_match(RewriteRule.try_rewrite))
 
