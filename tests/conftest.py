@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
 import subprocess
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two test processes must not spin on two cores
 # Ray reads it when it is first imported, which some tests do before the engine could.
@@ -30,9 +33,10 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
+from tapioca_export import pipeline
 from tapioca_export.benchmarking import memory
 from tapioca_export.cli import main
-from tapioca_export.models import proof
+from tapioca_export.models import LoadedModel, load_model, proof
 from tapioca_export.polynomial import PolynomialConfig, PolynomialModel, sample_prompts
 
 pytest.register_assert_rewrite("planting")
@@ -211,7 +215,15 @@ def sample_files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], di
 
 
 @pytest.fixture(scope="session")
-def finished(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def held_when_loading() -> list[bool]:
+    """Return whether a model was still in memory at each time that `finished` loaded one."""
+    return []
+
+
+@pytest.fixture(scope="session")
+def finished(
+    tiny: Callable[[str], Path], held_when_loading: list[bool], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Return the run folder of a tiny BERT that lost two layers; leave it as it is."""
     folder = tmp_path_factory.mktemp("run")
     files = {
@@ -223,7 +235,18 @@ def finished(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
         "--epsilon", 1, "--pick", 2, "--format", "torchscript", "--format", "pt2", "--tune",
         "--tune-seconds", 1, "--iterations", 5, "--warmup", 1, "--num-threads", 1,
     ]  # fmt: skip
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    networks: list[weakref.ref[Any]] = []
+
+    def load(*given: Any) -> LoadedModel:
+        gc.collect()
+        held_when_loading.append(any(network() is not None for network in networks))
+        model = load_model(*given)
+        networks.append(weakref.ref(model.network))
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "load_model", load)
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
     assert str((folder / "out" / "report.html").resolve()) in result.stdout
     return folder / "out"
