@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
 import subprocess
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two test processes must not spin on two cores
 # Ray reads it when it is first imported, which some tests do before the engine could.
@@ -18,7 +22,8 @@ import pytest
 import torch
 import transformers
 from click.testing import CliRunner
-from forking import run_forked
+from forking import run_forked, run_module
+from quickening import collect_less, quicken
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
@@ -28,8 +33,10 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
+from tapioca_export import pipeline
+from tapioca_export.benchmarking import memory
 from tapioca_export.cli import main
-from tapioca_export.models import proof
+from tapioca_export.models import LoadedModel, load_model, proof
 from tapioca_export.polynomial import PolynomialConfig, PolynomialModel, sample_prompts
 
 pytest.register_assert_rewrite("planting")
@@ -208,7 +215,15 @@ def sample_files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], di
 
 
 @pytest.fixture(scope="session")
-def finished(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def held_when_loading() -> list[bool]:
+    """Return whether a model was still in memory at each time that `finished` loaded one."""
+    return []
+
+
+@pytest.fixture(scope="session")
+def finished(
+    tiny: Callable[[str], Path], held_when_loading: list[bool], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Return the run folder of a tiny BERT that lost two layers; leave it as it is."""
     folder = tmp_path_factory.mktemp("run")
     files = {
@@ -220,7 +235,18 @@ def finished(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
         "--epsilon", 1, "--pick", 2, "--format", "torchscript", "--format", "pt2", "--tune",
         "--tune-seconds", 1, "--iterations", 5, "--warmup", 1, "--num-threads", 1,
     ]  # fmt: skip
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    networks: list[weakref.ref[Any]] = []
+
+    def load(*given: Any) -> LoadedModel:
+        gc.collect()
+        held_when_loading.append(any(network() is not None for network in networks))
+        model = load_model(*given)
+        networks.append(weakref.ref(model.network))
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "load_model", load)
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
     assert str((folder / "out" / "report.html").resolve()) in result.stdout
     return folder / "out"
@@ -233,6 +259,37 @@ def fresh_process() -> Iterator[Callable[[str], subprocess.CompletedProcess[str]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proof, "_run_fresh", lambda job: run_forked(proof._reload, stdin=job))
         yield started
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_measures() -> Iterator[int]:
+    """Measure memory and load time once, in a fork, unless `started_measures` is asked for.
+
+    Returns:
+        How often they are measured for users.
+    """
+    forked = SimpleNamespace(run=run_module, DEVNULL=subprocess.DEVNULL)
+    with pytest.MonkeyPatch.context() as patch:
+        often = memory.NUM_CHILDREN
+        patch.setattr(memory, "NUM_CHILDREN", 1)
+        patch.setattr(memory, "subprocess", forked)
+        yield often
+
+
+@pytest.fixture
+def started_measures(forked_measures: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure memory and load time in processes that start Python, as often as for users."""
+    monkeypatch.setattr(memory, "NUM_CHILDREN", forked_measures)
+    monkeypatch.setattr(memory, "subprocess", subprocess)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_exports() -> Iterator[None]:
+    """Pay once a process for what is the same at every export."""
+    collect_less()
+    with pytest.MonkeyPatch.context() as patch:
+        quicken(patch)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -39,6 +39,16 @@ def run_script(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return run_forked(_run_script, str(path), arguments)
 
 
+def run_module(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+    """Run `python -m MODULE ...` as `subprocess.run` does, but forked; it sees this process's environment."""
+    return run_forked(_run_module, *command[2:])
+
+
+def _run_module(name: str, *arguments: str) -> None:
+    sys.argv = [name, *arguments]
+    runpy.run_module(name, run_name="__main__")
+
+
 def _run_script(path: str, arguments: tuple[str, ...]) -> None:
     sys.argv = [path, *arguments]
     sys.path.insert(0, str(Path(path).parent))

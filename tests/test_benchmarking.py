@@ -390,6 +390,7 @@ def test_the_order_of_the_rounds_follows_from_the_seed() -> None:
 # --- memory ---------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("started_measures")
 def test_memory_and_load_time_are_measured_in_a_fresh_process(exports: tuple[Path, Path]) -> None:
     ballast = np.ones(400 << 20, dtype=np.uint8)  # resident here, not there
     inputs = {"input_ids": np.ones((2, 4), dtype=np.int64)}
@@ -398,6 +399,7 @@ def test_memory_and_load_time_are_measured_in_a_fresh_process(exports: tuple[Pat
     assert 0 < load_seconds < 60
 
 
+@pytest.mark.usefixtures("started_measures")
 def test_errors_of_the_fresh_process_arrive_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"not a model")
     save_export(tmp_path, 2, (), "text-classification")

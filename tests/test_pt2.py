@@ -210,6 +210,7 @@ def make_program(folder: Path, format_: str, drop: tuple[int, ...] = ()) -> Path
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("started_measures")
 @pytest.mark.parametrize("format_", sorted(PROGRAMS))
 def test_programs_are_benchmarked_like_graphs(format_: str, tmp_path: Path) -> None:
     pair = make_program(tmp_path / "original", format_), make_program(tmp_path / "pruned", format_, (1, 2))
