@@ -12,7 +12,7 @@ import io
 import textwrap
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..artifacts import Benchmark, Intervention, Profile, Report, RunComparison, Selection
 from ..errors import ConfigError
@@ -162,7 +162,7 @@ def _add_trace(axes: Axes, trace: Spec) -> None:
     )
     for axis in "xy":
         if bars := trace.get(f"error_{axis}"):
-            ends = {f"{axis}err": (bars["arrayminus"], bars["array"])}
+            ends: dict[str, Any] = {f"{axis}err": (bars["arrayminus"], bars["array"])}
             width = bars["thickness"] / _POINT
             axes.errorbar(
                 x, y, fmt="none", ecolor=colour, elinewidth=width, capsize=bars["width"] / 2, **ends
@@ -170,8 +170,9 @@ def _add_trace(axes: Axes, trace: Spec) -> None:
     if "text" in modes:
         side = "left" if trace["textposition"].endswith("right") else "center"
         for at, text in zip(zip(x, y, strict=True), trace["text"], strict=True):
-            above = {"xytext": (0, 7), "textcoords": "offset points", "ha": side, "fontsize": "small"}
-            axes.annotate(_plain(text), at, **above)
+            axes.annotate(
+                _plain(text), at, xytext=(0, 7), textcoords="offset points", ha=side, fontsize="small"
+            )
 
 
 def _marker(marker: Spec) -> dict[str, Any]:
@@ -215,7 +216,7 @@ def _add_note(axes: Axes, note: Spec) -> None:
     axes.text(note["x"], note["y"], _plain(note["text"]), transform=across, fontsize="small", **align)
 
 
-def _set_axis(axes: Axes, which: str, axis: Spec) -> None:
+def _set_axis(axes: Axes, which: Literal["x", "y"], axis: Spec) -> None:
     """Set title, scale, ticks, range and grid."""
     from matplotlib.ticker import MultipleLocator
 
