@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +69,17 @@ def test_a_run_folder_holds_what_the_contract_names(finished: Path) -> None:
 
 def test_of_two_models_one_is_in_memory_at_a_time(finished: Path, held_when_loading: list[bool]) -> None:
     assert held_when_loading == [False, False]
+
+
+def test_no_exported_file_tells_where_it_was_made(finished: Path) -> None:
+    place = str(Path(transformers.__file__).parent.parent).encode()
+    for folder in ("original", "pruned"):
+        for file in (path for path in (finished / folder).rglob("*") if path.is_file()):
+            held = [file.read_bytes()]
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as archive:
+                    held += [archive.read(name) for name in archive.namelist()]
+            assert not any(place in part for part in held), file
 
 
 def test_the_pruned_checkpoint_loads_with_stock_transformers(finished: Path) -> None:

@@ -23,6 +23,13 @@ INLINE_WEIGHTS_BYTES = 100 * 10**6
 CACHED_TOKENS = 3
 
 
+# What exporters note of each operator: lines of source under the paths of this machine, and texts that are
+# longer than the operators. The module that it comes from, under `namespace`, stays.
+_OF_THE_EXPORTER = tuple(
+    f"pkg.torch.onnx.{name}" for name in ("stack_trace", "fx_node", "class_hierarchy", "name_scopes")
+)
+
+
 def data_file(path: Path) -> Path:
     """Return where the weights of a large file are."""
     return path.with_name(f"{path.name}_data")
@@ -61,6 +68,9 @@ def traced(
     finally:
         if had_cache is not None:
             model.network.config.use_cache = had_cache
+    for node in program.graph.all_nodes():
+        for key in _OF_THE_EXPORTER:
+            node.metadata_props.pop(key, None)
     if model.silent:
         leave_out_zeros(program)
     written = program.opset_imports.get("")

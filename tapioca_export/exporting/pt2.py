@@ -34,6 +34,9 @@ def write_pt2(model: LoadedModel, example: Inputs, folder: Path, dialect: Dialec
     config = DynamoConfig(dynamic=True, dynamic_shapes=axes)
     with _tensors_only(model):
         program = exported(model.source, model.network, sample, DynamoExporter(), config)
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # lines of source under the paths of this machine
     try:
         torch.export.save(program, folder / MODEL_FILE)
     # Of what has no place in the file, PyTorch's serializer raises errors of its own.

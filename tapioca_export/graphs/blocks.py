@@ -8,9 +8,9 @@ of sublayers that begins with attention and comes back again and again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -55,8 +55,9 @@ def find_blocks(flow: Flow) -> tuple[Block, ...]:
         UnsupportedModelError: If the graph has no chain of blocks, or several.
     """
     chains: list[list[Block]] = []
+    stretch = cache(partial(_stretch, flow))  # many ways lead along the same stream
     for source, target in flow.ways():
-        for chain in _chains_between(flow, source, target):
+        for chain in _chains_between(flow, source, target, stretch):
             ends = {block.end for block in chain}
             same = [old for old in chains if any(block.end in ends for block in old)]
             if all(len(old) < len(chain) for old in same):
@@ -75,32 +76,30 @@ def find_blocks(flow: Flow) -> tuple[Block, ...]:
     return tuple(chains[0])
 
 
-def _chains_between(flow: Flow, source: ir.Value, target: ir.Value) -> list[list[Block]]:
+def _chains_between(
+    flow: Flow, source: ir.Value, target: ir.Value, stretch: Callable[[ir.Value, ir.Value], Stretch]
+) -> list[list[Block]]:
     """Return the chains of blocks between an input and an output.
 
     What is made of the input first may be a better beginning: token ids flow into the embedding, and past
     all layers to where the last token is chosen.
     """
     made = (value for node in flow.readers.get(source, ()) for value in node.outputs)
-    found = (_chains(_stretches(flow, flow.narrows(start, target))) for start in (source, *made))
+    narrows = (flow.narrows(start, target) for start in (source, *made))
+    found = (_chains([stretch(*ends) for ends in pairwise(values)]) for values in narrows)
     return max(found, key=lambda chains: sum(map(len, chains)))
 
 
-def _stretches(flow: Flow, narrows: Sequence[ir.Value]) -> list[Stretch]:
-    found = []
-    for start, end in pairwise(narrows):
-        inside = flow.after([start], stop=[end]) - {start}
-        nodes = {node for value in (*inside, end) if (node := value.producer()) is not None}
-        found.append(
-            Stretch(
-                start,
-                end,
-                _is_residual(flow, start, end),
-                any("Attention" in node.op_type or node.op_type == "Softmax" for node in nodes),
-                tuple(sorted(_matrices(nodes))),
-            )
-        )
-    return found
+def _stretch(flow: Flow, start: ir.Value, end: ir.Value) -> Stretch:
+    inside = flow.after([start], stop=[end]) - {start}
+    nodes = {node for value in (*inside, end) if (node := value.producer()) is not None}
+    return Stretch(
+        start,
+        end,
+        _is_residual(flow, start, end),
+        any("Attention" in node.op_type or node.op_type == "Softmax" for node in nodes),
+        tuple(sorted(_matrices(nodes))),
+    )
 
 
 def _matrices(nodes: set[ir.Node]) -> list[tuple[int, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,17 @@ def weight_paths(file: Path) -> list[Path]:
     Raises:
         LoadError: If the graph cannot be read.
     """
-    return [file.parent / name for name in weight_files(read_graph(file))]
+    import onnx
+
+    _refuse_missing(file)
+    try:
+        tensors = onnx.load_model(file, load_external_data=False).graph.initializer
+    except Exception as error:  # protobuf's own errors have no common base
+        raise _no_model(file, error) from error
+    places = (entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location")
+    names = tuple(sorted(set(places)))
+    _refuse_elsewhere(file, names)
+    return [file.parent / name for name in names]
 
 
 def read_graph(file: Path) -> ir.Model:
@@ -46,14 +56,27 @@ def read_graph(file: Path) -> ir.Model:
     """
     import onnx_ir
 
-    if not file.is_file():
-        raise LoadError(f"There is no file {file}.", "Name an ONNX file.")
+    _refuse_missing(file)
     try:
         model = onnx_ir.load(file)
     # protobuf raises its own errors, onnx_ir a few more; they have no common base.
     except Exception as error:
-        raise LoadError(f"{file} is not an ONNX model: {first_line(error)}", "Name an ONNX file.") from error
-    for name in weight_files(model):
+        raise _no_model(file, error) from error
+    _refuse_elsewhere(file, weight_files(model))
+    return model
+
+
+def _refuse_missing(file: Path) -> None:
+    if not file.is_file():
+        raise LoadError(f"There is no file {file}.", "Name an ONNX file.")
+
+
+def _no_model(file: Path, error: Exception) -> LoadError:
+    return LoadError(f"{file} is not an ONNX model: {first_line(error)}", "Name an ONNX file.")
+
+
+def _refuse_elsewhere(file: Path, names: Iterable[str]) -> None:
+    for name in names:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
             raise UnsupportedModelError(
@@ -63,7 +86,6 @@ def read_graph(file: Path) -> ir.Model:
             raise LoadError(
                 f"{file} has its weights in {name}, which is not there.", "Put it beside the graph."
             )
-    return model
 
 
 def weight_files(model: ir.Model) -> tuple[str, ...]:

@@ -66,9 +66,11 @@ class Flow:
         self.graph = graph
         graph.sort()
         self.nodes: tuple[ir.Node, ...] = tuple(graph)
+        # What each depends on, once each; looked up again and again.
+        self.reads = {node: tuple(dict.fromkeys(values_read_by(node))) for node in self.nodes}
         self.readers: dict[ir.Value, list[ir.Node]] = {}
-        for node in self.nodes:
-            for value in dict.fromkeys(values_read_by(node)):
+        for node, values in self.reads.items():
+            for value in values:
                 self.readers.setdefault(value, []).append(node)
 
     def after(self, sources: Iterable[ir.Value], stop: Iterable[ir.Value] = ()) -> set[ir.Value]:
@@ -98,8 +100,7 @@ class Flow:
             if value in found:
                 continue
             found.add(value)
-            if (node := value.producer()) is not None:
-                waiting += values_read_by(node)
+            waiting += self.reads.get(value.producer(), ())
         return found
 
     def ways(self) -> Iterator[tuple[ir.Value, ir.Value]]:
@@ -125,7 +126,7 @@ class Flow:
         """Return for each value which of the ends it depends on, or which depend on it: a bit for each."""
         marks = {value: 1 << place for place, value in enumerate(ends)}
         for node in nodes:
-            read = tuple(values_read_by(node))
+            read = self.reads[node]
             known, told = (node.outputs, read) if backward else (read, node.outputs)
             mark = reduce(or_, (marks.get(value, 0) for value in known), 0)
             if mark:
