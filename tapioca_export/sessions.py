@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .external import read_proto
+
 ERRORS_ONLY = 3
 
 
@@ -23,6 +25,7 @@ def session_on_cpu(
         config_entries: ONNX Runtime's own, by name.
 
     Raises:
+        TapiocaError: If a file is no ONNX model, or has its weights elsewhere than beside it.
         Exception: One of `onnxruntime_errors`, if ONNX Runtime refuses the graph.
     """
     import onnxruntime
@@ -32,5 +35,7 @@ def session_on_cpu(
     options.intra_op_num_threads = num_threads
     for name, value in (config_entries or {}).items():
         options.add_session_config_entry(name, value)
+    if isinstance(graph, Path):
+        read_proto(graph)
     model = graph if isinstance(graph, bytes) else str(graph)
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -18,6 +18,7 @@ GROUND = {
     "domains",
     "engines",
     "errors",
+    "external",
     "memory",
     "numbering",
     "precision",

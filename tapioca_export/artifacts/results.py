@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..external import leads_out
 from ..numbering import LayerName
 from ..showing import Shown
 from ..treatments import Treatment
@@ -106,6 +107,12 @@ class Export(Shown):
     fusions: dict[str, Fusions] = field(default_factory=dict, metadata=SPARSE)
     kind: Literal["export"] = "export"
     schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        """Refuse files elsewhere: the record says what is opened."""
+        for name in self.files:
+            if leads_out(name):
+                raise ValueError(f"{name!r} is outside its own folder")
 
 
 # --- benchmark.json -------------------------------------------------------------------------

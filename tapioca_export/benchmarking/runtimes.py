@@ -15,6 +15,7 @@ from typing import Any
 
 from ..artifacts import Export, SessionSettings, read
 from ..errors import BenchmarkError
+from ..external import read_proto
 from ..generation import Session, as_one
 from ..numbering import num_left
 from ..programs import open_program
@@ -65,7 +66,8 @@ def read_export_folder(path: Path) -> ExportFolder:
 
     Raises:
         BenchmarkError: If a file is missing, failed its parity check, or is of a format that nothing runs.
-        LoadError: If `export.json` is malformed.
+        LoadError: If `export.json` or a graph is malformed, or weights beside a graph are missing.
+        UnsupportedModelError: If a graph has its weights elsewhere.
     """
     path = Path(path)
     # A failed parity check leaves the file under this name, as evidence only.
@@ -83,6 +85,9 @@ def read_export_folder(path: Path) -> ExportFolder:
             f"{', '.join(RUNTIMES)}."
         )
     _require(path, folder.export.files)
+    for name in folder.export.files:
+        if name.endswith(".onnx"):
+            read_proto(path / name)
     return folder
 
 

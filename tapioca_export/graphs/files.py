@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LoadError, OutputError, ParityError, UnsupportedModelError, first_line
+from ..external import read_proto, refuse_link_out
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -34,16 +35,9 @@ def weight_paths(file: Path) -> list[Path]:
     Raises:
         LoadError: If the graph cannot be read.
     """
-    import onnx
-
-    _refuse_missing(file)
-    try:
-        tensors = onnx.load_model(file, load_external_data=False).graph.initializer
-    except Exception as error:  # protobuf's own errors have no common base
-        raise _no_model(file, error) from error
+    tensors = read_proto(file).graph.initializer
     places = (entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location")
-    names = tuple(sorted(set(places)))
-    _refuse_elsewhere(file, names)
+    names = sorted(set(places))
     return [file.parent / name for name in names]
 
 
@@ -51,41 +45,18 @@ def read_graph(file: Path) -> ir.Model:
     """Read a graph; weights in files beside it are not read.
 
     Raises:
-        LoadError: If the file is missing or is no ONNX model, or weights beside it are missing.
+        LoadError: If the file is missing or is no ONNX model, or weights beside it are missing or too short.
         UnsupportedModelError: If its weights are elsewhere than beside it.
     """
     import onnx_ir
 
-    _refuse_missing(file)
+    proto = read_proto(file)
     try:
-        model = onnx_ir.load(file)
-    # protobuf raises its own errors, onnx_ir a few more; they have no common base.
-    except Exception as error:
-        raise _no_model(file, error) from error
-    _refuse_elsewhere(file, weight_files(model))
+        model = onnx_ir.from_proto(proto)
+    except Exception as error:  # its own kinds have no common base
+        raise LoadError(f"{file} is not an ONNX model: {first_line(error)}", "Name an ONNX file.") from error
+    onnx_ir.external_data.set_base_dir(model.graph, file.parent)
     return model
-
-
-def _refuse_missing(file: Path) -> None:
-    if not file.is_file():
-        raise LoadError(f"There is no file {file}.", "Name an ONNX file.")
-
-
-def _no_model(file: Path, error: Exception) -> LoadError:
-    return LoadError(f"{file} is not an ONNX model: {first_line(error)}", "Name an ONNX file.")
-
-
-def _refuse_elsewhere(file: Path, names: Iterable[str]) -> None:
-    for name in names:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts:
-            raise UnsupportedModelError(
-                f"{file} has its weights in {name}, outside its own folder.", "Put them beside it."
-            )
-        if not (file.parent / name).is_file():
-            raise LoadError(
-                f"{file} has its weights in {name}, which is not there.", "Put it beside the graph."
-            )
 
 
 def weight_files(model: ir.Model) -> tuple[str, ...]:
@@ -135,7 +106,7 @@ def copy_graph(file: Path, folder: Path) -> None:
             new = folder / path.relative_to(file.parent)
             new.parent.mkdir(parents=True, exist_ok=True)
             _link(path, new)
-        for path in (file, *companions(file.parent)):
+        for path in (file, *companions(file)):
             shutil.copyfile(path, folder / path.name)
     except OSError as error:
         raise OutputError(
@@ -179,10 +150,16 @@ def _link(old: Path, new: Path) -> None:
         shutil.copyfile(old, new)
 
 
-def companions(folder: Path) -> Iterator[Path]:
-    """Yield what stands beside a graph and belongs to it, by the names of the ecosystem."""
-    found = {path for pattern in COMPANIONS for path in folder.glob(pattern) if path.is_file()}
-    yield from sorted(found)
+def companions(file: Path) -> Iterator[Path]:
+    """Yield what stands beside a graph and belongs to it, by the names of the ecosystem.
+
+    Raises:
+        UnsupportedModelError: If one is a link to elsewhere: what it leads to is not for others to see.
+    """
+    found = {path for pattern in COMPANIONS for path in file.parent.glob(pattern) if path.is_file()}
+    for path in sorted(found):
+        refuse_link_out(path, file)
+        yield path
 
 
 def genai_config(folder: Path) -> dict[str, Any] | None:

@@ -10,6 +10,8 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING
 
+from ..errors import UnsupportedModelError, first_line
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -64,7 +66,12 @@ class Flow:
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
-        graph.sort()
+        try:
+            graph.sort()
+        except ValueError as error:
+            raise UnsupportedModelError(
+                f"The graph cannot be put into an order: {first_line(error)}", "Export the model again."
+            ) from error
         self.nodes: tuple[ir.Node, ...] = tuple(graph)
         # What each depends on, once each; looked up again and again.
         self.reads = {node: tuple(dict.fromkeys(values_read_by(node))) for node in self.nodes}

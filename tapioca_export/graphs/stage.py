@@ -73,7 +73,7 @@ def prune_graph(
     cut(model, layers, drop)
     file = folder / source.name
     write_graph(model, file, source.parent)
-    for companion in companions(source.parent):
+    for companion in companions(source):
         shutil.copyfile(companion, folder / companion.name)
     if (source.parent / "config.json").is_file():
         mend_config(source.parent, folder, drop, len(layers))

@@ -31,6 +31,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils.hub import cached_file
 
 from ..errors import LoadError, OutputError, UnsupportedModelError, first_line
+from ..external import refuse_link_out
 from .damping import Damped, folded
 from .loaded import LoadedModel, LoadOptions
 from .loading import load_config
@@ -302,9 +303,14 @@ def _set_dtype(config: Any, raw: Mapping[str, Any], default: str | None) -> None
 
 
 def _copy_side_files(source: str, folder: Path) -> None:
-    """Copy what goes with the checkpoint as it is, where there is nothing of the name yet."""
-    config = cached_file(source, "config.json", local_files_only=True)
+    """Copy what goes with the checkpoint as it is, where there is nothing of the name yet.
+
+    Raises:
+        UnsupportedModelError: If one is a link to elsewhere: what it leads to is not for others to see.
+    """
+    config = Path(cached_file(source, "config.json", local_files_only=True))
     for pattern in SIDE_FILES:
-        for file in Path(config).parent.glob(pattern):
+        for file in config.parent.glob(pattern):
             if file.is_file() and not (folder / file.name).exists():
+                refuse_link_out(file, config)
                 shutil.copyfile(file, folder / file.name)

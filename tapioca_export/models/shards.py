@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
@@ -22,6 +22,7 @@ from transformers.utils.hub import cached_file, cached_files
 
 from ..artifacts import write_text
 from ..errors import LoadError, OutputError, first_line
+from ..external import leads_out
 
 BLOCK = 1 << 18  # bytes; larger ones were slower, and new memory for each, far slower
 # Of the format: the header's length comes first, in as many bytes, and the data starts at a multiple.
@@ -147,11 +148,7 @@ def _read_index(index: Path) -> dict[str, str]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LoadError(f"{index} is no index of weights: {first_line(error)}.") from error
     for name in names:
-        is_inside = isinstance(name, str) and name.endswith(".safetensors")
-        if not is_inside or any(
-            path.is_absolute() or path.drive or ".." in path.parts
-            for path in (PurePosixPath(name), PureWindowsPath(name))
-        ):
+        if not isinstance(name, str) or not name.endswith(".safetensors") or leads_out(name):
             raise LoadError(f"{index} names {name!r}, which is no safetensors file in its folder.")
     if not names:
         raise LoadError(f"{index} names no weights.")
