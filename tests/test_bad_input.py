@@ -258,7 +258,7 @@ SPOILT_MODELS: dict[str, tuple[Edit, tuple[str, ...]]] = {
     "no weights": (lambda m: (m / "model.safetensors").unlink(), ("no *.safetensors",)),
     "weights are not weights": (
         lambda m: (m / "model.safetensors").write_bytes(b"x" * 99),
-        ("Cannot load",),
+        ("no whole safetensors file",),
     ),
     "weights of another model": (
         lambda m: save_file({"a": torch.ones(1)}, m / "model.safetensors", {"format": "pt"}),

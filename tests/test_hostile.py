@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import datetime
+import gzip
+import json
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import pyarrow
 import pytest
 from click.testing import CliRunner, Result
-from conftest import save_model, write_jsonl
+from conftest import save_model, text_records, write_jsonl
 from onnx import TensorProto, helper, numpy_helper
 from onnx_graphs import pre_norm
+from pyarrow import parquet
 from reports import export as export_record
 
 from tapioca_export.artifacts import Export, read, sha256, write
@@ -22,6 +28,9 @@ from tapioca_export.errors import LoadError, UnsupportedModelError
 from tapioca_export.exporting.formats import Written
 from tapioca_export.exporting.onnx import open_onnx
 from tapioca_export.external import read_proto
+from tapioca_export.models import loading, sizes
+from tapioca_export.samples import files as sample_readers
+from tapioca_export.tasks.labels import label_id
 
 OUTSIDE = "outside.bin"
 SECRET = "the content of a file that is nobody's business"
@@ -196,7 +205,7 @@ def test_a_graph_that_lies_about_its_weights_is_refused(
     file = graph(UNTRUE[case])
     for name in ("prune --proof weights", "select", "benchmark"):
         refused(call(*readers(file)[name]), "model.onnx has", "beyond the end" if "short.bin" in case else "")
-    with pytest.raises(LoadError, match="which is not there|beyond the end"):
+    with pytest.raises(LoadError, match=r"which is not there|beyond the end"):
         read_proto(file)
 
 
@@ -275,3 +284,261 @@ def test_records_of_exports_are_still_read(tmp_path: Path) -> None:
     record = export_record(files={"model.onnx": "0" * 64, "weights/part": "0" * 64})
     write(tmp_path / "export.json", record)
     assert read(tmp_path / "export.json", Export) == record
+
+
+# --- safetensors ----------------------------------------------------------------------------
+
+
+def header(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]:
+    """Change the header of a safetensors file."""
+
+    def changed(content: bytes) -> bytes:
+        (length,) = struct.unpack("<Q", content[:8])
+        found = json.loads(content[8 : 8 + length])
+        change(found)
+        text = json.dumps(found).encode()
+        return struct.pack("<Q", len(text)) + text + content[8 + length :]
+
+    return changed
+
+
+def length(value: int) -> Callable[[bytes], bytes]:
+    return lambda content: struct.pack("<Q", value) + content[8:]
+
+
+def first(header: dict[str, Any], place: int = 0) -> dict[str, Any]:
+    """Return what a header says of one tensor."""
+    return header[[name for name in header if name != "__metadata__"][place]]
+
+
+LYING: dict[str, Callable[[bytes], bytes]] = {
+    "overlap": header(lambda h: first(h).update(data_offsets=first(h, 1)["data_offsets"])),
+    "out of range": header(lambda h: first(h).update(data_offsets=[10**12, 10**12 + 4])),
+    "backwards": header(lambda h: first(h).update(data_offsets=first(h)["data_offsets"][::-1])),
+    "negative": header(lambda h: first(h).update(data_offsets=[-4, 4])),
+    "petabytes": header(lambda h: first(h).update(shape=[10**9, 10**9])),
+    "another type": header(lambda h: first(h).update(dtype="PICKLE")),
+    "a list": lambda content: struct.pack("<Q", 2) + b"[]",
+    "cut off": lambda content: content[:-100],
+    "longer": lambda content: content + b"0" * 8,
+    "no header": length(0),
+    "header of gigabytes": length(1 << 31),
+    "header of exabytes": length((1 << 64) - 1),
+    "seven bytes": lambda content: content[:7],
+}
+
+
+@pytest.fixture
+def checkpoint(
+    tmp_path: Path, tiny: Callable[[str], Path], call: Callable[..., Result]
+) -> tuple[Path, dict[str, list[object]]]:
+    """Copy a tiny checkpoint, to be spoilt; with the command lines that read it."""
+    folder = Path(shutil.copytree(tiny("bert"), tmp_path / "model"))
+    for seed, name in enumerate(("id", "target")):
+        write_jsonl(tmp_path / f"{name}.jsonl", text_records(40, seed))
+    rows = ["--id", "id.jsonl", "--target", "target.jsonl", "-o", "out"]
+    return folder, {
+        "select": ["select", "-m", folder, *rows],
+        "export": ["export", "-m", folder, "--id", "id.jsonl", "-o", "out"],
+        "prune": ["prune", "-m", folder, "--drop", "1", "-o", "out"],
+        "prune --proof weights": ["prune", "-m", folder, "--drop", "1", "--proof", "weights", "-o", "out"],
+    }
+
+
+Checkpoint = tuple[Path, dict[str, list[object]]]
+
+
+@pytest.mark.parametrize("case", LYING)
+def test_weights_whose_header_lies_are_refused(
+    case: str, checkpoint: Checkpoint, call: Callable[..., Result]
+) -> None:
+    folder, commands = checkpoint
+    file = folder / "model.safetensors"
+    file.write_bytes(LYING[case](file.read_bytes()))
+    for arguments in commands.values():
+        refused(call(*arguments), "model.safetensors is no whole safetensors file")
+
+
+@pytest.mark.parametrize(
+    "name", ["../other.safetensors", "/other.safetensors", "C:\\other.safetensors", "a.bin"]
+)
+def test_an_index_that_names_weights_elsewhere_is_refused(
+    name: str, checkpoint: Checkpoint, call: Callable[..., Result]
+) -> None:
+    folder, commands = checkpoint
+    (folder / "model.safetensors").rename(folder.parent / "other.safetensors")
+    (folder / "a.safetensors").write_bytes(b"")
+    index = {"metadata": {}, "weight_map": {"bert.pooler.dense.bias": name}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    for arguments in commands.values():
+        refused(call(*arguments), "no safetensors file in its folder")
+
+
+# --- config.json ----------------------------------------------------------------------------
+
+ABSURD: dict[str, tuple[dict[str, object], str]] = {
+    "wide": ({"hidden_size": 10**9}, "hidden_size 1,000,000,000, but its largest tensor has 4,096 values"),
+    "deep": ({"num_hidden_layers": 10**7}, "num_hidden_layers 10,000,000, but its weights are 73 tensors"),
+    "inner": ({"intermediate_size": 5000}, "intermediate_size 5,000"),
+    "words": ({"vocab_size": 10**11}, "vocab_size 100,000,000,000"),
+    "labels": ({"num_labels": 10**9}, "num_labels 1,000,000,000"),
+    "inside": ({"text_config": {"num_layers": 10**7}}, "num_layers 10,000,000"),
+    "positions": ({"max_position_embeddings": 10**13}, "max_position_embeddings a number of 44 bits"),
+    "beyond": ({"hidden_size": 10**400}, "hidden_size a number of 1329 bits"),
+    "less than none": ({"hidden_size": -32}, "negative dimension"),
+    "nothing": ({"hidden_size": 0}, ""),
+    "text": ({"hidden_size": "32"}, "hidden_size"),
+    "a function": ({"hidden_act": "os.system"}, "os.system"),
+}
+
+
+@pytest.mark.parametrize("case", ABSURD)
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, of empty tensors
+def test_a_config_of_absurd_sizes_is_refused_before_memory_is_taken(
+    case: str, checkpoint: Checkpoint, call: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, commands = checkpoint
+    values, words = ABSURD[case]
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
+    if "," in words or "bits" in words:
+        monkeypatch.setattr(loading, "auto_class", lambda task: pytest.fail("a network was built"))
+    for arguments in commands.values():
+        refused(call(*arguments), words)
+
+
+def test_a_config_nested_too_deeply_is_refused(checkpoint: Checkpoint, call: Callable[..., Result]) -> None:
+    folder, commands = checkpoint
+    (folder / "config.json").write_text('{"a":' * 100_000)
+    for arguments in commands.values():
+        refused(call(*arguments), "Cannot load the config", "recursion")
+
+
+def test_bounds_are_of_the_largest_tensor_and_of_the_number_of_tensors(checkpoint: Checkpoint) -> None:
+    folder, _ = checkpoint
+    weights = loading.read_weights(folder, local_files_only=True)
+    sizes.refuse_sizes({"vocab_size": 4096, "n_layer": 73, "seed": 10**9}, weights, folder)
+    for raw in ({"vocab_size": 4097}, {"n_layer": 74}):
+        with pytest.raises(LoadError):
+            sizes.refuse_sizes(raw, weights, folder)
+    sizes.refuse_numbers({"num_labels": 1_000_000, "x": [2**40]}, folder)
+    for raw in ({"num_labels": 1_000_001}, {"x": [{"y": -(2**40) - 1}]}):
+        with pytest.raises(LoadError):
+            sizes.refuse_numbers(raw, folder)
+
+
+# --- tokenizer files ------------------------------------------------------------------------
+
+TOKENIZERS: dict[str, tuple[str, str]] = {
+    "deep": ("tokenizer.json", '{"a":' * 100_000),
+    "deep settings": ("tokenizer_config.json", '{"a":' * 100_000),
+    "a number": ("tokenizer.json", "1"),
+    "no tokens": ("tokenizer_config.json", '{"model_max_length": -5}'),
+    "text for a number": ("tokenizer_config.json", '{"model_max_length": "64"}'),
+    "no tokens at all": ("tokenizer_config.json", '{"model_max_length": NaN}'),
+}
+
+
+@pytest.mark.parametrize("case", TOKENIZERS)
+def test_a_spoilt_tokenizer_is_refused(
+    case: str, checkpoint: Checkpoint, call: Callable[..., Result]
+) -> None:
+    folder, commands = checkpoint
+    name, content = TOKENIZERS[case]
+    (folder / name).write_text(content, encoding="utf-8")
+    for arguments in commands.values():
+        refused(call(*arguments), "okenizer")
+
+
+# --- sample files ---------------------------------------------------------------------------
+
+GOOD = "".join(json.dumps(row) + "\n" for row in text_records(40, 0)).encode()
+
+
+def line(text: str) -> bytes:
+    return json.dumps({"text": text, "label": "positive"}).encode() + b"\n"
+
+
+ROWS: dict[str, tuple[bytes, str]] = {
+    "nul.jsonl": (GOOD + b"\0\n", "nul.jsonl, line 41 is not valid JSON"),
+    "nul inside.jsonl": (GOOD + line("w1").replace(b"w1", b"w\0"), "line 41 is not valid JSON"),
+    "second mark.jsonl": (GOOD + b"\xef\xbb\xbf" + line("w1"), "line 41 is not valid JSON"),
+    "deep.jsonl": (GOOD + b'{"text":' + b"[" * 10**6, "line 41 is not valid JSON"),
+    "long.jsonl": (GOOD + line("w" * (1 << 15)), "long.jsonl, line 41 is longer than"),
+    "packed.jsonl": (gzip.compress(GOOD), "packed.jsonl is compressed with gzip"),
+    "packed.csv": (gzip.compress(GOOD), "packed.csv is not UTF-8"),
+    "packed.parquet": (gzip.compress(GOOD), "cannot be read as Parquet"),
+    "packed.jsonl.gz": (gzip.compress(GOOD), "unknown ending '.gz'"),
+    "infinite.jsonl": (GOOD + b'{"text": "w1", "label": 1e999}', "label inf is unknown"),
+    "number.jsonl": (GOOD + b'{"text": "w1", "label": "' + b"9" * 5000 + b'"}', "9..."),
+}
+PARQUET: dict[str, Any] = {
+    "whole numbers": [1] * 40,
+    "times": [datetime.datetime(2026, 1, 1)] * 40,
+    "bytes": [b"\xff"] * 40,
+    "lists": [["w1"]] * 40,
+    "records": [{"a": 1}] * 40,
+    "maps": pyarrow.array([[("a", 1)]] * 40, pyarrow.map_(pyarrow.string(), pyarrow.int64())),
+    "nothing": [None] * 40,
+    "year 31 million": pyarrow.array([10**15] * 40, pyarrow.timestamp("s")),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_sample_file_that_is_made_to_break_its_reader_is_refused(
+    name: str, checkpoint: Checkpoint, call: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, words = ROWS[name]
+    monkeypatch.setattr(sample_readers, "LONGEST_LINE", 1 << 15)
+    if name == "deep.jsonl":
+        monkeypatch.setattr(sample_readers, "LONGEST_LINE", 1 << 24)
+    Path("id.jsonl").unlink()
+    Path(name).write_bytes(content)
+    _, commands = checkpoint
+    result = call(*[name if argument == "id.jsonl" else argument for argument in commands["select"]])
+    refused(result, words)
+    assert len(result.stderr) < 1000
+
+
+@pytest.mark.parametrize("kind", PARQUET)
+def test_a_table_of_odd_types_is_refused(
+    kind: str, checkpoint: Checkpoint, call: Callable[..., Result]
+) -> None:
+    table = pyarrow.table({"text": PARQUET[kind], "label": ["positive"] * 40})
+    parquet.write_table(table, "odd.parquet")
+    _, commands = checkpoint
+    arguments = ["odd.parquet" if argument == "id.jsonl" else argument for argument in commands["select"]]
+    refused(call(*arguments), "odd.parquet")
+
+
+@pytest.mark.slow
+def test_a_line_of_100_megabytes_is_not_read_to_its_end(tmp_path: Path) -> None:
+    file = tmp_path / "long.jsonl"
+    with file.open("wb") as stream:
+        stream.write(GOOD + b'{"text": "')
+        stream.writelines([b"w1 " * (1 << 20)] * 33)
+    with pytest.raises(LoadError, match="line 41 is longer than 16 MiB"):
+        list(sample_readers.read_records(file))
+
+
+def test_a_line_may_be_as_long_as_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [line("w" * size) for size in (100, 101)]
+    monkeypatch.setattr(sample_readers, "LONGEST_LINE", len(rows[0]))
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(rows[0] * 3)
+    assert len(list(sample_readers.read_records(file))) == 3
+    file.write_bytes(rows[1])
+    with pytest.raises(LoadError, match="line 1 is longer"):
+        list(sample_readers.read_records(file))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + line("w1"))
+    assert [record["text"] for record, _ in sample_readers.read_records(file)] == ["w1"]
+
+
+def test_a_label_of_thousands_of_digits_is_a_name() -> None:
+    names = {0: "9" * 5000, 1: "1"}
+    assert label_id("9" * 5000, "row 1", names) == 0
+    assert label_id("1", "row 1", names) == 1

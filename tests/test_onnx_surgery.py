@@ -539,7 +539,7 @@ def test_a_wrong_cut_is_found(tmp_path: Path) -> None:
         (["{file}", "-m", "model", "--drop", "1"], "Give either an ONNX FILE or --model"),
         (["{text}", "--drop", "1"], "is not an ONNX model"),
         (["-m", "model", "--drop", "1", "--atol", "1e-3"], "--atol is for ONNX files"),
-        (["{orphan}", "--drop", "1"], "has its weights in model.onnx_data, which is not there"),
+        (["{orphan}", "--drop", "1"], "has its weights in 'model.onnx_data', which is not there"),
         (["{thief}", "--drop", "1"], "outside its own folder"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from .. import polynomial  # registers the embedded example with transformers
@@ -19,9 +20,16 @@ from ..tensors import to_tensors
 from .graph_network import load_graph
 from .loaded import SPREAD, LoadedModel, LoadOptions, answer_of
 from .shards import read_weights
+from .sizes import refuse_numbers, refuse_sizes
 from .stacks import in_order, prunable_stacks
 from .sublayers import with_branches
 from .surgery import refuse_dependent_layers
+
+# What transformers and PyTorch raise over configs and weights that make no sense; they have no common base.
+_MALFORMED = (
+    OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, ImportError,
+    SafetensorError, StrictDataclassError,
+)  # fmt: skip
 
 
 def load_model(source: str | Path, task: str = "auto", options: LoadOptions | None = None) -> LoadedModel:
@@ -59,7 +67,7 @@ def load_model(source: str | Path, task: str = "auto", options: LoadOptions | No
             output_loading_info=True,
             **spreading,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+    except _MALFORMED as error:
         raise LoadError(
             f"Cannot load a {chosen.name} model from {source}: {first_line(error)}",
             "Name a folder with config.json and safetensors weights of a fine-tuned model.",
@@ -127,10 +135,9 @@ def outline_model(source: str | Path, task: str = "auto", options: LoadOptions |
         with init_empty_weights(include_buffers=False):
             network = auto_class(chosen).from_config(config, trust_remote_code=options.trust_remote_code)
         network.tie_weights()  # emptying them took them apart
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except _MALFORMED as error:
         raise LoadError(f"Cannot build a {chosen.name} model from {source}: {first_line(error)}") from error
     processor = load_processor(chosen, source, config, options)
-    read_weights(source, local_files_only=options.local_files_only)
     stacks = prunable_stacks(network.eval())
     if len(stacks) > 1:
         empty, example = copy.deepcopy(network).to("meta"), chosen.examples(processor)[0]
@@ -143,10 +150,13 @@ def outline_model(source: str | Path, task: str = "auto", options: LoadOptions |
 
 
 def _config_and_task(source: str | Path, task: str, options: LoadOptions) -> tuple[Any, Task]:
-    """Refuse what can be refused before weights are read."""
+    """Refuse what can be refused before weights are read: of them, headers are."""
     config = load_config(source, options)
     chosen = find_task(config, task, options)
     _refuse_pickled_weights(source)
+    weights = read_weights(source, local_files_only=options.local_files_only)
+    raw, _ = transformers.PreTrainedConfig.get_config_dict(str(source), local_files_only=True)
+    refuse_sizes(raw, weights, source)
     return config, chosen
 
 
@@ -174,12 +184,13 @@ def load_config(source: str | Path, options: LoadOptions) -> Any:
                 f"{source} needs custom code ({', '.join(map(str, raw['auto_map'].values()))}).",
                 "Read it, then add --trust-remote-code to run it.",
             )
+        refuse_numbers(raw, source)
         config = transformers.AutoConfig.from_pretrained(
             str(source),
             trust_remote_code=options.trust_remote_code,
             local_files_only=options.local_files_only,
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except _MALFORMED as error:
         if not folder.exists():
             raise LoadError(
                 f"{source} is not a folder here, and the hub does not give it: {first_line(error)}",

@@ -13,6 +13,9 @@ from typing import Any
 
 from ..errors import ConfigError, LoadError, first_line
 
+# Bytes. No row that a model is asked about is as long, and one line must not fill the memory.
+LONGEST_LINE = 1 << 24
+GZIP = b"\x1f\x8b"
 # What marks a folder written by datasets; any other holds a folder of files for each label.
 SAVED = ("dataset_info.json", "dataset_dict.json", "state.json")
 
@@ -49,8 +52,14 @@ def read_records(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
 def _json_lines(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
     """Read JSON Lines; a place is a line, counted from 1."""
     with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE + 1), b""), start=1):
             where = f"{path}, line {number}"
+            if number == 1 and line.startswith(GZIP):
+                raise LoadError(f"{path} is compressed with gzip.", "Unpack it.")
+            if len(line) > LONGEST_LINE:
+                raise LoadError(
+                    f"{where} is longer than {LONGEST_LINE >> 20} MiB.", "Write one object a line, of a row."
+                )
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 record = json.loads(text) if text.strip() else None
@@ -107,7 +116,7 @@ def _parquet(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
 
     try:
         records = parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, ValueError) as error:
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # the last of dates past 9999
         raise LoadError(
             f"{path} cannot be read as Parquet: {first_line(error)}", "Write it again."
         ) from error

@@ -14,6 +14,9 @@ import numpy as np
 
 from ..errors import LoadError
 
+SHOWN = 200  # characters of a label that no model knows
+MOST_DIGITS = 18  # of an id; Python refuses to read thousands of them
+
 
 def is_missing(value: Any) -> bool:
     """Tell whether a row has no label: nothing, an empty text, or NaN."""
@@ -38,12 +41,20 @@ def label_id(label: Any, where: str, id2label: Mapping[int, str]) -> int | None:
         for known_id, known_name in id2label.items():
             if name == known_name.strip():
                 return known_id
-        names_are_numbers = any(n.isdecimal() and int(n) != i for i, n in id2label.items())
-        if name.isdecimal() and not names_are_numbers and int(name) in id2label:
-            return int(name)
+        names_are_numbers = any(_number(n) not in (None, i) for i, n in id2label.items())
+        if not names_are_numbers and (number := _number(name)) in id2label:
+            return number
     known = ", ".join(f"{i}={name}" for i, name in list(id2label.items())[:10])
     more = ", ..." if len(id2label) > 10 else ""
-    raise LoadError(f"{where}: label {label!r} is unknown to the model.", f"It knows: {known}{more}.")
+    found = repr(label)
+    if len(found) > SHOWN:
+        found = f"{found[:SHOWN]}..."
+    raise LoadError(f"{where}: label {found} is unknown to the model.", f"It knows: {known}{more}.")
+
+
+def _number(name: str) -> int | None:
+    """Return the number that a name is, if it is one that an id could be."""
+    return int(name) if name.isdecimal() and len(name) <= MOST_DIGITS else None
 
 
 def label_set(labels: Any, where: str, id2label: Mapping[int, str]) -> tuple[int, ...] | None:

@@ -116,6 +116,12 @@ def load_tokenizer(
             f"No tokenizer can be loaded from {folder}: {first_line(error)}",
             "Save the tokenizer beside the model (tokenizer.save_pretrained).",
         ) from error
+    longest = tokenizer.model_max_length
+    if not isinstance(longest, (int, float)) or not longest >= 1:
+        raise LoadError(
+            f"The tokenizer of {folder} takes {longest!r} tokens at most (model_max_length).",
+            "Mend tokenizer_config.json.",
+        )
     ids = set(tokenizer.get_vocab().values())
     if ids <= set(tokenizer.all_special_ids):
         # Without files, transformers makes an empty tokenizer: every word would be unknown.
