@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .showing import rendered_by
+from .telemetry import switch_off
 
 if TYPE_CHECKING:
     from .artifacts import (
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from .verifying import verify
 
 __version__ = "0.1.0"
+
+switch_off()  # before the libraries are imported, which read it once
 
 _HOMES = {
     "artifacts": (

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .external import read_proto
+from .telemetry import import_onnxruntime
 
 ERRORS_ONLY = 3
 
@@ -28,8 +29,7 @@ def session_on_cpu(
         TapiocaError: If a file is no ONNX model, or has its weights elsewhere than beside it.
         Exception: One of `onnxruntime_errors`, if ONNX Runtime refuses the graph.
     """
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     options.intra_op_num_threads = num_threads

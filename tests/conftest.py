@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import random
 import subprocess
@@ -22,6 +23,7 @@ import pytest
 import torch
 import transformers
 from click.testing import CliRunner
+from forbidding import forbid_network_everywhere
 from forking import run_forked, run_module
 from quickening import collect_less, quicken
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -45,6 +47,7 @@ SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
 WORDS = [f"w{i}" for i in range(92)]
 LABELS = ("negative", "neutral", "positive")
 NUM_LAYERS = 4
+TOKEN = "hf_ThisTokenIsNobodysBusiness0123456789"
 
 _TOKENS = {
     "pad_token_id": 0,
@@ -224,7 +227,10 @@ def held_when_loading() -> list[bool]:
 def finished(
     tiny: Callable[[str], Path], held_when_loading: list[bool], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Return the run folder of a tiny BERT that lost two layers; leave it as it is."""
+    """Return the run folder of a tiny BERT that lost two layers; leave it as it is.
+
+    It ran with a token, and could not have reached the network. What it said is in `said.txt` beside it.
+    """
     folder = tmp_path_factory.mktemp("run")
     files = {
         name: write_jsonl(folder / f"{name}.jsonl", text_records(80, seed))
@@ -234,6 +240,7 @@ def finished(
         "run", "-m", tiny("bert"), "--id", files["id"], "--target", files["target"], "-o", folder / "out",
         "--epsilon", 1, "--pick", 2, "--format", "torchscript", "--format", "pt2", "--tune",
         "--tune-seconds", 1, "--iterations", 5, "--warmup", 1, "--num-threads", 1,
+        "--local-files-only",
     ]  # fmt: skip
     networks: list[weakref.ref[Any]] = []
 
@@ -244,9 +251,18 @@ def finished(
         networks.append(weakref.ref(model.network))
         return model
 
+    logged: list[str] = []
+    handler = logging.Handler(logging.DEBUG)
+    handler.emit = lambda record: logged.append(record.getMessage())
+    logging.getLogger().addHandler(handler)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "load_model", load)
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            patch.setenv(name, TOKEN)
+        forbid_network_everywhere(patch)
         result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    logging.getLogger().removeHandler(handler)
+    (folder / "said.txt").write_text("\n".join([result.output, *logged]), encoding="utf-8")
     assert result.exit_code == 0, result.output
     assert str((folder / "out" / "report.html").resolve()) in result.stdout
     return folder / "out"

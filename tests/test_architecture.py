@@ -25,6 +25,7 @@ GROUND = {
     "registry",
     "sessions",
     "showing",
+    "telemetry",
     "tensors",
     "treatments",
 }

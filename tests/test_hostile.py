@@ -417,8 +417,8 @@ def test_a_config_nested_too_deeply_is_refused(checkpoint: Checkpoint, call: Cal
 def test_bounds_are_of_the_largest_tensor_and_of_the_number_of_tensors(checkpoint: Checkpoint) -> None:
     folder, _ = checkpoint
     weights = loading.read_weights(folder, local_files_only=True)
-    sizes.refuse_sizes({"vocab_size": 4096, "n_layer": 73, "seed": 10**9}, weights, folder)
-    for raw in ({"vocab_size": 4097}, {"n_layer": 74}):
+    sizes.refuse_sizes({"vocab_size": 4096, "n_layer": 100, "seed": 10**9}, weights, folder)
+    for raw in ({"vocab_size": 4097}, {"n_layer": 101}):
         with pytest.raises(LoadError):
             sizes.refuse_sizes(raw, weights, folder)
     sizes.refuse_numbers({"num_labels": 1_000_000, "x": [2**40]}, folder)

@@ -18,6 +18,7 @@ from ..errors import BenchmarkError, first_line, onnxruntime_errors
 from ..generation import Session, with_positions
 from ..precision import NUMPY_TYPES
 from ..tasks import Inputs
+from ..telemetry import import_onnxruntime
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -30,8 +31,7 @@ DEVICES = {CUDA: "cuda", "TensorrtExecutionProvider": "cuda"}
 
 def available_providers() -> tuple[str, ...]:
     """Return the execution providers of the installed ONNX Runtime."""
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     return tuple(onnxruntime.get_available_providers())
 
 
@@ -105,8 +105,7 @@ def open_session(file: Path | bytes, settings: SessionSettings) -> Session:
     Raises:
         BenchmarkError: If the provider is replaced by another, or the file is refused.
     """
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     provider, name = settings.provider, "a graph" if isinstance(file, bytes) else str(file)
     if provider in DEVICES:
         # Finds CUDA and cuDNN in pip packages. It reports to stdout, which belongs to results.

@@ -72,9 +72,15 @@ def _see_help(ctx: click.Context) -> str:
 
 def _fail(ctx: click.Context, code: int, message: str, hint: str) -> None:
     """Print one line and a hint, and end."""
-    click.echo(f"Error: {' '.join(message.split())}", err=True)
-    click.echo(f"Hint: {' '.join(hint.split())}", err=True)
+    click.echo(f"Error: {_one_line(message)}", err=True)
+    click.echo(f"Hint: {_one_line(hint)}", err=True)
     ctx.exit(code)
+
+
+def _one_line(text: str) -> str:
+    """Return a text without line breaks, and what a terminal would obey as Python would write it."""
+    line = " ".join(text.split())
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line)
 
 
 def _config(flags: Mapping[str, Any], *, loads: bool = True) -> RunConfig:
@@ -93,7 +99,6 @@ def _config(flags: Mapping[str, Any], *, loads: bool = True) -> RunConfig:
 def _prepare_libraries() -> None:
     """Silence what transformers prints on its own, and keep idle threads from taking busy cores."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     import huggingface_hub
     import transformers

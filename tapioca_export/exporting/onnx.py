@@ -179,7 +179,7 @@ def refuse_without_kernels(dtype: str) -> None:
     opsets = [onnx.helper.make_opsetid("", OLDEST_OPSET)]
     product = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)  # which any runtime reads
     try:
-        onnxruntime.InferenceSession(product.SerializeToString(), providers=["CPUExecutionProvider"])
+        session_on_cpu(product.SerializeToString())
     except onnxruntime_errors() as error:
         raise ExportError(
             f"ONNX Runtime {onnxruntime.__version__} runs no {dtype} on the CPU, where files are proven: "

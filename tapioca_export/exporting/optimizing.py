@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from ..errors import ExportError, first_line, onnxruntime_errors
 from ..graphs.norms import DOMAIN, take_apart, take_over
 from ..precision import FULL
+from ..telemetry import import_onnxruntime
 from ..treatments import APPROXIMATE
 from .graphs import replace_graph
 
@@ -88,6 +89,7 @@ def _by_onnxruntime(model: ir.Model, level: int, scratch: Path) -> ir.Model:
     import onnx_ir
     from onnxruntime.transformers.optimizer import optimize_by_onnxruntime
 
+    import_onnxruntime()
     source, target = scratch / "source.onnx", scratch / "target.onnx"
     onnx_ir.save(model, source, external_data="source.onnx_data")
     try:

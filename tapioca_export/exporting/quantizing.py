@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import ExportError, first_line
+from ..telemetry import import_onnxruntime
 from .graphs import replace_graph
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def _options() -> dict[str, Any]:
 def _dynamically(source: Path, target: Path, per_channel: bool) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    import_onnxruntime()
     quantize_dynamic(
         source,
         target,
@@ -120,6 +122,7 @@ def _statically(
         def get_next(self) -> Any:
             return next(self.feeds, None)
 
+    import_onnxruntime()
     quantize_static(
         *files,
         Reader(),

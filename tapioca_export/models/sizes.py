@@ -23,6 +23,8 @@ _AXES = {
     "hidden_size", "d_model", "n_embd", "dim", "embedding_size", "intermediate_size", "d_ff", "n_inner",
     "hidden_dim", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "vocab_size", "type_vocab_size",
 }  # fmt: skip
+# What is no larger costs nothing, and what else is wrong with it is said better later.
+SMALL_COUNT, SMALL_AXIS = 100, 1024
 # transformers names each label as soon as it reads a config. Classifiers know some ten thousands at most.
 MOST_LABELS = 1_000_000
 # No size of a model has as many digits, and whatever is counted with it overflows.
@@ -58,9 +60,9 @@ def refuse_sizes(raw: Mapping[str, Any], weights: Weights, source: object) -> No
     """
     largest = max((math.prod(stored.shape) for stored in weights.tensors.values()), default=0)
     for name, value in _integers(raw):
-        if name in _COUNTS and value > len(weights.tensors):
+        if name in _COUNTS and value > max(len(weights.tensors), SMALL_COUNT):
             raise _absurd(source, name, value, f"its weights are {len(weights.tensors):,} tensors")
-        if name in _AXES and value > largest:
+        if name in _AXES and value > max(largest, SMALL_AXIS):
             raise _absurd(source, name, value, f"its largest tensor has {largest:,} values")
 
 
