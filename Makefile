@@ -7,11 +7,16 @@
 #   make consumers    exports generate in Optimum and onnxruntime-genai, in an environment of their own
 #   make browser      reports in a headless Chromium or Chrome, which has to be there
 #   make junit        what `check --junit` writes is valid by the schema of Jenkins' xUnit plugin
+# Before a release, into dist/ (SECURITY.md):
+#   make dist         wheel and sdist of the last commit, built twice alike and installed on their own
+#   make sbom         what requirements.lock holds, as a CycloneDX bill of materials
+#   make audit        no version of requirements.lock is known to be vulnerable
 
 PYTHON ?= python3
 BIN := .venv/bin
+SUPPLY := .cache/supply
 
-.PHONY: demo test test-fast slow lowest lowest-families lowest-laws consumers browser junit format clean
+.PHONY: demo test test-fast slow lowest lowest-families lowest-laws consumers browser junit dist sbom audit format clean
 
 demo: .venv/ready
 	$(BIN)/tapioca-export demo --output demo-run --overwrite
@@ -66,6 +71,23 @@ junit: .venv/ready .cache/junit/junit-10.xsd
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary pytest \
 		--dest .cache/junit $$(sed -n 's/^pytest==/&/p' requirements.lock)
 	tar -xzf .cache/junit/pytest-*.tar.gz --strip-components 3 -C .cache/junit --wildcards '*/junit-10.xsd'
+	touch $@
+
+dist: .venv/ready $(SUPPLY)/ready
+	$(BIN)/python .ci/make_dist.py $(SUPPLY) \
+		$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+
+sbom: $(SUPPLY)/ready
+	mkdir -p dist
+	$(SUPPLY)/bin/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml \
+		--output-reproducible --output-format JSON --output-file dist/sbom.cdx.json
+
+audit: $(SUPPLY)/ready
+	$(SUPPLY)/bin/python .ci/audit.py $(SUPPLY)/bin/pip-audit
+
+$(SUPPLY)/ready: .ci/requirements.lock
+	$(PYTHON) -m venv $(SUPPLY)
+	$(SUPPLY)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
 format: .venv/ready
