@@ -24,7 +24,9 @@ class Places:
 
     def find(self, name: str, digest: str) -> Path | None:
         """Return where an input is, of two places the one with the recorded hash; None if nowhere."""
-        found = [path for path in (self.folder / name, Path(name)) if path.exists()]
+        places = (self.folder / name, Path(name))
+        # No devices and pipes, whose content has no end: a record may name what it likes.
+        found = [path for path in places if path.is_file() or path.is_dir()]
         same = [path for path in found if self._hash(path, digest) == digest]
         return next(iter([*same, *found]), None)
 

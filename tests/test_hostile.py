@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import gzip
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -23,14 +24,16 @@ from pyarrow import parquet
 from reports import export as export_record
 
 from tapioca_export.artifacts import Export, read, sha256, write
+from tapioca_export.artifacts.journal import _whole_lines
 from tapioca_export.cli import main
 from tapioca_export.errors import LoadError, UnsupportedModelError
 from tapioca_export.exporting.formats import Written
 from tapioca_export.exporting.onnx import open_onnx
 from tapioca_export.external import read_proto
+from tapioca_export.locating import Places
 from tapioca_export.models import loading, sizes
 from tapioca_export.samples import files as sample_readers
-from tapioca_export.tasks.labels import label_id
+from tapioca_export.tasks.labels import label_id, listed
 
 OUTSIDE = "outside.bin"
 SECRET = "the content of a file that is nobody's business"
@@ -381,7 +384,7 @@ ABSURD: dict[str, tuple[dict[str, object], str]] = {
     "deep": ({"num_hidden_layers": 10**7}, "num_hidden_layers 10,000,000, but its weights are 73 tensors"),
     "inner": ({"intermediate_size": 5000}, "intermediate_size 5,000"),
     "words": ({"vocab_size": 10**11}, "vocab_size 100,000,000,000"),
-    "labels": ({"num_labels": 10**9}, "num_labels 1,000,000,000"),
+    "labels": ({"num_labels": 2_000_000}, "num_labels 2,000,000"),
     "inside": ({"text_config": {"num_layers": 10**7}}, "num_layers 10,000,000"),
     "positions": ({"max_position_embeddings": 10**13}, "max_position_embeddings a number of 44 bits"),
     "beyond": ({"hidden_size": 10**400}, "hidden_size a number of 1329 bits"),
@@ -542,3 +545,55 @@ def test_a_label_of_thousands_of_digits_is_a_name() -> None:
     names = {0: "9" * 5000, 1: "1"}
     assert label_id("9" * 5000, "row 1", names) == 0
     assert label_id("1", "row 1", names) == 1
+
+
+# --- JSON, TOML and YAML nested too deeply ----------------------------------------------------
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("text", ["epsilon: " + DEEP, "epsilon = " + DEEP], ids=["yaml", "toml"])
+def test_a_configuration_file_nested_too_deeply_is_refused(text: str, call: Callable[..., Result]) -> None:
+    name = "config.yaml" if ":" in text else "config.toml"
+    Path(name).write_text(text)
+    refused(call("select", "-m", "x", "--config", name), f"{name} is malformed")
+
+
+@pytest.mark.parametrize("name", ["export.json", "genai_config.json"])
+def test_what_stands_beside_a_graph_may_be_nested_too_deeply(
+    name: str, graph: Callable[..., Path], call: Callable[..., Result]
+) -> None:
+    file = graph(lambda model, folder: None)
+    file.with_name("export.json").unlink()
+    file.with_name(name).write_text(DEEP)
+    for command in ("prune", "select") if name == "genai_config.json" else ("prune", "benchmark"):
+        refused(call(*readers(file)[command]), name)
+
+
+def test_lists_of_labels_and_lines_of_journals_may_be_nested_too_deeply(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match=r"row 1: .* is not a list in JSON") as caught:
+        listed(DEEP, "row 1")
+    assert len(str(caught.value)) < 400
+    journal = tmp_path / "search.jsonl"
+    journal.write_text('{"a": 1}\n' + DEEP + "\n")
+    assert _whole_lines(journal)[0] == [{"a": 1}]
+
+
+def test_an_index_nested_too_deeply_is_refused(checkpoint: Checkpoint, call: Callable[..., Result]) -> None:
+    folder, commands = checkpoint
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    (folder / "model.safetensors.index.json").write_text(DEEP)
+    refused(call(*commands["select"]), "model.safetensors.index.json is no index")
+
+
+# --- records --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe"])
+def test_a_record_that_names_what_has_no_end_is_not_read(kind: str, tmp_path: Path) -> None:
+    endless = Path("/dev/zero") if kind == "device" else tmp_path / "pipe"
+    if kind == "pipe":
+        os.mkfifo(endless)
+    places = Places(tmp_path)
+    assert places.find(str(endless), "0" * 64) is None
+    assert places.state(str(endless), "0" * 64) == "missing"

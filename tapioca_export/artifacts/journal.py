@@ -178,7 +178,7 @@ def _whole_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         for line in path.read_bytes().splitlines(keepends=True):
             try:
                 entry = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 break
             if not line.endswith(b"\n") or not isinstance(entry, dict):
                 break

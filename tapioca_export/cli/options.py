@@ -263,7 +263,7 @@ def _parse_config(path: Path) -> Mapping[str, Any]:
             values = tomli.loads(text)
     except OSError as error:
         raise LoadError(f"Cannot read config file {path}: {error.strerror}.") from error
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise LoadError(
             f"Config file {path} is malformed: {reason}.", "Write TOML, or YAML in a .yaml file."

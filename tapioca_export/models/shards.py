@@ -145,7 +145,7 @@ def _read_index(index: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = set(weight_map.values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LoadError(f"{index} is no index of weights: {first_line(error)}.") from error
     for name in names:
         if not isinstance(name, str) or not name.endswith(".safetensors") or leads_out(name):

@@ -294,7 +294,7 @@ def _position(files: Mapping[str, str], folder: str) -> Position:
         # Older files have a switch a kind.
         prefix = "pooling_mode_"
         named = named or [key.removeprefix(prefix) for key, on in pooling.items() if on and prefix in key]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{folder}: {MODULES_FILE} or {POOLING_FILE} cannot be read: {error}") from error
     unknown = [module for module in modules if module not in MODULES]
     unknown += [] if len(named) == 1 and named[0] in POOLINGS else [f"Pooling by {', '.join(named)}"]

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import LoadError
 
-SHOWN = 200  # characters of a label that no model knows
+SHOWN = 200  # characters of what a row has in place of a label
 MOST_DIGITS = 18  # of an id; Python refuses to read thousands of them
 
 
@@ -46,10 +46,13 @@ def label_id(label: Any, where: str, id2label: Mapping[int, str]) -> int | None:
             return number
     known = ", ".join(f"{i}={name}" for i, name in list(id2label.items())[:10])
     more = ", ..." if len(id2label) > 10 else ""
-    found = repr(label)
-    if len(found) > SHOWN:
-        found = f"{found[:SHOWN]}..."
-    raise LoadError(f"{where}: label {found} is unknown to the model.", f"It knows: {known}{more}.")
+    raise LoadError(f"{where}: label {_shown(label)} is unknown to the model.", f"It knows: {known}{more}.")
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a message has it; what is wrong may be long."""
+    text = repr(value)
+    return f"{text[:SHOWN]}..." if len(text) > SHOWN else text
 
 
 def _number(name: str) -> int | None:
@@ -106,6 +109,8 @@ def listed(value: Any, where: str) -> list[Any]:
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
-        except ValueError as error:
-            raise LoadError(f"{where}: {value!r} is not a list in JSON.", 'Such as ["a", "b"].') from error
+        except (ValueError, RecursionError) as error:
+            raise LoadError(
+                f"{where}: {_shown(value)} is not a list in JSON.", 'Such as ["a", "b"].'
+            ) from error
     return list(value) if isinstance(value, (list, tuple)) else [value]
