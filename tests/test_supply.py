@@ -77,6 +77,7 @@ def test_an_sdist_tells_nothing_of_when_and_by_whom_it_was_built(tmp_path: Path)
         script("make_dist")._settle(file, 5_000)
     one, other = (hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
     assert one == other
+    assert int.from_bytes(files[0].read_bytes()[4:8], "little") == 5_000  # of the gzip around it
     with tarfile.open(files[0]) as tar:
         found = {member.name: (member.mtime, member.uid, member.uname) for member in tar}
         read = tar.extractfile("p/a")
