@@ -424,7 +424,7 @@ def test_bounds_are_of_the_largest_tensor_and_of_the_number_of_tensors(checkpoin
     for raw in ({"vocab_size": 4097}, {"n_layer": 101}):
         with pytest.raises(LoadError):
             sizes.refuse_sizes(raw, weights, folder)
-    sizes.refuse_numbers({"num_labels": 1_000_000, "x": [2**40]}, folder)
+    sizes.refuse_numbers({"num_labels": 1_000_000, "x": [2**40], "model_max_length": 10**30}, folder)
     for raw in ({"num_labels": 1_000_001}, {"x": [{"y": -(2**40) - 1}]}):
         with pytest.raises(LoadError):
             sizes.refuse_numbers(raw, folder)

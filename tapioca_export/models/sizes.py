@@ -27,8 +27,10 @@ _AXES = {
 SMALL_COUNT, SMALL_AXIS = 100, 1024
 # transformers names each label as soon as it reads a config. Classifiers know some ten thousands at most.
 MOST_LABELS = 1_000_000
-# No size of a model has as many digits, and whatever is counted with it overflows.
+# No size of a model has as many digits, and whatever is counted with it overflows. What is only ever
+# compared with may: tokenizers say "no limit" so, and some configs repeat it.
 MOST = 1 << 40
+UNLIMITED = ("max_length", "max_len")
 
 
 def refuse_numbers(raw: Mapping[str, Any], source: object) -> None:
@@ -43,7 +45,7 @@ def refuse_numbers(raw: Mapping[str, Any], source: object) -> None:
     """
     for name, value in _integers(raw):
         most = MOST_LABELS if name == "num_labels" else MOST
-        if abs(value) > most:
+        if abs(value) > most and not name.endswith(UNLIMITED):
             raise _absurd(source, name, value, f"no model has more than {most:,}")
 
 
