@@ -42,6 +42,7 @@ from tapioca_export.benchmarking.stage import shared_cache
 from tapioca_export.benchmarking.tuning import tune
 from tapioca_export.exporting import ExportSettings, export_model
 from tapioca_export.models import LoadedModel, Stack, drop_layers
+from tapioca_export.provenance import NOT_INSTALLED
 from tapioca_export.reporting.sessions import session_text
 from tapioca_export.samples import Row, Samples
 from tapioca_export.tasks import TASKS, Processor
@@ -282,7 +283,8 @@ def tables(results: dict[str, Any]) -> str:
 
 def _hardware(part: dict[str, Any]) -> str:
     found, versions = part["environment"], part["environment"]["versions"]
-    runtime = versions.get("onnxruntime-gpu") or versions.get("onnxruntime")
+    wheels = (versions.get(name, NOT_INSTALLED) for name in ("onnxruntime-gpu", "onnxruntime"))
+    runtime = next(found for found in wheels if found != NOT_INSTALLED)
     return (
         f"{', '.join(found['gpus'])}, PyTorch {versions['torch']}, transformers {versions['transformers']}, "
         f"ONNX Runtime {runtime}, {part['date']}."

@@ -27,7 +27,7 @@ ROLES = {"id": "In-distribution", "target": "Target-domain"}
 PROOFS = {
     "logits": (
         "After it was saved, this checkpoint was reloaded in a fresh process, and its logits equalled, bit\n"
-        "for bit, those of the original model with these layers {how}."
+        "for bit, those of the original model{how}."
     ),
     "weights": (
         "After it was saved, its files were read back: every tensor is one of the original's, byte for\n"
@@ -64,14 +64,16 @@ def write_model_card(folder: Path, selection: Selection, measured: Benchmark | N
     zeros = f"{selection.note}\n" if lone_parts(selection.drop) else ""
     damped = ", ".join(f"{part.layer} (times {part.scale:g})" for part in selection.damp)
     damped = f"\n{DAMPED}: {damped}." if damped else ""
-    proof = PROOFS[selection.proof or "logits"].format(how="skipped or damped" if damped else "skipped")
-    done = "removed" if selection.drop else "damped"
+    done = "layers removed" if selection.drop else "layers damped" if damped else "unchanged"
+    how = " with these layers skipped" if selection.drop or damped else ""
+    how += " or damped" if damped else ""
+    proof = PROOFS[selection.proof or "logits"].format(how=how)
     data = _metadata(folder, selection, measured)
     licence = data.license or "that of the original model, whose card names none or is not at hand"
     text = f"""---
 {data.to_yaml()}
 ---
-# {name}, layers {done}
+# {name}, {done}
 
 Layers removed, no retraining: {layers} of {selection.num_layers} (counted from 0); {kept} are left.{damped}
 {zeros}Chosen by the criterion `{selection.criterion}` of tapioca-export; `selection.json` says why.

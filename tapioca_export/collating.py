@@ -31,7 +31,7 @@ from .artifacts import (
     to_json,
 )
 from .config import COMPARISON
-from .errors import ConfigError, LoadError
+from .errors import ConfigError, LoadError, OutputError
 from .numbering import num_left
 
 QUANTITIES: tuple[Quantity, ...] = ("target", "id", "speed")
@@ -72,6 +72,11 @@ def compare_runs(
             "Such as report --compare out-a out-b.",
         )
     refuse_inside(output, folders)
+    for folder in folders:  # which are left as they are
+        if folder.exists() and output.resolve().is_relative_to(folder.resolve()):
+            raise OutputError(
+                f"The output {output} is inside the run {folder}.", "Name another with --output."
+            )
     reports = [_read_report(folder) for folder in folders]
     _refuse_twice(folders, reports)
     named = zip(_names(folders), folders, reports, strict=True)
@@ -144,8 +149,8 @@ def compared_run(name: str, folder: Path, report: Report) -> ComparedRun:
 
 def facts_of(report: Report) -> dict[str, str]:
     """Return what the numbers of a run rest on, each in words or as a SHA-256, by the names in `RESTING`."""
-    config, environment = report.run.config, report.run.environment
-    prompting = report.selection.prompting
+    environment = report.run.environment
+    prompting, original = report.selection.prompting, report.exports.get("original/onnx")
     prompts = hashlib.sha256(to_json(prompting).encode()).hexdigest()
     return {
         "task": report.benchmark.task,
@@ -154,7 +159,7 @@ def facts_of(report: Report) -> dict[str, str]:
         "target report rows": _report_rows(report.run, "target"),
         "ID report rows": _report_rows(report.run, "id"),
         "prompts": prompts if prompting != Prompting() else "rows as they are",
-        "longest input": str(config.get("max_length") or "the model's"),
+        "longest input": UNKNOWN if original is None else str(original.max_length or UNKNOWN),
         "machine": _machine(environment),
         "ONNX Runtime": _runtime(environment),
         "timed settings": _timed(report.benchmark),

@@ -57,10 +57,22 @@ def read_proto(file: Path) -> onnx.ModelProto:
     # protobuf raises its own errors, which have no common base.
     except Exception as error:
         raise LoadError(f"{file} is not an ONNX model: {first_line(error)}", "Name an ONNX file.") from error
-    for tensor in _tensors(proto):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            _refuse_elsewhere(file, tensor)
+    for tensor in _external_tensors(proto):
+        _refuse_elsewhere(file, tensor)
     return proto
+
+
+def weight_names(proto: onnx.ModelProto) -> tuple[str, ...]:
+    """Return the files with weights that a graph names, relative to its folder."""
+    entries = (entry for tensor in _external_tensors(proto) for entry in tensor.external_data)
+    return tuple(sorted({entry.value for entry in entries if entry.key == "location"}))
+
+
+def _external_tensors(proto: onnx.ModelProto) -> Iterator[Any]:
+    """Yield the tensors that are elsewhere; one that only names a file, and holds its values, is not."""
+    import onnx
+
+    return (tensor for tensor in _tensors(proto) if tensor.data_location == onnx.TensorProto.EXTERNAL)
 
 
 def _tensors(message: Any) -> Iterator[Any]:

@@ -81,12 +81,14 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
             graphs = (folder / "original" / "onnx", folder / "pruned" / "onnx")
             measured = benchmark(*graphs, task, report_rows, processor, settings)
             write_sessions(measured, *graphs)
-            latency = list(measured.latency)
+            latency, skipped = list(measured.latency), list(measured.skipped)
             for name in config.format[1:]:
                 pair = (folder / "original" / name, folder / "pruned" / name)
-                latency += time_exports(*pair, task, report_rows["target"], processor, settings)
+                timed, left_out = time_exports(*pair, task, report_rows["target"], processor, settings)
+                latency += timed
+                skipped += left_out
             gap = steps.optimism_gap(selection, measured)
-            measured = replace(measured, latency=tuple(latency), optimism_gap=gap)
+            measured = replace(measured, latency=tuple(latency), skipped=tuple(skipped), optimism_gap=gap)
             write(folder / "benchmark.json", measured)
         environment = provenance.environment()
     _record_parts(config, folder, inputs, rows.fingerprint, exports, measured)

@@ -101,6 +101,13 @@ def open_program(
         # Whole, or not at all: what falls back to single operators is not measured under this name.
         torch._dynamo.config.recompile_limit = MOST_SHAPES
         module = torch.compile(module, fullgraph=True, dynamic=False, mode="reduce-overhead")
+    refused: tuple[type[Exception], ...] = (
+        RuntimeError,
+        AssertionError,
+        IndexError,
+    )  # of what a trace assumed
+    if compiled:
+        refused = (*refused, torch._dynamo.exc.FailOnRecompileLimitHit)
     dtype = next((weight.dtype for weight in module.parameters()), torch.float32)
 
     def run(batch: Inputs) -> dict[str, np.ndarray]:
@@ -113,7 +120,7 @@ def open_program(
         try:
             with torch.no_grad():
                 found = call(module, tensors)
-        except (RuntimeError, AssertionError, IndexError) as error:  # the last two from what a trace assumed
+        except refused as error:
             shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in tensors.items())
             raise BenchmarkError(f"PyTorch cannot run {file} on {shapes}: {first_line(error)}") from error
         return {name: np.asarray(value.float().cpu()) for name, value in zip(outputs, found, strict=True)}

@@ -13,6 +13,7 @@ from .external import read_proto
 from .telemetry import import_onnxruntime
 
 ERRORS_ONLY = 3
+SPINNING = "session.intra_op.allow_spinning"
 
 
 def session_on_cpu(

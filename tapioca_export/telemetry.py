@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-# Those that huggingface_hub reads; datasets and transformers report through it. The last is of no library.
+# Those that huggingface_hub reads, through which datasets and transformers report. The first is its own, and
+# the one that is set here; the last is of no library, and other programs read it too.
 SWITCHES = ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK")
 DO_NOT_TRACK = SWITCHES[-1]
 
@@ -18,7 +19,7 @@ DO_NOT_TRACK = SWITCHES[-1]
 def switch_off() -> None:
     """Switch reports off for libraries not imported yet; whoever has set a switch is left alone."""
     if not any(name in os.environ for name in SWITCHES):
-        os.environ.update(dict.fromkeys(SWITCHES, "1"))
+        os.environ[SWITCHES[0]] = "1"
 
 
 def import_onnxruntime() -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,14 @@ def test_a_score_that_is_not_finite_is_left_out(folder: Path) -> None:
 def test_the_card_says_that_nothing_was_retrained_and_which_layers_are_gone(folder: Path) -> None:
     text = card(folder, "org/base").text
     assert "Layers removed, no retraining: 4, 7 of 12 (counted from 0); 10 are left." in text
+
+
+def test_the_card_of_a_model_that_lost_nothing_claims_nothing(folder: Path) -> None:
+    write_model_card(folder, replace(reports.selection(), drop=()))
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "# bert-tiny, unchanged" in card
+    assert "Layers removed, no retraining: none of " in card
+    assert not re.search("damped|skipped", card)
 
 
 def test_the_card_of_a_run_has_its_benchmark(finished: Path) -> None:

@@ -57,6 +57,7 @@ def a_report(number: int = 0, **changes: Any) -> Report:
     parts = {name: {**known, **changes.pop(name, {})} for name, known in record.items()}
     measured = changes.pop("benchmark", reports.benchmark())
     measured = replace(measured, load_seconds=Pair(1.0 + number, 0.5))  # no two runs take the same time
+    changes = {"exports": {"original/onnx": reports.export(max_length=512)}, **changes}
     return reports.report(run=replace(reports.run(), **parts), benchmark=measured, **changes)
 
 
@@ -122,7 +123,10 @@ OTHERS: dict[str, tuple[dict[str, Any], set[str], str]] = {
     "leaks": ({"config": {"drop_leaks": True}}, {"target", "id"}, "other report rows"),
     "domains": ({"config": {"target": {"x": "target.jsonl"}}}, {"target"}, "other report rows"),
     "prompts": (selected(prompting=Prompting(chat=True)), {"target", "id"}, "other prompts"),
-    "length": ({"config": {"max_length": 64}}, {"target", "id"}, "inputs cut at another length (64, not"),
+    "length": (
+        {"exports": {"original/onnx": reports.export(max_length=64)}}, {"target", "id"},
+        "inputs cut at another length (64, not 512)",
+    ),
     "machine": ({"environment": {"cores": 8}}, {"speed"}, "another machine (EPYC, 8 cores, no GPU, Linux"),
     "runtime": (
         {"environment": {"versions": {"onnxruntime": "1.22.0"}}}, {"speed"},
@@ -424,9 +428,12 @@ def test_an_output_that_holds_a_run_or_something_else_is_refused(pair: Path) -> 
     before = sha256(pair / "new")
     inside = call("report", "--compare", "new/out", "old/out", "-o", "new", "--overwrite")
     assert (inside.exit_code, "is inside the output folder" in inside.stderr) == (1, True)
+    within = call("report", "--compare", "new/out", "old/out", "-o", "old/out/comparison")
+    assert (within.exit_code, "is inside the run old/out" in within.stderr) == (1, True)
     full = call("report", "--compare", "new/out", "old/out", "-o", "new")
     assert full.exit_code == 1
     assert sha256(pair / "new") == before
+    assert not (pair / "old/out/comparison").exists()
 
 
 def test_several_runs_without_compare_are_wrong_usage(pair: Path) -> None:

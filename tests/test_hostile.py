@@ -30,6 +30,7 @@ from tapioca_export.errors import LoadError, UnsupportedModelError
 from tapioca_export.exporting.formats import Written
 from tapioca_export.exporting.onnx import open_onnx
 from tapioca_export.external import read_proto
+from tapioca_export.graphs.files import copy_graph, weight_paths
 from tapioca_export.locating import Places
 from tapioca_export.models import loading, sizes
 from tapioca_export.samples import files as sample_readers
@@ -255,17 +256,37 @@ def test_a_record_that_names_a_graph_elsewhere_is_refused(
     refused(call(*readers(file)["benchmark"]), "export.json", "'../other.onnx' is outside its own folder")
 
 
-@pytest.mark.parametrize("kind", ["graph", "checkpoint"])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("graph", "LICENSE"), ("checkpoint", "LICENSE"), ("checkpoint", "chat_template.jinja")],
+)
 def test_what_stands_beside_a_model_is_no_way_to_copy_files_from_elsewhere(
-    kind: str, graph: Callable[..., Path], call: Callable[..., Result], tmp_path: Path
+    kind: str, name: str, graph: Callable[..., Path], call: Callable[..., Result], tmp_path: Path
 ) -> None:
     file = graph(lambda model, folder: None)
     if kind == "checkpoint":
         save_model(file.parent, "gpt2")
-    (file.parent / "LICENSE").symlink_to(tmp_path / OUTSIDE)
+    (file.parent / name).symlink_to(tmp_path / OUTSIDE)
     named = [file] if kind == "graph" else ["-m", file.parent]
     file.with_name("export.json").unlink()
-    refused(call("prune", *named, "--drop", "1", "-o", "out"), "LICENSE is a link", "outside its own folder")
+    refused(call("prune", *named, "--drop", "1", "-o", "out"), f"{name} is a link", "outside its own folder")
+
+
+@pytest.mark.parametrize("name", [f"../{OUTSIDE}", "gone.bin", "/dev/zero"])
+def test_a_file_that_is_named_by_a_weight_with_values_of_its_own_is_left_alone(
+    name: str, graph: Callable[..., Path], call: Callable[..., Result]
+) -> None:
+    def named(model: onnx.ModelProto, folder: Path) -> None:
+        entry = model.graph.initializer[0].external_data.add()
+        entry.key, entry.value = "location", name
+
+    file = graph(named)
+    assert weight_paths(file) == []
+    assert call(*readers(file)["prune"]).exit_code == 0
+    copied = file.parent.parent / "copied" / "deep"
+    copied.mkdir(parents=True)
+    copy_graph(file, copied)
+    assert not (copied.parent / OUTSIDE).exists()
 
 
 def test_links_are_followed_as_the_cache_of_the_hub_makes_them(
@@ -420,11 +441,14 @@ def test_a_config_nested_too_deeply_is_refused(checkpoint: Checkpoint, call: Cal
 def test_bounds_are_of_the_largest_tensor_and_of_the_number_of_tensors(checkpoint: Checkpoint) -> None:
     folder, _ = checkpoint
     weights = loading.read_weights(folder, local_files_only=True)
-    sizes.refuse_sizes({"vocab_size": 4096, "n_layer": 100, "seed": 10**9}, weights, folder)
-    for raw in ({"vocab_size": 4097}, {"n_layer": 101}):
+    fit = {"hidden_size": 4096, "n_layer": 100, "seed": 10**9, "vocab_size": 1 << 20}
+    sizes.refuse_sizes(fit, weights, folder)
+    for raw in ({"hidden_size": 4097}, {"n_layer": 101}, {"vocab_size": (1 << 20) + 1}):
         with pytest.raises(LoadError):
             sizes.refuse_sizes(raw, weights, folder)
-    sizes.refuse_numbers({"num_labels": 1_000_000, "x": [2**40], "model_max_length": 10**30}, folder)
+    sizes.refuse_numbers(
+        {"num_labels": 1_000_000, "x": [2**40], "max_seq_length": 10**30, "seed": 2**63}, folder
+    )
     for raw in ({"num_labels": 1_000_001}, {"x": [{"y": -(2**40) - 1}]}):
         with pytest.raises(LoadError):
             sizes.refuse_numbers(raw, folder)

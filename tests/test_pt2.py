@@ -229,7 +229,10 @@ def test_programs_are_benchmarked_like_graphs(format_: str, tmp_path: Path) -> N
         batch = {name: torch.from_numpy(v) for name, v in CLASSIFICATION.encode([row], TEXT).items()}
         right += int(module(**batch)["logits"].argmax()) == row.label
     assert found.accuracy["target"].original == pytest.approx(right / 30)
-    rows = time_exports(*pair, CLASSIFICATION, samples["target"], TEXT, replace(settings, tune_seconds=9.0))
+    rows, skipped = time_exports(
+        *pair, CLASSIFICATION, samples["target"], TEXT, replace(settings, tune_seconds=9.0)
+    )
+    assert skipped == ()
     assert [(row.runtime, row.setting) for row in rows] == [
         (row.runtime, row.setting) for row in found.latency
     ]
@@ -332,7 +335,18 @@ def test_programs_run_on_cuda_where_there_is_one_and_compiled_beside(
     monkeypatch.setattr(ExportFolder, "open", fail)
     found = benchmark(*pair, CLASSIFICATION, rows, TEXT, settings)
     assert {row.runtime for row in found.latency} == {"pt2"}
-    assert found.skipped == ("CUDAExecutionProvider: no compiler; GPU latency was not measured.",)
+    assert found.skipped == ("torch.compile on CUDA: no compiler; it was not timed there.",)
+    assert time_exports(*pair, CLASSIFICATION, rows["target"], TEXT, settings)[1] == found.skipped
+
+    def full(self: ExportFolder, settings: Any, runtime: str | None = None) -> Any:
+        if settings.provider == CUDA:
+            raise LoadError("out of memory")
+        return open_(self, settings, runtime)
+
+    monkeypatch.setattr(ExportFolder, "open", full)
+    found = benchmark(*pair, CLASSIFICATION, rows, TEXT, settings)
+    assert {row.provider for row in found.latency} == {"CPU"}
+    assert found.skipped == ("pt2 on CUDA: out of memory; it was not timed there.",)
 
 
 def test_what_only_graphs_have_is_refused_of_programs(tmp_path: Path) -> None:

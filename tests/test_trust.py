@@ -68,7 +68,7 @@ def test_a_token_is_written_nowhere(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "found", "is_off"),
     [
-        ({}, dict.fromkeys(telemetry.SWITCHES, "1"), True),
+        ({}, {"HF_HUB_DISABLE_TELEMETRY": "1"}, True),
         ({"DO_NOT_TRACK": "1"}, {"DO_NOT_TRACK": "1"}, True),
         ({"DO_NOT_TRACK": "0"}, {"DO_NOT_TRACK": "0"}, False),
         ({"HF_HUB_DISABLE_TELEMETRY": "0"}, {"HF_HUB_DISABLE_TELEMETRY": "0"}, False),

@@ -17,6 +17,7 @@ from ..artifacts import SessionSettings
 from ..errors import BenchmarkError, first_line, onnxruntime_errors
 from ..generation import Session, with_positions
 from ..precision import NUMPY_TYPES
+from ..sessions import ERRORS_ONLY
 from ..tasks import Inputs
 from ..telemetry import import_onnxruntime
 
@@ -86,7 +87,7 @@ def session_options(settings: SessionSettings) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only
+    options.log_severity_level = ERRORS_ONLY
     for name, value in settings.session_options.items():
         # A text is the name of a member of the attribute's enumeration.
         setattr(options, name, getattr(type(getattr(options, name)), str(value), value))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..artifacts import Accuracy, Benchmark, Flip, Latency, OrtSession, Pair, write
-from ..errors import BenchmarkError
+from ..errors import TapiocaError
 from ..generation import CacheShapes, cache_bytes, score
 from ..precision import DTYPES
 from ..samples import Samples
@@ -125,8 +125,11 @@ def time_exports(
     samples: Samples,
     processor: Processor,
     settings: BenchmarkSettings = _DEFAULTS,
-) -> tuple[Latency, ...]:
+) -> tuple[tuple[Latency, ...], tuple[str, ...]]:
     """Compare the latency of two files for PyTorch, on the CPU and on CUDA, if there is, and nothing else.
+
+    Returns:
+        The rows, and in words what was not timed.
 
     Raises:
         BenchmarkError: If the folders do not belong together, or are not usable exports.
@@ -135,7 +138,8 @@ def time_exports(
     before, after = open_pair(original, pruned, task, settings)
     cache = shared_cache(before.export.cache, after.export.cache)
     workloads = make_workloads(task, samples, processor, settings, cache, before.export.dtype)
-    return _latency(before, after, workloads, (CPU,), settings)[0]
+    rows, _, skipped = _latency(before, after, workloads, (CPU,), settings)
+    return rows, skipped
 
 
 def write_sessions(measured: Benchmark, original: Path, pruned: Path) -> list[Path]:
@@ -193,18 +197,21 @@ def _latency(
     tuned: dict[str, Mapping[str, OrtSession]] = {}
     for provider in timed:
         try:
+            runtime = before.runtime
             if settings.tune_seconds is not None:
                 share = settings.tune_seconds / len(timed)
                 tuned[provider] = tune(before, after, workloads, provider, settings, share)
             for runtime in runtimes_on(before.runtime, provider):
                 opened_with = tuned.get(provider)
                 rows += measure_latency(before, after, workloads, provider, settings, opened_with, runtime)
-        except BenchmarkError as error:
+        except TapiocaError as error:
             if provider in asked:
                 raise
             tuned.pop(provider, None)  # of sessions that were not timed nothing is known
             reason = error.message.rstrip(".")
-            return tuple(rows), tuned, (f"{CUDA}: {reason}; GPU latency was not measured.",)
+            if runtime == ONNXRUNTIME:
+                return tuple(rows), tuned, (f"{CUDA}: {reason}; GPU latency was not measured.",)
+            return tuple(rows), tuned, (f"{runtime} on CUDA: {reason}; it was not timed there.",)
     if tries_cuda and CUDA not in available and before.runtime == ONNXRUNTIME:
         reason = f"not in this build of onnxruntime (available: {', '.join(available)})"
         return tuple(rows), tuned, (f"{CUDA}: {reason}; GPU latency was not measured.",)

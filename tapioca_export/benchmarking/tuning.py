@@ -21,6 +21,7 @@ from ..bars import progress_bar
 from ..errors import BenchmarkError
 from ..generation import Session
 from ..precision import TOLERANCE
+from ..sessions import SPINNING
 from ..tasks import Inputs
 from .runtimes import ExportFolder
 from .sessions import CPU, CUDA, CUDA_GRAPH, default_settings
@@ -30,7 +31,6 @@ from .timing import BenchmarkSettings, Workload, time_rounds, without_garbage_co
 # Rounds between two looks at a duel, and most of them; and how rare rounds as one-sided as those seen must be
 # where both are equal. All of 8 on one side are: 2 in 256.
 ROUNDS, MOST_ROUNDS, LEVEL = 8, 40, 0.01
-SPINNING = "session.intra_op.allow_spinning"
 
 
 @dataclass(frozen=True)

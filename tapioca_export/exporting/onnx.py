@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ExportError, first_line, onnxruntime_errors
+from ..errors import ExportError, LoadError, first_line, onnxruntime_errors
 from ..generation import PAST, PRESENT, CacheShapes, Session, as_one, with_positions
 from ..models import LoadedModel, to_tensors
 from ..precision import DTYPES, FULL, NUMPY_TYPES
@@ -142,9 +142,10 @@ def open_onnx(folder: Path, written: Written) -> Session:
 
 def _open(model: Path | bytes) -> Session:
     """Open a file, or a model in memory; returns what feeds it, in its number types."""
+    refusals: tuple[type[Exception], ...] = (LoadError, *onnxruntime_errors())
     try:
         session = session_on_cpu(model)
-    except onnxruntime_errors() as error:
+    except refusals as error:
         raise ExportError(
             f"ONNX Runtime cannot run the file on the CPU: {first_line(error)}",
             "Try another --opset or --dtype, or --format pt2.",

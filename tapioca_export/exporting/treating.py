@@ -102,7 +102,7 @@ def _feeds(job: Job, file: Path, written: Written) -> list[Mapping[str, np.ndarr
     if rows is None or len(rows) < wanted:
         raise ExportError(
             f"--calibration-samples {wanted}: there are {len(rows or ())} ID rows to calibrate on.",
-            "Give more with --id, or ask for fewer.",
+            "Half of --id is kept for reports, unless --id-report names rows: give more, or ask for fewer.",
         )
     import onnx_ir
 

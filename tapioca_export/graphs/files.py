@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LoadError, OutputError, ParityError, UnsupportedModelError, first_line
-from ..external import read_proto, refuse_link_out
+from ..external import read_proto, refuse_link_out, weight_names
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -35,10 +35,7 @@ def weight_paths(file: Path) -> list[Path]:
     Raises:
         LoadError: If the graph cannot be read.
     """
-    tensors = read_proto(file).graph.initializer
-    places = (entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location")
-    names = sorted(set(places))
-    return [file.parent / name for name in names]
+    return [file.parent / name for name in weight_names(read_proto(file))]
 
 
 def read_graph(file: Path) -> ir.Model:

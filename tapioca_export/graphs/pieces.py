@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UnsupportedModelError, first_line, onnxruntime_errors
-from ..sessions import session_on_cpu
+from ..sessions import SPINNING, session_on_cpu
 from .cutting import Layers, find_layers, shown_by
 from .files import genai_config, named_sizes, read_graph, weight_files
 from .flow import SHAPE_READERS, Flow, read_by
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 Arrays = Mapping[str, np.ndarray]
-SPINNING = "session.intra_op.allow_spinning"
 # Where ONNX Runtime looks for the weights of a graph that is given to it in memory.
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 

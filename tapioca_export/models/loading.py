@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from .. import polynomial  # registers the embedded example with transformers
 from ..errors import ConfigError, LoadError, UnknownNameError, UnsupportedModelError, first_line
+from ..external import refuse_link_out
 from ..graphs import is_graph
 from ..tasks import TASKS, Processor, ProcessorOptions, Task, answering
 from ..tensors import to_tensors
@@ -30,6 +31,9 @@ _MALFORMED = (
     OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, ImportError,
     SafetensorError, StrictDataclassError,
 )  # fmt: skip
+
+# Of what a tokenizer reads, what is written again as it is.
+COPIED_AS_TEXT = ("chat_template*", "additional_chat_templates/*", "vocab.txt", "merges.txt")
 
 
 def load_model(source: str | Path, task: str = "auto", options: LoadOptions | None = None) -> LoadedModel:
@@ -254,8 +258,12 @@ def load_processor(task: Task, source: str | Path, config: Any, options: LoadOpt
             f"Task {task.name} has no prompts for a template or solved examples.",
             "Leave out --prompt-template, --chat-template and --few-shot.",
         )
+    folder = Path(_settings_folder(source))
+    for name in COPIED_AS_TEXT:
+        for path in folder.glob(name):
+            refuse_link_out(path, folder / "config.json")
     return task.load_processor(
-        _settings_folder(source),
+        str(folder),
         config,
         ProcessorOptions(
             options.max_length, options.trust_remote_code, options.local_files_only, options.prompting

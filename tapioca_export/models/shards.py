@@ -125,7 +125,9 @@ def _files_of(source: str | Path, local_files_only: bool) -> tuple[list[Path], s
         if (single := find(SAFE_WEIGHTS_NAME)) is not None:
             return [Path(single)], set()
         if (index := find(SAFE_WEIGHTS_INDEX_NAME)) is None:
-            raise LoadError(f"{source} has no *.safetensors weights.")
+            raise LoadError(
+                f"{source} has no *.safetensors weights.", "Save the model again with save_pretrained."
+            )
         weight_map = _read_index(Path(index))
         names = sorted(set(weight_map.values()))
         if Path(source).is_dir():  # where `cached_files` would not name the one that is missing

@@ -18,19 +18,21 @@ _COUNTS = {
     "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers",
     "num_encoder_layers", "num_decoder_layers",
 }  # fmt: skip
+# Rows of a table, which a model of images may lack though its config counts them.
+_ROWS = {"vocab_size", "type_vocab_size"}
 # Axes of weights: no longer than the largest tensor has values.
 _AXES = {
     "hidden_size", "d_model", "n_embd", "dim", "embedding_size", "intermediate_size", "d_ff", "n_inner",
-    "hidden_dim", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "vocab_size", "type_vocab_size",
+    "hidden_dim", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim",
 }  # fmt: skip
 # What is no larger costs nothing, and what else is wrong with it is said better later.
-SMALL_COUNT, SMALL_AXIS = 100, 1024
+SMALL_COUNT, SMALL_AXIS, SMALL_TABLE = 100, 1024, 1 << 20
 # transformers names each label as soon as it reads a config. Classifiers know some ten thousands at most.
 MOST_LABELS = 1_000_000
 # No size of a model has as many digits, and whatever is counted with it overflows. What is only ever
-# compared with may: tokenizers say "no limit" so, and some configs repeat it.
+# compared with may: tokenizers say "no limit" so, and some configs repeat it; and so may a seed.
 MOST = 1 << 40
-UNLIMITED = ("max_length", "max_len")
+UNLIMITED = ("length", "_len", "seed")
 
 
 def refuse_numbers(raw: Mapping[str, Any], source: object) -> None:
@@ -45,7 +47,7 @@ def refuse_numbers(raw: Mapping[str, Any], source: object) -> None:
     """
     for name, value in _integers(raw):
         most = MOST_LABELS if name == "num_labels" else MOST
-        if abs(value) > most and not name.endswith(UNLIMITED):
+        if abs(value) > most and not any(word in name for word in UNLIMITED):
             raise _absurd(source, name, value, f"no model has more than {most:,}")
 
 
@@ -64,7 +66,8 @@ def refuse_sizes(raw: Mapping[str, Any], weights: Weights, source: object) -> No
     for name, value in _integers(raw):
         if name in _COUNTS and value > max(len(weights.tensors), SMALL_COUNT):
             raise _absurd(source, name, value, f"its weights are {len(weights.tensors):,} tensors")
-        if name in _AXES and value > max(largest, SMALL_AXIS):
+        small = SMALL_TABLE if name in _ROWS else SMALL_AXIS
+        if name in _AXES | _ROWS and value > max(largest, small):
             raise _absurd(source, name, value, f"its largest tensor has {largest:,} values")
 
 
