@@ -24,7 +24,7 @@ from typing import Any
 import click
 import torch
 import transformers
-from recording import origin
+from recording import origin, put_between
 from tiny_networks import one_line, small_config
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tqdm import tqdm
@@ -215,9 +215,7 @@ def main(families: tuple[str, ...], write: bool) -> None:
     click.echo(table)
     if write and not families:
         RESULTS.write_text(json.dumps({**origin(), "rows": rows}, indent=1) + "\n", "utf-8")
-        before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-        after = rest.split(END)[1]
-        PAGE.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}", encoding="utf-8")
+        put_between(PAGE, BEGIN, END, table)
     if any(row["outcome"] != "equal" and row["family"] not in REFUSED for row in rows):
         sys.exit(1)
 

@@ -29,6 +29,7 @@ from typing import Any
 import click
 import torch
 import transformers
+from recording import put_between
 from tiny_networks import NotTriedError, build, inputs_of, one_line
 from tqdm import tqdm
 
@@ -291,9 +292,7 @@ def main(model_types: tuple[str, ...], write: bool) -> None:
     table = markdown(found)
     click.echo(table)
     if write and not model_types:
-        before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-        after = rest.split(END)[1]
-        PAGE.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}", encoding="utf-8")
+        put_between(PAGE, BEGIN, END, table)
     if any(status_of(verdicts) == "broken" for verdicts in found.values()):
         sys.exit(1)
 

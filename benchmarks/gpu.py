@@ -31,7 +31,8 @@ from typing import Any
 
 import click
 import torch
-from recording import origin
+from recording import origin, put_between
+from scale import ANSWER, CONTEXT, KEY_VALUE_HEADS, NUM_ANSWERS, VOCABULARY, Tokenizer
 
 from tapioca_export import RunConfig, steps
 from tapioca_export.benchmarking import BenchmarkSettings, make_workloads, measure_latency
@@ -101,7 +102,6 @@ SEARCHED = {
     "3B": (3072, 8192, 28, 24, 64, 1),
     "8B": (4096, 14336, 32, 32, 32, 1),
 }
-CONTEXT, NUM_ANSWERS, ANSWER, VOCABULARY, KEY_VALUE_HEADS = 200, 4, 5, 128256, 8
 
 
 # --- latency --------------------------------------------------------------------------------
@@ -185,12 +185,6 @@ def time_models(folder: Path, iterations: int, tune_seconds: float) -> Iterator[
 
 
 # --- searching ------------------------------------------------------------------------------
-
-
-class Tokenizer:
-    """Has the one thing that encoding ids asks of a tokenizer."""
-
-    pad_token_id = 0
 
 
 def decoder(name: str, device: str) -> LoadedModel:
@@ -383,8 +377,7 @@ def tables_command(write: Path | None) -> None:
     if write is None:
         click.echo(found)
         return
-    before, rest = write.read_text(encoding="utf-8").split(BEGIN)
-    write.write_text(f"{before}{BEGIN}\n\n{found}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    put_between(write, BEGIN, END, found)
 
 
 if __name__ == "__main__":

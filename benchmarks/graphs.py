@@ -16,8 +16,9 @@ int8, ONNX Runtime's quantiser is run on each with Optimum's settings (signed we
 one scale a matrix): Optimum's own call does not tell it of types, and fails on its O3 graph. `make consumers`
 builds an environment for Optimum in .cache/consumers/venv.
 
-Prints tables, writes JSON with environment and commit; exit code 1 if the pruned graph reaches less than
-97 % of the ideal at any level, or the best of ours is slower than a peer's by more than its interval.
+Prints tables, writes them into docs/exports.md, and JSON with environment and commit; exit code 1 if the
+pruned graph reaches less than 97 % of the ideal at any level, or the best of ours is slower than a peer's by
+more than its interval.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ import click
 import numpy as np
 
 HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "exports.md"
+BEGIN, END = "<!-- begin: python benchmarks/graphs.py -->", "<!-- end -->"
 sys.path.insert(0, str(HERE.parent / "tests"))
 SHARE = 0.97
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -262,7 +265,7 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def main(output: Path, rounds: int, peer_python: Path | None, smoke: bool) -> None:
     """Measure, print and write."""
     sys.path.insert(0, str(HERE))
-    from recording import origin
+    from recording import origin, put_between
 
     sizes = {"tiny": TINY} if smoke else SIZES
     rows = []
@@ -271,7 +274,10 @@ def main(output: Path, rounds: int, peer_python: Path | None, smoke: bool) -> No
             batches = {1: 2, 8: 2} if smoke else {1: rounds, 8: max(3, rounds // 2)}
             rows += measure(size, shape, batches, Path(scratch), peer_python)
         output.write_text(json.dumps({**origin(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
-    click.echo("\n".join(lines(rows)))
+    table = "\n".join(lines(rows))
+    click.echo(table)
+    if output == HERE / "graphs.json":
+        put_between(PAGE, BEGIN, END, table)
     held = all(share >= SHARE for row in rows for share in row["share"].values())
     held = held and all(
         value["interval"][1] >= 1.0

@@ -1,4 +1,4 @@
-"""Where a measurement comes from: what every JSON file of these benchmarks begins with."""
+"""Where a measurement comes from, as every JSON file of these benchmarks says first, and where it goes."""
 
 from __future__ import annotations
 
@@ -14,3 +14,10 @@ def origin() -> dict[str, Any]:
     asked = ["git", "rev-parse", "HEAD"]
     done = subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     return {"commit": done.stdout.strip(), "environment": environment()}
+
+
+def put_between(page: Path, begin: str, end: str, table: str) -> None:
+    """Put a table between the markers of a page, in place of what stands there."""
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    after = rest.split(end, 1)[1]
+    page.write_text(f"{before}{begin}\n\n{table}\n\n{end}{after}", encoding="utf-8")

@@ -20,6 +20,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from recording import put_between
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tapioca_export.artifacts import Selection
@@ -279,9 +280,7 @@ def main(write: Path | None) -> None:
     if write is None:
         click.echo(found)
         return
-    before, rest = write.read_text(encoding="utf-8").split(BEGIN)
-    after = rest.split(END)[1]
-    write.write_text(f"{before}{BEGIN}\n\n{found}\n\n{END}{after}", encoding="utf-8")
+    put_between(write, BEGIN, END, found)
 
 
 if __name__ == "__main__":

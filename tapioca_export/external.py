@@ -49,13 +49,13 @@ def read_proto(file: Path) -> onnx.ModelProto:
         UnsupportedModelError: If its weights are elsewhere than beside it.
     """
     import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped,unused-ignore]
 
     if not file.is_file():
         raise LoadError(f"There is no file {file}.", "Name an ONNX file.")
     try:
         proto = onnx.load_model(file, format="protobuf", load_external_data=False)
-    # protobuf raises its own errors, which have no common base.
-    except Exception as error:
+    except (DecodeError, OSError) as error:
         raise LoadError(f"{file} is not an ONNX model: {first_line(error)}", "Name an ONNX file.") from error
     for tensor in _external_tensors(proto):
         _refuse_elsewhere(file, tensor)

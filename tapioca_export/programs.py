@@ -97,16 +97,12 @@ def open_program(
     # A zip file that is none, an index that is no JSON, a graph of another version: no common base.
     except Exception as error:
         raise LoadError(f"PyTorch cannot open {file}: {first_line(error)}", "Export it again.") from error
+    # What PyTorch raises over a batch; the last two where a trace assumed what does not hold.
+    refused: tuple[type[Exception], ...] = (RuntimeError, AssertionError, IndexError)
     if compiled:
         # Whole, or not at all: what falls back to single operators is not measured under this name.
         torch._dynamo.config.recompile_limit = MOST_SHAPES
         module = torch.compile(module, fullgraph=True, dynamic=False, mode="reduce-overhead")
-    refused: tuple[type[Exception], ...] = (
-        RuntimeError,
-        AssertionError,
-        IndexError,
-    )  # of what a trace assumed
-    if compiled:
         refused = (*refused, torch._dynamo.exc.FailOnRecompileLimitHit)
     dtype = next((weight.dtype for weight in module.parameters()), torch.float32)
 

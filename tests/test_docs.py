@@ -85,6 +85,27 @@ def test_links_between_the_documents_lead_somewhere(page: Path) -> None:
             assert anchor in anchors, anchor
 
 
+def test_the_table_of_optimised_graphs_is_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import graphs
+
+    measured = json.loads((ROOT / "benchmarks" / "graphs.json").read_text(encoding="utf-8"))
+    shown = graphs.PAGE.read_text(encoding="utf-8").split(graphs.BEGIN)[1].split(graphs.END)[0]
+    assert shown.strip() == "\n".join(graphs.lines(measured["rows"]))
+    sys.modules.pop("graphs", None)
+
+
+def test_a_table_goes_between_its_own_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from recording import put_between
+
+    page, mark = tmp_path / "page.md", "<!-- end -->"
+    text = f"one\n<!-- a -->\n\nold\n\n{mark}\ntwo\n<!-- b -->\n\nkept\n\n{mark}\nthree\n"
+    page.write_text(text)
+    put_between(page, "<!-- a -->", mark, "new")
+    assert page.read_text() == text.replace("old", "new")
+
+
 def test_the_reference_is_what_the_code_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     import reference

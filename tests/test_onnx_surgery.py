@@ -423,7 +423,7 @@ def test_linked_weights_are_read_for_the_record_only_where_outputs_are_proven(
 
 
 @pytest.mark.slow
-def test_of_our_own_exports_linked_weights_are_known_by_the_exporters_hash(
+def test_large_weights_stand_beside_an_export_and_a_cut_knows_them_by_the_exporters_hash(
     tiny: Callable[[str], Path],
     sample_files: Callable[[str], dict[str, Path]],
     tmp_path: Path,
@@ -432,6 +432,9 @@ def test_of_our_own_exports_linked_weights_are_known_by_the_exporters_hash(
     monkeypatch.setattr(exporting_graphs, "INLINE_WEIGHTS_BYTES", 1000)
     cli("export", "-m", tiny("bert"), "--id", sample_files("bert")["id"], "-o", tmp_path / "whole")
     cut, name = tmp_path / "cut", "model.onnx_data"
+    whole = read(tmp_path / "whole" / "export.json", Export)
+    assert list(whole.files) == ["model.onnx", name]
+    assert whole.size_bytes == sum((tmp_path / "whole" / file).stat().st_size for file in whole.files)
     cli("prune", tmp_path / "whole" / "model.onnx", "--drop", "1", "--proof", "weights", "-o", cut)
     assert read(cut / "export.json", Export).files == {
         file: sha256(cut / file) for file in ("model.onnx", name)

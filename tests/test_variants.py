@@ -18,7 +18,6 @@ from test_text2text import network_of, save, write_rows
 from tapioca_export import steps
 from tapioca_export.artifacts import Damping, Export, Selection, Step, read, sha256, write
 from tapioca_export.cli import main
-from tapioca_export.exporting import graphs as exporting_graphs
 from tapioca_export.models import drop_layers, load_model
 
 TRAJECTORY = (2, 0, 3)
@@ -190,20 +189,6 @@ def test_of_an_encoder_decoder_no_variants_are_made(tmp_path: Path) -> None:
     said = cli("export", "-m", tmp_path / "model", "--id", rows, "-o", tmp_path / "out", "--variants", chosen,
                code=1)  # fmt: skip
     assert "exported as several graphs" in said
-
-
-@pytest.mark.slow
-def test_large_weights_stand_beside_any_export(
-    tiny: Callable[[str], Path],
-    sample_files: Callable[[str], dict[str, Path]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(exporting_graphs, "INLINE_WEIGHTS_BYTES", 1000)
-    cli("export", "-m", tiny("bert"), "--id", sample_files("bert")["id"], "-o", tmp_path / "out")
-    record = read(tmp_path / "out" / "export.json", Export)
-    assert list(record.files) == ["model.onnx", "model.onnx_data"]
-    assert record.size_bytes == sum((tmp_path / "out" / name).stat().st_size for name in record.files)
 
 
 def test_variants_that_cannot_be_made_are_refused_before_anything_is_exported(

@@ -140,19 +140,29 @@ def open_session(file: Path | bytes, settings: SessionSettings) -> Session:
 
 def _bound(session: Any, outputs: list[str], device: str) -> Callable[[Mapping[str, np.ndarray]], Any]:
     """Return what runs a session on inputs bound to where it computes, its outputs taken from there."""
-    import onnxruntime
 
     def run(feed: Mapping[str, np.ndarray]) -> Any:
-        binding = session.io_binding()
-        for name, value in feed.items():
-            array = np.asarray(value, order="C")
-            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0))
-        for name in outputs:
-            binding.bind_output(name, device)
+        binding, _ = _bind(session, feed, outputs, device)
         session.run_with_iobinding(binding)
         return binding.copy_outputs_to_cpu()
 
     return run
+
+
+def _bind(
+    session: Any, feed: Mapping[str, np.ndarray], outputs: Sequence[str], device: str
+) -> tuple[Any, dict[str, Any]]:
+    """Return what binds a session's inputs and outputs to tensors of a device, and the inputs' tensors."""
+    import onnxruntime
+
+    binding, inputs = session.io_binding(), {}
+    for name, value in feed.items():
+        array = np.asarray(value, order="C")
+        inputs[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0)
+        binding.bind_ortvalue_input(name, inputs[name])
+    for name in outputs:
+        binding.bind_output(name, device)
+    return binding, inputs
 
 
 class _Captured:
@@ -180,17 +190,7 @@ class _Captured:
 
     def _prepare(self, feed: Mapping[str, np.ndarray]) -> tuple[Any, dict[str, Any], Any]:
         """Bind tensors for inputs, and for outputs those that a run without recording brings forth."""
-        import onnxruntime
-
-        inputs = {
-            name: onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(value, order="C"), self.device, 0)
-            for name, value in feed.items()
-        }
-        binding = self.session.io_binding()
-        for name, value in inputs.items():
-            binding.bind_ortvalue_input(name, value)
-        for name in self.outputs:
-            binding.bind_output(name, self.device)
+        binding, inputs = _bind(self.session, feed, self.outputs, self.device)
         self.session.run_with_iobinding(binding, _graph_number(-1))  # recorded are those from 0 up
         for name, value in zip(self.outputs, binding.get_outputs(), strict=True):
             binding.bind_ortvalue_output(name, value)

@@ -50,7 +50,7 @@ def read_graph(file: Path) -> ir.Model:
     proto = read_proto(file)
     try:
         model = onnx_ir.from_proto(proto)
-    except Exception as error:  # its own kinds have no common base
+    except onnx_ir.serde.SerdeError as error:
         raise LoadError(f"{file} is not an ONNX model: {first_line(error)}", "Name an ONNX file.") from error
     onnx_ir.external_data.set_base_dir(model.graph, file.parent)
     return model
