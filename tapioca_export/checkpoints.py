@@ -26,7 +26,7 @@ def proof_batches(model: LoadedModel, rows: Samples | None) -> list[Inputs]:
 
 def save_checkpoint(
     folder: Path, model: LoadedModel, selection: Selection, batches: Sequence[Inputs] | None
-) -> Selection:
+) -> tuple[Selection, dict[str, str]]:
     """Write a checkpoint without the dropped layers, the damped ones folded, with selection and model card.
 
     Args:
@@ -36,15 +36,17 @@ def save_checkpoint(
         batches: What logits are compared on; None to compare names, shapes and bytes alone.
 
     Returns:
-        The selection, which says now how the checkpoint was proven.
+        The selection, which says now how the checkpoint was proven, and the SHA-256 of such files as were
+        hashed when they were written, by their names.
 
     Raises:
         UnsupportedModelError: If the checkpoint is not the model without these layers, or a layer cannot
             be damped.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    digests: dict[str, str] = {}
     if batches is None:
-        write_pruned(model, model.numbering.indices(whole_layers(selection.drop)), folder)
+        digests = write_pruned(model, model.numbering.indices(whole_layers(selection.drop)), folder)
         selection = replace(selection, proof="weights", note=None)
     else:
         drop, damped = changed_layers(model, selection)
@@ -55,7 +57,7 @@ def save_checkpoint(
         selection = replace(selection, proof="logits", note=" ".join(filter(None, notes)) or None)
     write(folder / "selection.json", selection)
     cards.write_model_card(folder, selection)
-    return selection
+    return selection, digests
 
 
 def changed_layers(model: LoadedModel, selection: Selection) -> tuple[tuple[int, ...], dict[int, Damped]]:

@@ -153,14 +153,14 @@ def prune_checkpoint(
         if selection is None:
             selection = _as_named(config, model, scale)
         refuse_other_model(config, selection, model)
-        inputs, rows = provenance.hash_inputs(config, weights=proof != "weights"), None
+        inputs = provenance.hash_inputs(config, weights=proof != "weights")
+        rows = batches = None
         if proof == "logits":
             rows = reading.given_rows(config, model.task, model.processor)
             batches = checkpoints.proof_batches(model, rows)
-            selection = checkpoints.save_checkpoint(folder, model, selection, batches)
-        else:
-            selection = checkpoints.save_checkpoint(folder, model, selection, None)
-        provenance.record_folder(folder, "prune", config, inputs, rows.fingerprint if rows else "")
+        selection, known = checkpoints.save_checkpoint(folder, model, selection, batches)
+        fingerprint = rows.fingerprint if rows else ""
+        provenance.record_folder(folder, "prune", config, inputs, fingerprint, known=known)
         return selection
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -29,7 +30,7 @@ from conftest import (
 from safetensors.torch import load_file, save_file
 
 from tapioca_export import memory
-from tapioca_export.artifacts import Selection, read
+from tapioca_export.artifacts import Provenance, Selection, read
 from tapioca_export.cli import main
 from tapioca_export.errors import LoadError, OutputError, UnsupportedModelError
 from tapioca_export.models import (
@@ -339,6 +340,11 @@ def test_what_goes_with_a_checkpoint_is_carried_over_and_other_weights_are_not(t
     }  # fmt: skip
     assert (tmp_path / "out/LICENSE").read_text() == "terms"
     assert not (tmp_path / "out/extra.safetensors").exists()
+    # Of the weights, hashes are taken while they are written.
+    recorded = read(tmp_path / "out/provenance.json", Provenance).outputs
+    files = [path for path in (tmp_path / "out").iterdir() if path.name != "provenance.json"]
+    assert recorded == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    assert sum(path.suffix == ".safetensors" for path in files) > 1
 
 
 def in_a_fresh_process(arguments: list[object], **environment: str) -> None:

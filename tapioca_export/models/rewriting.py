@@ -52,7 +52,7 @@ class UnmappedNamesError(UnsupportedModelError):
 
 def write_pruned(
     model: LoadedModel, units: Sequence[int], folder: Path, damped: Mapping[int, Damped] | None = None
-) -> None:
+) -> dict[str, str]:
     """Write a checkpoint without units: each tensor that is kept as it is in the source, byte for byte.
 
     But for those that damp a layer: they are folded in float32, and stored in the source's type where it
@@ -68,6 +68,9 @@ def write_pruned(
         units: Layers, or branches of them, to drop; may be empty.
         folder: An existing folder to write to.
         damped: Layers to damp, each with the weights that do it.
+
+    Returns:
+        The SHA-256 of each file of weights, by its name.
 
     Raises:
         ConfigError: If the layers do not exist or are all there are.
@@ -94,7 +97,7 @@ def write_pruned(
             if factors:
                 weights = _folded(weights, factors, Path(scratch) / "folded.safetensors")
             kept = {new: replace(weights.tensors[old], is_zero=old in silent) for new, old in taken.items()}
-            write_weights(kept, weights, folder)
+            digests = write_weights(kept, weights, folder)
         _write_config(pruned, folder)
         model.processor.save(folder)
         _copy_side_files(model.source, folder)
@@ -102,6 +105,7 @@ def write_pruned(
         raise OutputError(
             f"Cannot write {folder}: {error.strerror}.", "Make room, or name another."
         ) from error
+    return digests
 
 
 # --- names ----------------------------------------------------------------------------------

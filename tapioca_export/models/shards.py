@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, cached_files
 
-from ..artifacts import write_text
+from ..artifacts import sha256, write_text
 from ..errors import LoadError, OutputError, first_line
 from ..external import leads_out
 
@@ -182,7 +183,7 @@ def _read_header(file: Path) -> dict[str, Stored]:
     return stored
 
 
-def write_weights(tensors: Mapping[str, Stored], source: Weights, folder: Path) -> None:
+def write_weights(tensors: Mapping[str, Stored], source: Weights, folder: Path) -> dict[str, str]:
     """Write tensors into new files, each no larger than the source's largest, and compare every byte.
 
     Args:
@@ -190,6 +191,9 @@ def write_weights(tensors: Mapping[str, Stored], source: Weights, folder: Path) 
         source: What they are taken from.
         folder: An existing folder, which gets `model.safetensors`, or files numbered as transformers
             numbers them and their index.
+
+    Returns:
+        The SHA-256 of each file of tensors, by its name.
 
     Raises:
         LoadError: If a source file changes meanwhile.
@@ -202,17 +206,21 @@ def write_weights(tensors: Mapping[str, Stored], source: Weights, folder: Path) 
         filename_pattern=SAFE_WEIGHTS_NAME.replace(".", "{suffix}."),
         max_shard_size=source.largest_file,
     )
-    for file, names in split.filename_to_tensors.items():
-        part = {name: tensors[name] for name in names}
-        _write_file(folder / file, part)
-        _compare(folder / file, part)  # while the system still has it all in memory
-        for read in sorted({stored.file for stored in part.values()}):
-            if _stamp(read) != source.stamps[read]:
-                raise LoadError(f"{read} changed while it was read.", "Run the command again.")
-            _let_go(read)
+    digests = {}
+    with ThreadPoolExecutor(1) as pool:
+        for file, names in split.filename_to_tensors.items():
+            part = {name: tensors[name] for name in names}
+            _write_file(folder / file, part)
+            _compare(folder / file, part)  # while the system still has it all in memory
+            digests[file] = pool.submit(sha256, folder / file)  # for the same reason, beside the next
+            for read in sorted({stored.file for stored in part.values()}):
+                if _stamp(read) != source.stamps[read]:
+                    raise LoadError(f"{read} changed while it was read.", "Run the command again.")
+                _let_go(read)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         write_text(folder / SAFE_WEIGHTS_INDEX_NAME, json.dumps(index, indent=2, sort_keys=True) + "\n")
+    return {file: digest.result() for file, digest in digests.items()}
 
 
 def _let_go(file: Path) -> None:
