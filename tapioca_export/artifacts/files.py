@@ -24,6 +24,7 @@ PARTIAL = ".tapioca-partial"
 JOURNALS = "search*.jsonl"
 # Stands in a record for its own SHA-256 while that is taken.
 UNSEALED = "0" * 64
+BLOCK = 1 << 18  # bytes that are read at a time to be hashed
 
 
 def _adapter(cls: Any) -> Any:
@@ -131,9 +132,10 @@ def sha256(path: Path) -> str:
     if path.is_dir():
         return combined(hashes(path))
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
+    buffer = memoryview(bytearray(BLOCK))  # new memory for each block would cost more than its hash
+    with path.open("rb", buffering=0) as stream:
+        while length := stream.readinto(buffer):
+            digest.update(buffer[:length])
     return digest.hexdigest()
 
 
