@@ -11,7 +11,6 @@ import subprocess
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two test processes must not spin on two cores
@@ -24,7 +23,7 @@ import torch
 import transformers
 from click.testing import CliRunner
 from forbidding import forbid_network_everywhere
-from forking import run_forked, run_module
+from forking import fork_measures, fork_proofs
 from quickening import collect_less, quicken
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -273,7 +272,7 @@ def fresh_process() -> Iterator[Callable[[str], subprocess.CompletedProcess[str]
     """Fork the process of each proof, rather than start it; returns what starts it for users."""
     started = proof._run_fresh
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proof, "_run_fresh", lambda job: run_forked(proof._reload, stdin=job))
+        fork_proofs(patch)
         yield started
 
 
@@ -284,11 +283,9 @@ def forked_measures() -> Iterator[int]:
     Returns:
         How often they are measured for users.
     """
-    forked = SimpleNamespace(run=run_module, DEVNULL=subprocess.DEVNULL)
+    often = memory.NUM_CHILDREN
     with pytest.MonkeyPatch.context() as patch:
-        often = memory.NUM_CHILDREN
-        patch.setattr(memory, "NUM_CHILDREN", 1)
-        patch.setattr(memory, "subprocess", forked)
+        fork_measures(patch)
         yield often
 
 

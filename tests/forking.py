@@ -14,11 +14,28 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tapioca_export.benchmarking import memory
+from tapioca_export.models import proof
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     ["tapioca_export.models.proof", "transformers.generation", "transformers.models.auto.modeling_auto"]
 )
+
+
+def fork_proofs(patch: pytest.MonkeyPatch) -> None:
+    """Fork the process of each proof, rather than start it."""
+    patch.setattr(proof, "_run_fresh", lambda job: run_forked(proof._reload, stdin=job))
+
+
+def fork_measures(patch: pytest.MonkeyPatch) -> None:
+    """Measure memory and load time once, in a fork."""
+    patch.setattr(memory, "NUM_CHILDREN", 1)
+    patch.setattr(memory, "subprocess", SimpleNamespace(run=run_module, DEVNULL=subprocess.DEVNULL))
 
 
 def run_forked(
