@@ -42,8 +42,9 @@ P_WITHIN, WIDTHS_WITHIN = 1e-12, 0.05
 OUTPUT = Path(__file__).with_suffix(".json")
 
 
-def simulate(population: Population, num_rows: int, times: int) -> dict[str, Any]:
+def simulate(name: str, num_rows: int, times: int) -> dict[str, Any]:
     """Compare two models on fresh rows, many times; returns the shares of what was found."""
+    population = POPULATIONS[name]
     truth = population.truth
     wanted = {"difference": truth[1] - truth[0], "original": truth[0], "pruned": truth[1]}
     if not population.has_effect:  # known without drawing a row
@@ -55,13 +56,13 @@ def simulate(population: Population, num_rows: int, times: int) -> dict[str, Any
         intervals = {
             "difference": found.interval, "original": found.original_interval, "pruned": found.pruned_interval
         }  # fmt: skip
-        for name, (low, high) in intervals.items():
-            covered[name] += low <= wanted[name] <= high
+        for what, (low, high) in intervals.items():
+            covered[what] += low <= wanted[what] <= high
         if (seen := effect(found)) != "unclear":
             effects[seen] += 1
-    shares = {name: count / times for name, count in covered.items()}
-    fooled = None if population.has_effect else {name: count / times for name, count in effects.items()}
-    return {"population": population.name, "rows": num_rows, "covered": shares, "fooled": fooled}
+    shares = {what: count / times for what, count in covered.items()}
+    fooled = None if population.has_effect else {what: count / times for what, count in effects.items()}
+    return {"population": name, "rows": num_rows, "covered": shares, "fooled": fooled}
 
 
 def simulate_timing(times: int) -> dict[str, Any]:
@@ -175,7 +176,7 @@ def measure(
     with ProcessPoolExecutor(jobs) as pool:
         agreed = pool.submit(agreement, tables)
         cases = [
-            pool.submit(simulate, population, size, times)
+            pool.submit(simulate, population.name, size, times)
             for population in populations
             for size in population.sizes[: 1 if quick else None]
         ]
@@ -192,7 +193,7 @@ def measure(
 def main(quick: bool, simulations: int, jobs: int, output: Path) -> None:
     """Measure, print and write."""
     clock = time.perf_counter()
-    chosen = [population for population in POPULATIONS if not quick or population.name in QUICK]
+    chosen = [population for name, population in POPULATIONS.items() if not quick or name in QUICK]
     given = (300, 100) if quick else (simulations, TABLES)
     found = {**origin(), **measure(chosen, *given, jobs, quick=quick)}
     found["minutes"] = round((time.perf_counter() - clock) / 60, 1)

@@ -6,7 +6,7 @@ pruned model, from distributions that are written out here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -132,7 +132,7 @@ def speedups(generator: np.random.Generator, num_rounds: int) -> Values:
 CLASSIFICATION, REGRESSION = TASKS["text-classification"], TASKS["polynomial-regression"]
 TAGGING = TASKS["token-classification"]
 HARD, EASY = right_or_wrong(0.6, 0.09, 0.05), right_or_wrong(0.9, 0.02, 0.06)
-POPULATIONS: Sequence[Population] = (
+_ALL = (
     Population("accuracy", CLASSIFICATION, (right_or_wrong(0.7, 0.08, 0.05),)),
     Population("accuracy, no effect", CLASSIFICATION, (right_or_wrong(0.9, 0.05, 0.05),), has_effect=False),
     Population("nmse", REGRESSION, (squared_errors(0.8),)),
@@ -146,3 +146,4 @@ POPULATIONS: Sequence[Population] = (
     Population("accuracy, worst of two domains", CLASSIFICATION, (HARD, EASY), "worst", sizes=(100,)),
     Population("accuracy, worst of two alike", CLASSIFICATION, (HARD, HARD), "worst", sizes=(100,)),
 )
+POPULATIONS: Mapping[str, Population] = {population.name: population for population in _ALL}
