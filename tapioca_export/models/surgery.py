@@ -18,6 +18,8 @@ from .loaded import LoadedModel
 from .stacks import Stack, build_empty, config_at, mended_config, refuse_dependent_type
 
 T = TypeVar("T")
+# The name of a weight, and its shape.
+Shaped = tuple[str, tuple[int, ...]]
 # Config switches under which layers are no blocks of their own.
 DEPENDENT_SWITCHES = {
     "scale_attn_by_inverse_layer_idx": "attention is scaled by the layer's index, which dropping changes",
@@ -63,36 +65,43 @@ def droppable_layers(model: LoadedModel) -> tuple[int, ...]:
     layers = model.numbering.left(range(model.num_layers), ())  # the only layer of a stack stays
     if isinstance(model.network, GraphNetwork):
         return tuple(layer for layer in layers if layer in model.network.pieces.droppable)
-    return tuple(layer for layer in layers if _fits(model, [layer]))
+    built: dict[str, set[Shaped]] = {}
+    return tuple(layer for layer in layers if _fits(model, layer, built))
 
 
-def _fits(model: LoadedModel, drop: Sequence[int]) -> bool:
+def _fits(model: LoadedModel, layer: int, built: dict[str, set[Shaped]]) -> bool:
+    """Tell whether a layer can go; `built` is what configs want, which is the same where layers are alike."""
     try:
-        smaller, weights = _smaller(model, drop)
+        config = _config_without(model, [layer])
+        described = config.to_json_string(use_diff=False)
+        if described not in built:
+            built[described] = _shaped(build_empty(type(model.network), config).state_dict())
     except UnsupportedModelError:
         return False
-    return not _differences(smaller, weights)
+    return built[described] == _shaped(_weights_without(model, [layer]))
 
 
-def _smaller(model: LoadedModel, drop: Sequence[int]) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Build the network without layers, still empty; return it with the weights that are kept.
+def _config_without(model: LoadedModel, drop: Sequence[int]) -> Any:
+    """Return the config of the network without layers.
 
     Raises:
-        UnsupportedModelError: If no config describes it, or its class refuses the config.
+        UnsupportedModelError: If none describes it.
     """
     config = model.network.config
     for stack, layers in zip(model.stacks, model.numbering.ranges, strict=True):
         keep = [layer - layers.start for layer in layers if layer not in drop]
         if len(keep) < len(layers):
             config = mended_config(config, stack, keep)
-    weights = rearranged(model.network.state_dict(keep_vars=True), model, drop)
-    return build_empty(type(model.network), config), weights
+    return config
 
 
-def _differences(network: Any, weights: Mapping[str, torch.Tensor]) -> list[str]:
-    """Return the names of weights that a network wants otherwise than they are, or not at all."""
-    wanted = {(name, value.shape) for name, value in network.state_dict().items()}
-    return sorted({name for name, _ in wanted ^ {(name, value.shape) for name, value in weights.items()}})
+def _weights_without(model: LoadedModel, drop: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Return the weights that are kept, under their new names."""
+    return rearranged(model.network.state_dict(keep_vars=True), model, drop)
+
+
+def _shaped(weights: Mapping[str, torch.Tensor]) -> set[Shaped]:
+    return {(name, tuple(value.shape)) for name, value in weights.items()}
 
 
 def _named(model: LoadedModel, layers: Sequence[int], comma: str = ", ") -> str:
@@ -109,11 +118,12 @@ def drop_layers(model: LoadedModel, layers: Sequence[int]) -> LoadedModel:
     network, drop = model.network, sorted(model.numbering.checked(layers))
     if not drop:
         return model
-    smaller, weights = _smaller(model, drop)
-    if names := _differences(smaller, weights):
+    smaller = build_empty(type(network), _config_without(model, drop))
+    weights = _weights_without(model, drop)
+    if others := _shaped(smaller.state_dict()) ^ _shaped(weights):
         raise UnsupportedModelError(
             f"{network.config.model_type} cannot do without layers {_named(model, drop)}: "
-            f"where others take their place, its class has other weights ({names[0]}).",
+            f"where others take their place, its class has other weights ({min(others)[0]}).",
             "Drop others.",
         )
     # One parameter under two names stays one, and what the config calls tied by mistake stays two.
