@@ -5,7 +5,8 @@
     │   └── UnknownNameError          a name that is in no table: did-you-mean and the full list
     ├── LoadError                     a model, tokenizer, sample file or artifact cannot be read
     ├── UnsupportedModelError         no unique layer stack, shared layers, a failed round trip
-    ├── SelectionError                nothing left to drop, non-finite scores
+    ├── SelectionError                nothing left to drop
+    │   └── NotFiniteError            NaN or infinity: behind which layer, for which row
     ├── ExportError
     │   └── ParityError               the exported file does not compute what PyTorch computes
     ├── EngineError                   workers are lost, and new ones too
@@ -80,6 +81,20 @@ class UnsupportedModelError(TapiocaError):
 
 class SelectionError(TapiocaError):
     """No layers can be chosen: nothing left to drop, or scores that are not finite."""
+
+
+class NotFiniteError(SelectionError):
+    """A model that computes NaN or infinity.
+
+    Args:
+        what: What is not finite ("The model's logits are").
+        where: For which row.
+    """
+
+    def __init__(self, what: str, where: str) -> None:
+        super().__init__(
+            f"{what} not finite (NaN or infinite) for {where}.", "Check the checkpoint's weights."
+        )
 
 
 class ExportError(TapiocaError):

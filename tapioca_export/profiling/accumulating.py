@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..artifacts import Curves, Interval, LayerProfile, Numbering
+from ..errors import NotFiniteError
 from ..samples import Samples
 from ..tasks import Batch
 
@@ -33,6 +34,7 @@ class Accumulator:
     """
 
     def __init__(self, samples: Samples, numbering: Numbering, num_replicates: int, seed: int) -> None:
+        self.rows, self.numbering = samples.rows, numbering
         self.hashes = samples.hashes
         self.seed = seed
         self.num_replicates = num_replicates
@@ -52,9 +54,13 @@ class Accumulator:
     def add(
         self, batch: Batch, states: Sequence[torch.Tensor], cosines: np.ndarray, num_tokens: np.ndarray
     ) -> None:
-        """Add a batch: states (D+1, B, P, H) of each stack, summed cosines (L,), real tokens (S,)."""
-        each = [part.double().norm(dim=-1).mean(dim=-1).T.cpu().numpy() for part in states]
-        norms = np.concatenate(each, axis=1)  # (B, L+S)
+        """Add a batch: states (D+1, B, P, H) of each stack, summed cosines (L,), real tokens (S,).
+
+        Raises:
+            NotFiniteError: If a state is NaN or infinite.
+        """
+        norms = norms_of(states)
+        refuse_not_finite(norms, [self.rows[index].where for index in batch.indices], self.numbering)
         self.norm_sum += norms.sum(axis=0)
         self.cosine_sum += cosines
         self.num_samples += len(batch)
@@ -143,6 +149,38 @@ class Accumulator:
             ((weights @ m) * weights).sum(axis=1) / np.maximum(pairs, 1) for m in self._distance_matrices()
         ]
         return norms, np.asarray(means).T
+
+
+def norms_of(states: Sequence[torch.Tensor]) -> np.ndarray:
+    """Return the norm of each row at each boundary, (B, L+S), from states (D+1, B, P, H) of each stack."""
+    each = [part.double().norm(dim=-1).mean(dim=-1).T.cpu().numpy() for part in states]
+    return np.concatenate(each, axis=1)
+
+
+def refuse_not_finite(
+    norms: np.ndarray, places: Sequence[str], numbering: Numbering, skipped: str = ""
+) -> None:
+    """Refuse states that are NaN or infinite.
+
+    Args:
+        norms: Of each row at each boundary, (B, L+S).
+        places: Where the rows stand.
+        numbering: Names the layers.
+        skipped: What the model is run without, in words, if anything.
+
+    Raises:
+        NotFiniteError: Naming the first row with such a state, and the first layer behind which it is.
+    """
+    finite = np.isfinite(norms)
+    if finite.all():
+        return
+    row = int(np.argmin(finite.all(axis=1)))
+    boundary = int(np.argmin(finite[row]))
+    stack = next(n for n, part in enumerate(numbering.boundaries) if boundary in part)
+    place = boundary - numbering.boundaries[stack].start
+    layer = numbering.ranges[stack].start + place - 1
+    where = f"behind layer {numbering.names([layer])[0]}" if place else "before the first layer"
+    raise NotFiniteError(f"The states {where}{skipped} are", places[row])
 
 
 def percentile_band(replicates: np.ndarray) -> tuple[Interval, ...]:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..errors import NotFiniteError
 from ..models import DROPPED, LoadedModel, changing
 from ..samples import Samples
 from ..tasks import Batch, Processor
@@ -93,7 +94,10 @@ def _stays_the_same(model: LoadedModel, batch: Batch, samples: Samples, read: np
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
             return False
         expected = model.answers(batch)
-    scored = [model.task.score(outputs, samples, batch.indices) for outputs in (found, expected)]
+    try:
+        scored = [model.task.score(outputs, samples, batch.indices) for outputs in (found, expected)]
+    except NotFiniteError:  # whoever scores the rows says behind which layer it begins
+        return False
     pairs = zip(*((scores.values, scores.losses) for scores in scored), strict=True)
     return all(np.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE) for one, other in pairs)
 

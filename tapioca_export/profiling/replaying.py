@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ..artifacts import Choices
+from ..errors import NotFiniteError
 from ..memory import give_back_free_memory
 from ..models import (
     INTACT,
@@ -33,6 +34,8 @@ from ..models import (
 )
 from ..samples import Samples
 from ..tasks import Batch, Processor
+from .accumulating import norms_of, refuse_not_finite
+from .gathering import read_states
 from .narrowing import can_narrow, last_layer, narrowed
 from .sharing import shares_context
 
@@ -131,9 +134,13 @@ class Replayer:
         read = task.read_tokens(batch, self.processor) if self.narrows else None
         with stand_ins(self.model, self._kinds) as places:
             found_passes = passes(self.model, places, batch, work.base, work.layers, self.changes, read=read)
-            for _, trace in found_passes:
+            for key, trace in found_passes:
                 if trace.answers is not None:
-                    scores.append(task.score_by_domain(trace.answers, self.samples, work.rows))
+                    try:
+                        scores.append(task.score_by_domain(trace.answers, self.samples, work.rows))
+                    except NotFiniteError:
+                        self._refuse_states(places, work.rows, (*work.base, *([] if key is None else [key])))
+                        raise
                 del trace  # or this candidate's states are held while those of the next are made
             found = Found(
                 np.stack([score.values for score in scores]),
@@ -143,6 +150,21 @@ class Replayer:
             )
         give_back_free_memory()
         return found
+
+    def _refuse_states(self, places: Sequence[StandIn], rows: np.ndarray, chosen: Sequence[int]) -> None:
+        """Name the layer behind which states are not finite, if there is one.
+
+        Raises:
+            NotFiniteError: If there is.
+        """
+        model = self.model
+        batch = model.task.profile_batch(self.samples, rows, self.processor)
+        trace = _forward(model, places, batch, self.changes(chosen), {}, keeps=True)
+        states, *_ = read_states(model, self.processor, batch, trace.boundaries)
+        names = model.units.names([self.changes.choices.unit(choice) for choice in chosen])
+        skipped = f", without {', '.join(map(str, names))}," if names else ""
+        where = [self.samples.rows[index].where for index in rows]
+        refuse_not_finite(norms_of(states), where, model.numbering, skipped)
 
 
 @dataclass(frozen=True)

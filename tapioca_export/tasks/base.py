@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..artifacts import Prompting
-from ..errors import ConfigError, LoadError, SelectionError
+from ..errors import ConfigError, LoadError, NotFiniteError
 from ..registry import Table
 from ..samples import Row, Samples
 from .asking import Readings
@@ -397,12 +397,8 @@ def check_finite(outputs: np.ndarray, samples: Samples, rows: np.ndarray) -> Non
     """Refuse outputs that no metric can be computed from.
 
     Raises:
-        SelectionError: If one is NaN or infinite; the message names the first such row.
+        NotFiniteError: If one is NaN or infinite; the message names the first such row.
     """
     finite = np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1)
     if not finite.all():
-        row = samples.rows[int(rows[np.argmin(finite)])]
-        raise SelectionError(
-            f"The model's logits are not finite (NaN or infinite) for {row.where}.",
-            "Check the checkpoint's weights.",
-        )
+        raise NotFiniteError("The model's logits are", samples.rows[int(rows[np.argmin(finite)])].where)
