@@ -17,6 +17,7 @@ import torch
 from . import provenance
 from .artifacts import (
     Benchmark,
+    Bounds,
     Choices,
     Export,
     Journal,
@@ -29,7 +30,7 @@ from .artifacts import (
 )
 from .benchmarking import BenchmarkSettings, resolve_provider
 from .config import RunConfig
-from .costing import PlanSettings, predict
+from .costing import PlanSettings, predict, run_bytes
 from .engines import ENGINES, Engine, EngineSettings, open_engine
 from .errors import ConfigError, first_line
 from .exporting import FORMATS, Dialect, ExportSettings, dialect_for, export_model
@@ -41,6 +42,7 @@ from .models import (
     load_model,
 )
 from .numbering import PARTS
+from .precision import DTYPES
 from .profiling import Changes, MakeReplayer, Probe, division_on
 from .reading import load_options
 from .samples import Samples, Side, check_exists
@@ -270,6 +272,16 @@ def plan(config: RunConfig, model: LoadedModel, roles: Mapping[str, Samples]) ->
 
     with using_threads(replace(config, num_threads=_worker_threads(config))):
         return predict(model, samples, search, settings)
+
+
+def plan_run(config: RunConfig, model: LoadedModel, searched: Plan) -> Plan:
+    """Return the plan of a search as that of a run, with what is written after it."""
+    formats = tuple(dict.fromkeys(("onnx", *config.format)))
+    width, deepest = DTYPES[config.dtype].num_bytes, min(searched.rounds, model.num_layers - 1)
+    written = run_bytes(model, formats, width, config.quantize, deepest)
+    journal = searched.disk_bytes
+    disk = Bounds(journal.least + written.least, journal.most + written.most)
+    return replace(searched, command="run", disk_bytes=disk)
 
 
 def export_all(

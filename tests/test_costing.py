@@ -18,7 +18,7 @@ from conftest import THREE_FAMILIES, make_decoder, make_tokenizer, save_model, t
 from tapioca_export import artifacts, commands, costing, reading, steps
 from tapioca_export.cli import main
 from tapioca_export.config import RunConfig
-from tapioca_export.costing import Calibration, Item, calibrating, predicting
+from tapioca_export.costing import Calibration, Item, calibrating, predicting, run_bytes
 from tapioca_export.errors import ConfigError, SelectionError, TapiocaError
 from tapioca_export.models import load_model
 from tapioca_export.profiling import probe as probe_module
@@ -301,6 +301,42 @@ def test_a_dry_run_plans_one_search(tiny: Tiny, sample_files: Files, tmp_path: P
     result = call(*arguments(tiny, sample_files, tmp_path / "out"), "--compare", "tale,random")
     assert result.exit_code == 1
     assert "--dry-run has no say in --compare" in result.stderr
+
+
+def test_a_run_is_planned_with_the_disk_it_takes(
+    tiny: Tiny, sample_files: Files, tmp_path: Path, finished: Path
+) -> None:
+    _, *rest = arguments(tiny, sample_files, tmp_path / "out")
+    result = call("run", *rest, "--format", "torchscript", "--format", "pt2", "--json")
+    assert result.exit_code == 0, result.output
+    fields = json.loads(result.stdout)
+    assert fields["command"] == "run"
+    assert list(tmp_path.iterdir()) == []
+    written = sum(file.stat().st_size for file in finished.rglob("*") if file.is_file())
+    assert fields["disk_bytes"]["least"] < written < fields["disk_bytes"]["most"]
+    assert "disk, estimated" in call("run", *rest).stdout
+
+
+def test_what_a_run_writes_is_counted_in_weights(tiny: Tiny) -> None:
+    model = load_model(tiny("bert"))
+    whole = sum(weight.numel() for weight in model.network.parameters())
+    layer = sum(weight.numel() for weight in model.layers[0].parameters())
+    stored = (tiny("bert") / "model.safetensors").stat().st_size
+    for formats, width, quantize, narrow in (
+        (["onnx"], 4, None, 4), (["onnx", "pt2"], 4, None, 8), (["onnx", "pt2"], 4, "int8", 5),
+        (["onnx"], 2, "int4", 0.5),
+    ):  # fmt: skip
+        found = run_bytes(model, formats, width, quantize, most_dropped=2)
+        left = whole - 2 * layer
+        assert found.least == pytest.approx(narrow * (whole + left) + stored * left / whole, abs=1)
+        assert found.most == pytest.approx(width * len(formats) * 2 * whole + stored + 40e6, abs=1)
+
+
+def test_a_journal_takes_the_disk_that_was_planned(config: Any) -> None:
+    chosen = config("bert")
+    planned = commands.plan(chosen).disk_bytes
+    commands.select(chosen)
+    assert planned.least < (chosen.output / "search.jsonl").stat().st_size < planned.most
 
 
 # --- words ----------------------------------------------------------------------------------

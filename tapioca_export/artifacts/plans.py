@@ -1,12 +1,12 @@
-"""What a search would cost: the one artifact that is printed and never written."""
+"""What a search, or a whole run, would cost: the one artifact that is printed and never written."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ..showing import Shown
-from .records import SCHEMA_VERSION
+from .records import SCHEMA_VERSION, SPARSE
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Plan(Shown):
-    """What a search would cost (`select --dry-run`); printed, never written.
+    """What a search would cost (`select --dry-run`, `run --dry-run`); printed, never written.
 
     For `rounds` rounds: a floor that ends the search earlier makes it cheaper, as does a budget of
     seconds. `evaluations`, `layer_forwards` and `layer_tokens` are as in `Cost`, and exact where
@@ -35,6 +35,9 @@ class Plan(Shown):
     `longest_batch` (sequences, tokens) as a search does: the whole process, and what its heap comes
     to lose; on a GPU, what is allocated there. Of it, `model_bytes` are weights and at
     most `trace_bytes` hidden states.
+
+    `disk_bytes` is what the `command` leaves in its output folder: the journal of a search, and of a whole
+    run the exports of both models and the pruned checkpoint, from as many layers dropped as may be to none.
 
     Of several stacks, what a round costs depends on which of them loses a layer: the bounds are those of
     dropping the layers that run first and those that run last. `longest_batch` is given as the first
@@ -64,5 +67,7 @@ class Plan(Shown):
     engine: str
     num_workers: int
     advice: str
+    disk_bytes: Bounds = field(default=Bounds(0, 0))
+    command: Literal["select", "run"] = field(default="select", metadata=SPARSE)
     kind: Literal["plan"] = "plan"
     schema_version: int = SCHEMA_VERSION

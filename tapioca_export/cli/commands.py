@@ -142,9 +142,13 @@ def demo(as_json: bool, quiet: bool, **flags: Any) -> None:
 
 @main.command()
 @options(*LOADING, *SAMPLES, *PROMPTS, *OUTPUT, *PROBING, *SEARCH, *EXPORT, *TIMING)
-def run(as_json: bool, quiet: bool, **flags: Any) -> None:
+@planning
+def run(dry_run: bool, as_json: bool, quiet: bool, **flags: Any) -> None:
     """Profile, select, prune, export, benchmark and report."""
-    _run_and_show("run", flags, as_json, quiet)
+    if dry_run:
+        _show_plan(library.plan(_config(flags), "run"), as_json, quiet)
+    else:
+        _run_and_show("run", flags, as_json, quiet)
 
 
 def _run_and_show(verb: str, flags: Mapping[str, Any], as_json: bool, quiet: bool) -> None:

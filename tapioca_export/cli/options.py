@@ -203,7 +203,7 @@ def comparing(command: Any) -> Any:
 
 def planning(command: Any) -> Any:
     """Add a way to ask first."""
-    help_ = "Predict layer forwards, operations, time and memory; search nothing, write nothing."
+    help_ = "Predict layer forwards, operations, time, memory and disk; search nothing, write nothing."
     return click.option("--dry-run", is_flag=True, help=help_)(command)
 
 

@@ -8,6 +8,7 @@ or ways of searching.
 from .calibrating import Calibration, Flops, calibrate, count_flops
 from .predicting import PlanSettings, advise, longest_batch, model_bytes, predict, trace_bytes
 from .rehearsing import Item, Rehearsal, Shapes
+from .storing import run_bytes, search_bytes
 
 __all__ = [
     "Calibration",
@@ -22,5 +23,7 @@ __all__ = [
     "longest_batch",
     "model_bytes",
     "predict",
+    "run_bytes",
+    "search_bytes",
     "trace_bytes",
 ]

@@ -27,6 +27,7 @@ from ..models import GraphNetwork, LoadedModel, config_at
 from ..samples import Samples
 from .calibrating import Calibration, Clock, Flops, calibrate, count_flops
 from .rehearsing import CASES, Case, Rehearsal, Shape
+from .storing import search_bytes
 
 # Of a device's memory, what a plan takes to be there for the process.
 USABLE = 0.9
@@ -105,6 +106,7 @@ def predict(
         rehearsals[0] = rehearse("least")
         rehearsals[0].metric()
         costs[0] = _cost_so_far(costs[0], rehearsals[0].ledger)
+    evaluations = _bounds(cost.evaluations for cost in costs)
     return Plan(
         model=model.source,
         task=model.task.name,
@@ -116,7 +118,7 @@ def predict(
         rounds=len(most.steps) + bool(most.rejected),
         batch_size=settings.batch_size,
         longest_batch=shapes[0],
-        evaluations=_bounds(cost.evaluations for cost in costs),
+        evaluations=evaluations,
         layer_forwards=_bounds(cost.layer_forwards for cost in costs),
         layer_tokens=_bounds(cost.layer_tokens for cost in costs),
         flops=_bounds(count_all(one, flops) for one in rehearsals),
@@ -129,6 +131,7 @@ def predict(
         engine=settings.engine,
         num_workers=settings.num_workers,
         advice=advise(peak, memory_bytes(model.device), model.device.type, settings.num_workers),
+        disk_bytes=search_bytes(evaluations, len(rows)),
     )
 
 

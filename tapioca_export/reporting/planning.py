@@ -28,6 +28,7 @@ def plan_table(plan: Plan) -> TextTable:
             f"{size_text(plan.peak_memory_bytes)} a worker; weights {size_text(plan.model_bytes)}, states of "
             f"{sequences} x {tokens} tokens up to {size_text(plan.trace_bytes)}",
         ),
+        ("disk, estimated", f"{_span(plan.disk_bytes, size_text)} in the output folder"),
     )
     caption = (
         f"{plan.search} search by {plan.criterion}: {plan.num_samples:,} rows, {plan.num_layers} layers, "
@@ -40,11 +41,14 @@ def render_plan(plan: Plan) -> str:
     """Return the plan as text."""
     table = plan_table(plan)
     width = max(len(name) for name, _ in table.rows)
+    is_run = plan.command == "run"
+    beside = ["Exports, proofs and timing take time and memory beside the search."] if is_run else []
     return "\n".join(
         [
             f"{table.caption}.",
             *(f"  {name:{width}s}  {text}" for name, text in table.rows),
             plan.advice,
+            *beside,
             f"Nothing was searched and nothing written; {plan.calibration_seconds:.1f} s of calibration.",
         ]
     )
