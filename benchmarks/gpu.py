@@ -34,7 +34,7 @@ import torch
 from recording import origin, put_between
 from scale import ANSWER, CONTEXT, KEY_VALUE_HEADS, NUM_ANSWERS, VOCABULARY, Tokenizer
 
-from tapioca_export import RunConfig, steps
+from tapioca_export import RunConfig, planning, steps
 from tapioca_export.benchmarking import BenchmarkSettings, make_workloads, measure_latency
 from tapioca_export.benchmarking.pairing import open_pair
 from tapioca_export.benchmarking.runtimes import runtimes_on
@@ -232,7 +232,7 @@ def search(name: str, device: str) -> dict[str, Any]:
         model=name, device=device, full_scores=True, max_drop_layers=rounds, epsilon=None, pick="final"
     )
     started = time.perf_counter()
-    plan = steps.plan(config, model, samples)
+    plan = planning.of_search(config, model, samples)
     planned = time.perf_counter() - started
     _forget_peak(device)
     with steps.probing(config, model, samples) as probe:

@@ -25,11 +25,12 @@ if TYPE_CHECKING:
         Verification,
     )
     from .collating import compare_runs
-    from .commands import benchmark, compare, export, intervene, plan, profile, report, select
+    from .commands import benchmark, compare, export, intervene, profile, report, select
     from .config import Doses, RunConfig
     from .errors import TapiocaError
     from .gating import Thresholds, check
     from .pipeline import demo, run
+    from .planning import plan
     from .pruning import prune
     from .reporting import plot
     from .schemas import schema
@@ -60,7 +61,6 @@ _HOMES = {
         "compare",
         "export",
         "intervene",
-        "plan",
         "profile",
         "report",
         "select",
@@ -69,6 +69,7 @@ _HOMES = {
     "errors": ("TapiocaError",),
     "gating": ("Thresholds", "check"),
     "pipeline": ("demo", "run"),
+    "planning": ("plan",),
     "pruning": ("prune",),
     "reporting": ("plot",),
     "variants": ("export_variants",),

@@ -7,12 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from . import (
     checkpoints,
     comparing,
-    graph_files,
     intervening,
     measuring,
     provenance,
@@ -29,14 +27,12 @@ from .artifacts import (
     Intervention,
     LayerName,
     Numbering,
-    Plan,
     Profile,
     Prompting,
     Proof,
     Report,
     Run,
     Selection,
-    check_output,
     read,
     refuse_inside,
     sha256,
@@ -61,7 +57,6 @@ from .models import (
 from .numbering import lone_parts, part_of
 from .pipeline import JOURNAL
 from .programs import PROGRAMS
-from .samples import Side
 
 
 def profile(config: RunConfig, drop: Sequence[LayerName] = ()) -> Profile:
@@ -88,22 +83,6 @@ def select(config: RunConfig) -> Selection:
             selection = trading.choose(config, model, probe, roles)
         write(folder / "selection.json", selection)
     return selection
-
-
-def plan(config: RunConfig, command: Literal["select", "run"] = "select") -> Plan:
-    """Return what a command would cost here, and refuse what it would refuse; nothing is written.
-
-    Of `run`, time and memory are those of its search: exports, proofs and timing take theirs on top.
-    """
-    steps.check(config, searches=True)
-    if command == "run":
-        graph_files.check(config)
-    check_output(config.output, overwrite=config.overwrite)
-    with steps.using_threads(config):
-        sides: Sequence[Side] = ("select",) if command == "select" else ("select", "report")
-        model, roles = reading.load_with_roles(config, sides)
-        found = steps.plan(config, model, roles)
-        return found if command == "select" else steps.plan_run(config, model, found)
 
 
 def compare(config: RunConfig, criteria: Sequence[str]) -> Comparison:

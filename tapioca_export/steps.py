@@ -17,12 +17,10 @@ import torch
 from . import provenance
 from .artifacts import (
     Benchmark,
-    Bounds,
     Choices,
     Export,
     Journal,
     Pair,
-    Plan,
     Selection,
     read,
     refuse_inside,
@@ -30,7 +28,6 @@ from .artifacts import (
 )
 from .benchmarking import BenchmarkSettings, resolve_provider
 from .config import RunConfig
-from .costing import PlanSettings, predict, run_bytes
 from .engines import ENGINES, Engine, EngineSettings, open_engine
 from .errors import ConfigError, first_line
 from .exporting import FORMATS, Dialect, ExportSettings, dialect_for, export_model
@@ -42,7 +39,6 @@ from .models import (
     load_model,
 )
 from .numbering import PARTS
-from .precision import DTYPES
 from .profiling import Changes, MakeReplayer, Probe, division_on
 from .reading import load_options
 from .samples import Samples, Side, check_exists
@@ -191,11 +187,11 @@ def probing(
             engine=engine,
         )
         probe.changes = Changes(model, scales_of(config))
-        probe.division = division_on(model.device, _worker_threads(config))
+        probe.division = division_on(model.device, worker_threads(config))
         yield probe
 
 
-def _worker_threads(config: RunConfig) -> int:
+def worker_threads(config: RunConfig) -> int:
     """Return PyTorch's threads of each worker; workers share those of this process."""
     num_workers = 1 if config.engine == "local" else config.num_workers
     return max(1, torch.get_num_threads() // num_workers)
@@ -203,7 +199,7 @@ def _worker_threads(config: RunConfig) -> int:
 
 def _engine(config: RunConfig, model: LoadedModel, rows: Samples) -> Engine:
     """Return the engine asked for; each worker loads the model for itself."""
-    options, threads = load_options(config), _worker_threads(config)
+    options, threads = load_options(config), worker_threads(config)
     make = MakeReplayer(model.source, model.task.name, options, rows, threads, scales_of(config))
     return open_engine(config.engine, make, EngineSettings(config.num_workers, config.ray_address))
 
@@ -232,56 +228,6 @@ def choose(
     if roles["target-select"].domains.are_named:
         found = replace(found, objective=config.objective, weights=dict(config.weights))
     return replace(found, prompting=model.processor.prompting, invalid=pair)
-
-
-def plan(config: RunConfig, model: LoadedModel, roles: Mapping[str, Samples]) -> Plan:
-    """Predict what `choose` would cost, with a worker's threads; a budget of seconds is left out.
-
-    Raises:
-        TapiocaError: What `choose` would raise before it has measured anything.
-    """
-    if config.criterion == "damp":
-        raise ConfigError(
-            "What --criterion damp costs is not predicted.",
-            "Predict --criterion tale, for the scale 0 alone.",
-        )
-    if config.has_sublayers:
-        raise ConfigError(
-            "--dry-run predicts searches among whole layers, not among their attentions and MLPs.",
-            "Use --granularity block.",
-        )
-    samples = {name: roles[f"{name}-select"] for name in ("id", "target")}
-    unhurried = replace(config, budget_seconds=None)
-    can_race = model.task.best_value is not None
-    is_race = can_race and config.search in ("greedy", "racing") and not config.full_scores
-    in_full = replace(unhurried, full_scores=True, search="greedy") if is_race else unhurried
-    num_workers = 1 if config.engine == "local" else config.num_workers
-    settings = PlanSettings(
-        select_on=config.select_on,
-        batch_size=config.eval_batch_size,
-        engine=config.engine,
-        num_workers=num_workers,
-        full_scores=config.full_scores,
-        races=is_race,
-        is_statistical=config.search == "racing",
-        seed=config.seed,
-    )
-
-    def search(probe: Any, full: bool) -> Selection:
-        return choose(in_full if full else unhurried, model, probe, roles)
-
-    with using_threads(replace(config, num_threads=_worker_threads(config))):
-        return predict(model, samples, search, settings)
-
-
-def plan_run(config: RunConfig, model: LoadedModel, searched: Plan) -> Plan:
-    """Return the plan of a search as that of a run, with what is written after it."""
-    formats = tuple(dict.fromkeys(("onnx", *config.format)))
-    width, deepest = DTYPES[config.dtype].num_bytes, min(searched.rounds, model.num_layers - 1)
-    written = run_bytes(model, formats, width, config.quantize, deepest)
-    journal = searched.disk_bytes
-    disk = Bounds(journal.least + written.least, journal.most + written.most)
-    return replace(searched, command="run", disk_bytes=disk)
 
 
 def export_all(

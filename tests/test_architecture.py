@@ -55,6 +55,7 @@ STORY = [
     "checkpoints",
     "measuring",
     "trading",
+    "planning",
     "comparing",
     "collating",
     "intervening",

@@ -22,7 +22,7 @@ from test_text_tasks import save as save_network
 from token_models import MODELS, TAGGER, samples_of, save, scored_pair
 from torch.nn import functional
 
-from tapioca_export import RunConfig, commands
+from tapioca_export import RunConfig, commands, planning
 from tapioca_export.artifacts import Comparison, Journal, Ledger, Report, Selection, read
 from tapioca_export.benchmarking import compare
 from tapioca_export.cli import main
@@ -231,7 +231,7 @@ def test_candidates_are_scored_in_full_and_the_best_is_dropped(
 @pytest.mark.parametrize("kind", ["entities", "pairs"])
 def test_a_search_takes_exactly_what_was_planned(kind: str, tmp_path: Path) -> None:
     config = config_of(tmp_path, kind)
-    plan, cost = commands.plan(config), commands.select(config).cost
+    plan, cost = planning.plan(config), commands.select(config).cost
     assert cost is not None
     for name in ("evaluations", "layer_forwards", "layer_tokens"):
         bounds = getattr(plan, name)

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from conftest import THREE_FAMILIES, make_decoder, make_tokenizer, save_model, text_records, write_jsonl
 
-from tapioca_export import artifacts, commands, costing, reading, steps
+from tapioca_export import artifacts, commands, costing, planning, reading, steps
 from tapioca_export.cli import main
 from tapioca_export.config import RunConfig
 from tapioca_export.costing import Calibration, Item, calibrating, predicting, run_bytes
@@ -55,7 +55,7 @@ def call(*arguments: object) -> Result:
 
 
 def searched(config: RunConfig) -> tuple[artifacts.Plan, artifacts.Cost]:
-    plan, selection = commands.plan(config), commands.select(config)
+    plan, selection = planning.plan(config), commands.select(config)
     assert selection.cost is not None
     return plan, selection.cost
 
@@ -155,16 +155,16 @@ def test_answers_that_share_a_context_are_planned_for(tmp_path: Path) -> None:
 def test_every_criterion_and_every_search_can_be_planned(config: Any) -> None:
     for name in set(CRITERIA) - {"damp"}:  # it is refused: which layers stay is not known before
         drop = (1,) if name == "fixed" else ()
-        assert commands.plan(config("bert", criterion=name, drop=drop, max_drop_layers=1)).rounds == 1
+        assert planning.plan(config("bert", criterion=name, drop=drop, max_drop_layers=1)).rounds == 1
     for name in SEARCHES:
-        assert commands.plan(config("bert", search=name, max_drop_layers=1)).search == name
+        assert planning.plan(config("bert", search=name, max_drop_layers=1)).search == name
 
 
 def test_a_budget_of_candidates_is_planned_for_and_one_of_seconds_left_out(config: Any) -> None:
-    whole = commands.plan(config("bert"))
-    cut = commands.plan(config("bert", budget_evaluations=1))
+    whole = planning.plan(config("bert"))
+    cut = planning.plan(config("bert", budget_evaluations=1))
     assert cut.layer_forwards.most < whole.layer_forwards.most
-    hurried = commands.plan(config("bert", budget_seconds=1e-9))
+    hurried = planning.plan(config("bert", budget_seconds=1e-9))
     assert hurried.layer_forwards == whole.layer_forwards
 
 
@@ -182,7 +182,7 @@ def test_more_rows_and_longer_rows_cost_more(tiny: Tiny, tmp_path: Path) -> None
                 )
             files[name] = write_jsonl(tmp_path / f"{name}-{num_rows}-{num_words}.jsonl", rows)
         config = RunConfig(model=str(tiny("bert")), **files, **NO_FLOOR, output=tmp_path / "out")
-        return commands.plan(replace(config, full_scores=True, drop_leaks=True, eval_batch_size=8))
+        return planning.plan(replace(config, full_scores=True, drop_leaks=True, eval_batch_size=8))
 
     few, many, long = plan(48, 5), plan(144, 5), plan(48, 40)
     assert many.layer_forwards.most > few.layer_forwards.most
@@ -267,7 +267,7 @@ def test_json_is_the_artifact_and_nothing_else(tiny: Tiny, sample_files: Files, 
 def test_bad_input_is_refused_as_select_refuses_it(config: Any, settings: dict[str, Any]) -> None:
     bad = replace(config("bert"), **settings)
     with pytest.raises(TapiocaError) as planned:
-        commands.plan(bad)
+        planning.plan(bad)
     with pytest.raises(TapiocaError) as refused:
         commands.select(bad)
     assert str(planned.value) == str(refused.value)
@@ -278,7 +278,7 @@ def test_a_search_too_large_is_refused_before_it_is_begun(tmp_path: Path, sample
     model = save_model(tmp_path / "deep", "bert", num_hidden_layers=13)
     files = sample_files("bert")
     with pytest.raises(ConfigError, match="exhaustive would score"):
-        commands.plan(RunConfig(model=str(model), **files, search="exhaustive", output=tmp_path / "out"))
+        planning.plan(RunConfig(model=str(model), **files, search="exhaustive", output=tmp_path / "out"))
 
 
 def test_unlabelled_rows_are_planned_for_where_the_criterion_needs_no_labels(
@@ -290,10 +290,10 @@ def test_unlabelled_rows_are_planned_for_where_the_criterion_needs_no_labels(
     }
     config = RunConfig(model=str(tiny("bert")), **files, output=tmp_path / "out", pick="final")
     with pytest.raises(SelectionError, match="needs labels"):
-        commands.plan(replace(config, max_drop_layers=1))
+        planning.plan(replace(config, max_drop_layers=1))
     assert_within(*searched(replace(config, criterion="tapioca")))
     other = replace(config, output=tmp_path / "other")
-    nothing = commands.plan(replace(other, criterion="random", max_drop_layers=1))
+    nothing = planning.plan(replace(other, criterion="random", max_drop_layers=1))
     assert nothing.layer_forwards == artifacts.Bounds(0, 0)
 
 
@@ -334,7 +334,7 @@ def test_what_a_run_writes_is_counted_in_weights(tiny: Tiny) -> None:
 
 def test_a_journal_takes_the_disk_that_was_planned(config: Any) -> None:
     chosen = config("bert")
-    planned = commands.plan(chosen).disk_bytes
+    planned = planning.plan(chosen).disk_bytes
     commands.select(chosen)
     assert planned.least < (chosen.output / "search.jsonl").stat().st_size < planned.most
 
@@ -378,7 +378,7 @@ def test_a_plan_is_made_on_the_batches_that_workers_will_get(
 
     monkeypatch.setattr(predicting, "calibrate", calibrate)
     asked = config("bert", eval_batch_size=32, engine="ray", num_workers=2, num_threads=4)
-    commands.plan(asked)
+    planning.plan(asked)
     model = load_model(asked.model)
     roles = reading.load_roles(asked, model.task, model.processor)
     with steps.using_threads(asked), steps.probing(asked, model, roles) as probe:

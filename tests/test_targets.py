@@ -22,7 +22,7 @@ from test_costing import short_calibration  # noqa: F401  (a fixture)
 from test_racing import NUM_LAYERS, TableProbe, classifier, regression, round_of
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from tapioca_export import RunConfig, commands, gating, reporting
+from tapioca_export import RunConfig, commands, gating, planning, reporting
 from tapioca_export.artifacts import DomainProfile, Point, Selection, read, to_json
 from tapioca_export.benchmarking.statistics import compare, replicates
 from tapioca_export.cli import main
@@ -343,7 +343,7 @@ def test_full_scores_of_domains_take_what_was_planned(
         chosen = config(
             full_scores=True, criterion=criterion, pick="final", max_drop_layers=2, overwrite=True
         )
-        plan, cost = commands.plan(chosen), commands.select(chosen).cost
+        plan, cost = planning.plan(chosen), commands.select(chosen).cost
         if criterion != "tapioca":  # which may end by itself
             assert plan.layer_forwards.least == plan.layer_forwards.most == cost.layer_forwards
         assert plan.layer_forwards.least <= cost.layer_forwards <= plan.layer_forwards.most
