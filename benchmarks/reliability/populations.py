@@ -33,7 +33,7 @@ class Population:
         draws: What each target domain's rows come from; one, where there is one domain.
         objective: What the metrics of several domains become.
         has_effect: The models differ in truth.
-        sizes: Report rows of each domain; few where a comparison takes seconds.
+        is_costly: A comparison takes a second: fewer are made, with the fewest rows.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Population:
     draws: tuple[Draw, ...]
     objective: str = "mean"
     has_effect: bool = True
-    sizes: tuple[int, ...] = (100, 400)
+    is_costly: bool = False
 
     def sample(self, generator: np.random.Generator, num_rows: int) -> tuple[Scores, Scores, Domains]:
         """Draw as many rows of each domain; returns both models' scores, and which row is whose."""
@@ -138,12 +138,12 @@ _ALL = (
     Population("nmse", REGRESSION, (squared_errors(0.8),)),
     Population("nmse, no effect", REGRESSION, (squared_errors(1.0),), has_effect=False),
     Population("log-perplexity", PERPLEXITY, (likelihoods(0.97),)),
-    Population("entity F1", TAGGING, (entities(0.75, 0.8),), sizes=(100,)),
-    Population("entity F1, no effect", TAGGING, (entities(0.75, 0.75),), has_effect=False, sizes=(100,)),
-    Population("Spearman", PAIRS, (similarities(0.5, 0.4),), sizes=(100,)),
-    Population("Spearman, no effect", PAIRS, (similarities(0.5, 0.5),), has_effect=False, sizes=(100,)),
-    Population("accuracy, mean of two domains", CLASSIFICATION, (HARD, EASY), sizes=(100,)),
-    Population("accuracy, worst of two domains", CLASSIFICATION, (HARD, EASY), "worst", sizes=(100,)),
-    Population("accuracy, worst of two alike", CLASSIFICATION, (HARD, HARD), "worst", sizes=(100,)),
+    Population("entity F1", TAGGING, (entities(0.75, 0.8),), is_costly=True),
+    Population("entity F1, no effect", TAGGING, (entities(0.75, 0.75),), has_effect=False, is_costly=True),
+    Population("Spearman", PAIRS, (similarities(0.5, 0.4),), is_costly=True),
+    Population("Spearman, no effect", PAIRS, (similarities(0.5, 0.5),), has_effect=False, is_costly=True),
+    Population("accuracy, mean of two domains", CLASSIFICATION, (HARD, EASY), is_costly=True),
+    Population("accuracy, worst of two domains", CLASSIFICATION, (HARD, EASY), "worst", is_costly=True),
+    Population("accuracy, worst of two alike", CLASSIFICATION, (HARD, HARD), "worst", is_costly=True),
 )
 POPULATIONS: Mapping[str, Population] = {population.name: population for population in _ALL}
