@@ -7,6 +7,7 @@
 #   make consumers    exports generate in Optimum and onnxruntime-genai, in an environment of their own
 #   make browser      reports in a headless Chromium or Chrome, which has to be there
 #   make junit        what `check --junit` writes is valid by the schema of Jenkins' xUnit plugin
+#   make node         an exported classifier answers the same in Node, which has to be there
 # Before a release, into dist/ (SECURITY.md):
 #   make dist         wheel and sdist of the last commit, built twice alike and installed on their own
 #   make sbom         what requirements.lock holds, as a CycloneDX bill of materials
@@ -16,7 +17,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SUPPLY := .cache/supply
 
-.PHONY: demo test test-fast slow lowest lowest-families lowest-laws consumers browser junit dist sbom audit format clean
+.PHONY: demo test test-fast slow lowest lowest-families lowest-laws consumers browser junit node dist sbom audit format clean
 
 demo: .venv/ready
 	$(BIN)/tapioca-export demo --output demo-run --overwrite
@@ -31,7 +32,7 @@ test-fast: .venv/ready
 	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow"
 
 slow:
-	$(MAKE) -j 2 --keep-going lowest consumers browser junit
+	$(MAKE) -j 2 --keep-going lowest consumers browser junit node
 
 lowest: lowest-families lowest-laws
 
@@ -71,6 +72,14 @@ junit: .venv/ready .cache/junit/junit-10.xsd
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary pytest \
 		--dest .cache/junit $$(sed -n 's/^pytest==/&/p' requirements.lock)
 	tar -xzf .cache/junit/pytest-*.tar.gz --strip-components 3 -C .cache/junit --wildcards '*/junit-10.xsd'
+	touch $@
+
+node: .venv/ready .cache/node/ready
+	$(BIN)/python tests/consumers/check_node.py .cache/node
+
+.cache/node/ready: Makefile
+	npm install --prefix .cache/node --no-audit --no-fund --ignore-scripts \
+		onnxruntime-node@1.30.0 @huggingface/tokenizers@0.2.0
 	touch $@
 
 dist: .venv/ready $(SUPPLY)/ready

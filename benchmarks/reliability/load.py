@@ -126,7 +126,7 @@ def resume(folder: Path) -> dict[str, Any]:
     rows = [write_rows(folder / f"{name}.jsonl", 64, seed) for seed, name in enumerate("it")]
     settings: dict[str, Any] = {
         "model": str(save_network(folder / "deep", DEEP_LAYERS)), "id": rows[0], "target": rows[1],
-        "epsilon": 1.0, "full_scores": True, "max_drop_layers": 15, "num_threads": 1,
+        "epsilon": 1.0, "full_scores": True, "max_drop_layers": 16, "num_threads": 1,
     }  # fmt: skip
     first = select(RunConfig(**settings, output=folder / "first"))
     partial = folder / ".again.tapioca-partial"
