@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from . import provenance
 from .artifacts import FileCheck, ProofCheck, Provenance, Run, Verification, hashes, is_sealed, read
+from .attesting import statement
 from .errors import LoadError
 from .locating import Places
 from .provenance import RECORD, RUN, SIZE
@@ -65,6 +66,20 @@ def verify(
     return Verification(str(folder), passed, verdict, tuple(files), tuple(made), versions)
 
 
+def attest(folder: Path) -> str:
+    """Return an in-toto statement of what a folder's records say; whether that is so is `verify`'s.
+
+    Raises:
+        LoadError: If the folder has no record, or one that cannot be read.
+        ConfigError: If in-toto-attestation is not installed.
+    """
+    return statement({path: _read(path) for path in _records(folder)}, folder)
+
+
+def _read(path: Path) -> Run | Provenance:
+    return read(path, Run) if path.name == RUN else read(path, Provenance)
+
+
 def _records(folder: Path) -> list[Path]:
     """Return the record of a folder, or those of the folders in it.
 
@@ -84,7 +99,7 @@ def _records(folder: Path) -> list[Path]:
 def _look(path: Path, root: Path, prover: Prover | None) -> _Found:
     """Look at all that one record names; paths are given from the root."""
     folder, within = path.parent, path.parent.relative_to(root)
-    record: Run | Provenance = read(path, Run) if path.name == RUN else read(path, Provenance)
+    record = _read(path)
     here = hashes(folder)
     resolved = folder.resolve()
     places = Places(folder, {resolved / name: digest for name, digest in here.items()})

@@ -65,6 +65,7 @@ STORY = [
     "pruning",
     "locating",
     "prover",
+    "attesting",
     "verifying",
     "schemas",
     "starting",

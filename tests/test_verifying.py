@@ -21,9 +21,10 @@ from conftest import DECODERS, make_decoder, make_tokenizer, text_records, write
 from tapioca_export import provenance, prover, verify
 from tapioca_export.artifacts import Provenance, Run, is_sealed, read, sha256, write, write_sealed
 from tapioca_export.cli import main
-from tapioca_export.errors import LoadError
+from tapioca_export.errors import ConfigError, LoadError
 from tapioca_export.exporting import FORMATS
 from tapioca_export.provenance import record_added
+from tapioca_export.verifying import attest
 
 pytestmark = pytest.mark.xdist_group("end-to-end")
 
@@ -421,3 +422,65 @@ def test_comparing_hashes_loads_no_pytorch(copied: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True False\n"
+
+
+# --- attestations ---------------------------------------------------------------------------
+
+
+def test_an_attestation_names_every_file_by_its_hash(finished: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.intoto.json"
+    done = invoke("verify", finished, "--hashes-only", "--attestation", file)
+    assert done.exit_code == 0, done.output
+    said = json.loads(file.read_text(encoding="utf-8"))
+    assert (said["_type"], said["predicateType"]) == (
+        "https://in-toto.io/Statement/v1", "https://slsa.dev/provenance/v1",
+    )  # fmt: skip
+    digests = {subject["name"]: subject["digest"]["sha256"] for subject in said["subject"]}
+    files = [path for path in finished.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    assert digests == {path.relative_to(finished).as_posix(): sha256(path) for path in files}
+    made = said["predicate"]["buildDefinition"]
+    record = read(finished / "run.json", Run)
+    assert made["buildType"] == "urn:tapioca-export:run"
+    assert made["externalParameters"]["seed"] == record.config["seed"]
+    inputs = {part["name"]: part["digest"]["sha256"] for part in made["resolvedDependencies"]}
+    assert inputs == record.inputs
+    assert (
+        said["predicate"]["runDetails"]["builder"]["version"]["torch"]
+        == record.environment["versions"]["torch"]
+    )
+
+
+def test_nothing_is_attested_of_a_folder_that_changed(finished: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.intoto.json"
+    with changed(finished / "selection.json", 40):
+        assert invoke("verify", finished, "--hashes-only", "--attestation", file).exit_code == 3
+    assert not file.exists()
+    inside = invoke("verify", finished, "--hashes-only", "--attestation", finished / "a.json")
+    assert (inside.exit_code, inside.stderr.count("\n")) == (1, 2)
+    assert not (finished / "a.json").exists()
+
+
+def test_what_is_known_by_no_hash_is_no_subject(tmp_path: Path) -> None:
+    environment = {"versions": {"torch": "2"}}
+    inputs = {"model": "headers:ab", "hub": "hub:x@1", "id.jsonl": "cd"}
+    record = Provenance(
+        "prune", "model", {"drop": [1]}, environment, inputs, {"a.bin": "ef", "big": "size:9"}
+    )
+    write_sealed(tmp_path / "provenance.json", record)
+    said = json.loads(attest(tmp_path))
+    assert [subject["name"] for subject in said["subject"]] == ["provenance.json", "a.bin"]
+    assert said["predicate"]["buildDefinition"]["resolvedDependencies"] == [
+        {"name": "hub", "annotations": {"recorded": "hub:x@1"}},
+        {"name": "id.jsonl", "digest": {"sha256": "cd"}},
+        {"name": "model", "annotations": {"recorded": "headers:ab"}},
+    ]
+    assert said["predicate"]["buildDefinition"]["buildType"] == "urn:tapioca-export:prune"
+
+
+def test_an_attestation_without_its_library_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_sealed(tmp_path / "provenance.json", Provenance("prune", "m", {}, {}, {}, {"a": "b"}))
+    monkeypatch.setitem(sys.modules, "in_toto_attestation.v1.statement", None)
+    with pytest.raises(ConfigError, match="in-toto-attestation"):
+        attest(tmp_path)

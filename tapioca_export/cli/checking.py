@@ -10,7 +10,7 @@ import click
 
 import tapioca_export as library
 
-from ..errors import LoadError
+from ..errors import LoadError, OutputError
 from .commands import _prepare_libraries, _show, main
 from .options import printing
 
@@ -93,13 +93,30 @@ def _report(path: Path) -> Report:
     "--trust-remote-code", is_flag=True,
     help="Run code that comes with the model, or is in a pt2 or TorchScript file.",
 )  # fmt: skip
+@click.option(
+    "--attestation", type=click.Path(path_type=Path),
+    help="If all is as recorded, write it as an in-toto statement too, to be signed.",
+)  # fmt: skip
 @printing
 def verify(
-    folder: Path, hashes_only: bool, strict: bool, trust_remote_code: bool, as_json: bool, quiet: bool
+    folder: Path,
+    hashes_only: bool,
+    strict: bool,
+    trust_remote_code: bool,
+    attestation: Path | None,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Hash a folder's files and make its proofs again: exit code 3 when something is not as recorded."""
+    from ..artifacts import write_text
+    from ..verifying import attest
+
+    if attestation is not None and attestation.resolve().is_relative_to(folder.resolve()):
+        raise OutputError(f"{attestation} is inside {folder}, which it is about.", "Name a file elsewhere.")
     if not hashes_only:
         _prepare_libraries()
     found = library.verify(folder, proofs=not hashes_only, strict=strict, trust_remote_code=trust_remote_code)
+    if attestation is not None and found.passed:
+        write_text(attestation, attest(folder))
     _show(found, as_json, quiet, lambda: "\n".join(found.verdict))
     sys.exit(found.exit_code)
