@@ -1,13 +1,15 @@
-"""Generate with exported models as their users do: with Optimum, and with onnxruntime-genai.
+"""Use exported models as their users do: with Optimum, and with onnxruntime-genai.
 
     python tests/consumers/check_exports.py FOLDER
 
 Runs in an environment of its own, as Optimum's ONNX part pins an older transformers. Prints a table;
-exit code 1 where tokens differ from PyTorch's, or where what is known to fail has come to work.
+exit code 1 where tokens differ from PyTorch's, or a classifier's answers from those that a benchmark recorded,
+or where what is known to fail has come to work.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
 from collections.abc import Callable
@@ -17,8 +19,13 @@ import numpy as np
 import onnxruntime_genai
 import torch
 import transformers
-from optimum.onnxruntime import ORTModelForCausalLM, ORTModelForSeq2SeqLM, ORTModelForSpeechSeq2Seq
-from transformers import GenerationConfig
+from optimum.onnxruntime import (
+    ORTModelForCausalLM,
+    ORTModelForSeq2SeqLM,
+    ORTModelForSequenceClassification,
+    ORTModelForSpeechSeq2Seq,
+)
+from transformers import AutoTokenizer, GenerationConfig, pipeline
 
 # What a library cannot run, whoever exported it.
 GROUPED = "makes an empty cache with as many key-value heads as heads, each of hidden size / heads"
@@ -80,6 +87,18 @@ def outcome(generate: Callable[..., np.ndarray], folder: Path) -> str:
     return f"{wrong} of {found.size} tokens differ" if wrong else "equal"
 
 
+def classified(place: Path) -> str:
+    """Return "equal", or by how much the accuracy of Optimum's pipeline is another than was recorded."""
+    recorded, exported = json.loads((place / "recorded.json").read_text()), place / "run/pruned/onnx"
+    model = ORTModelForSequenceClassification.from_pretrained(exported)
+    ask = pipeline("text-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(exported))
+    answers = [ask(row["text"], truncation=True)[0]["label"] for row in recorded["rows"]]
+    right = np.mean([answer == row["label"] for answer, row in zip(answers, recorded["rows"], strict=True)])
+    if abs(right - recorded["accuracy"]) < 1e-12:
+        return "equal"
+    return f"accuracy is {right:.4f}, the benchmark recorded {recorded['accuracy']:.4f}"
+
+
 def main(folder: Path) -> int:
     """Check every export below the folder."""
     warnings.simplefilter("ignore")
@@ -92,6 +111,10 @@ def main(folder: Path) -> int:
             failed |= (found == "equal") == (reason is not None)
             known = f" (known: {reason})" if reason and found != "equal" else ""
             print(f"{place.name:15s} {name:8s} {found[:120]}{known}", flush=True)
+    for place in sorted(path.parent for path in folder.glob("*/recorded.json")):
+        found = classified(place)
+        failed |= found != "equal"
+        print(f"{place.name:15s} optimum  {found}", flush=True)
     return int(failed)
 
 

@@ -1,12 +1,14 @@
-"""Export pruned models that generate, with the tokens that PyTorch generates, for `check_exports.py` to run.
+"""Export pruned models, with what they have to answer, for `check_exports.py` to run.
 
     python tests/consumers/make_exports.py FOLDER
 
-Runs in the project's own environment.
+Of models that generate, these are the tokens that PyTorch generates; of a classifier, which is pruned by a
+whole run, the accuracy that its benchmark recorded. Runs in the project's own environment.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -17,7 +19,7 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import test_whisper as whispers
-from conftest import awaken
+from conftest import awaken, save_model, text_records, write_jsonl
 from test_generation import (
     CASES,
     DROPPED,
@@ -30,6 +32,7 @@ from test_generation import (
     prompts,
 )
 
+from tapioca_export import RunConfig, run
 from tapioca_export.exporting import ExportSettings, export_model
 from tapioca_export.models import LoadedModel, drop_layers, generated, load_model
 from tapioca_export.samples import Samples
@@ -53,9 +56,26 @@ def begun(model: LoadedModel, inputs: Inputs) -> Inputs:
     return {**inputs, "decoder_input_ids": np.tile(model.processor.prompt, (length, 1))}
 
 
+def write_run(place: Path) -> None:
+    """Write the folder of a run on a classifier, with its report rows and the accuracy on them beside it."""
+    files = {}
+    for seed, name in enumerate(("id", "target", "target_report")):
+        files[name] = write_jsonl(place / f"{name}.jsonl", text_records(80, seed))
+    config = RunConfig(
+        model=str(save_model(place / "model", "bert")), **files, output=place / "run", epsilon=1.0, pick="1",
+        iterations=2, warmup=0, batch_size=(1,), num_threads=1,
+    )  # fmt: skip
+    recorded = run(config).benchmark.accuracy["target"].pruned
+    rows = [json.loads(line) for line in files["target_report"].read_text(encoding="utf-8").splitlines()]
+    (place / "recorded.json").write_text(json.dumps({"accuracy": recorded, "rows": rows}), encoding="utf-8")
+    print(f"run in {place.name}", flush=True)
+
+
 def main(folder: Path) -> None:
     """Write a folder for each model type."""
     transformers.logging.set_verbosity_error()
+    (folder / "classifier").mkdir(parents=True, exist_ok=True)
+    write_run(folder / "classifier")
     for case in CASES:
         model = make_model(case)
         write(folder / case, model, make_rows(model), DROPPED, prompts(model))
