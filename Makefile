@@ -4,7 +4,7 @@
 # make slow    CI's slow job, two of its parts at a time:
 #   make lowest       the families and laws with the oldest transformers that is allowed
 #                     (the lock has the highest, with which `make test` runs)
-#   make consumers    exports generate in Optimum and onnxruntime-genai, in an environment of their own
+#   make consumers    exports work in Optimum and onnxruntime-genai, in an environment of their own
 #   make browser      reports in a headless Chromium or Chrome, which has to be there
 #   make junit        what `check --junit` writes is valid by the schema of Jenkins' xUnit plugin
 #   make node         an exported classifier answers the same in Node, which has to be there
