@@ -34,7 +34,7 @@ from . import tiny
 
 NUM_LAYERS, DEEP_LAYERS = 64, 40
 CANDIDATES = 500
-SIZES = (10_000, 100_000, 1_000_000)
+SIZES = (100_000, 1_000_000)
 STAGES = ("load", "select", "profile", "benchmark")
 SLOWER, LARGER, RESUMED = 1.25, 1.1, 1.0
 CHILD = "--child"
