@@ -195,21 +195,29 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 @click.command(help=__doc__)
 @click.option("--rows", "sizes", multiple=True, type=int, default=SIZES, show_default=True)
+@click.option(
+    "--part", type=click.Choice(["runs", "journal"]), help="Measure this one alone, and keep the other."
+)
 @click.option("--output", default=OUTPUT, show_default=True, type=click.Path(path_type=Path))
-def main(sizes: Sequence[int], output: Path) -> None:
+def main(sizes: Sequence[int], part: str | None, output: Path) -> None:
     """Measure, print and write."""
     clock, runs = time.perf_counter(), []
+    found = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {}
     with TemporaryDirectory() as scratch:
-        journal = resume(Path(scratch))
-        model = save_network(Path(scratch) / "model", NUM_LAYERS)
-        for size in sizes:
-            with TemporaryDirectory(dir=scratch) as folder:
-                runs.append(run_with(size, model, Path(folder)))
-    found = {**origin(), "runs": runs, "journal": journal}
-    found["minutes"] = round((time.perf_counter() - clock) / 60, 1)
+        if part in (None, "runs"):
+            model = save_network(Path(scratch) / "model", NUM_LAYERS)
+            for size in sizes:
+                with TemporaryDirectory(dir=scratch) as folder:
+                    runs.append(run_with(size, model, Path(folder)))
+            minutes = round((time.perf_counter() - clock) / 60, 1)
+            found |= {"runs": runs, "of_runs": {**origin(), "minutes": minutes}}
+        if part in (None, "journal"):
+            found |= {"journal": resume(Path(scratch)), "of_journal": origin()}
+    output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if not {"runs", "journal"} <= found.keys():
+        return
     for what, number in rows(found):
         click.echo(f"{what}: {number}")
-    output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     for line in broken(found):
         click.echo(f"BROKEN: {line}", err=True)
     sys.exit(1 if broken(found) else 0)
