@@ -25,13 +25,14 @@ if TYPE_CHECKING:
         Verification,
     )
     from .collating import compare_runs
-    from .commands import benchmark, compare, export, intervene, profile, report, select
+    from .commands import benchmark, compare, export, intervene, profile, select
     from .config import Doses, RunConfig
     from .errors import TapiocaError
     from .gating import Thresholds, check
     from .pipeline import demo, run
     from .planning import plan
     from .pruning import prune
+    from .renewing import report
     from .reporting import plot
     from .schemas import schema
     from .starting import init
@@ -62,7 +63,6 @@ _HOMES = {
         "export",
         "intervene",
         "profile",
-        "report",
         "select",
     ),
     "config": ("Doses", "RunConfig"),
@@ -71,6 +71,7 @@ _HOMES = {
     "pipeline": ("demo", "run"),
     "planning": ("plan",),
     "pruning": ("prune",),
+    "renewing": ("report",),
     "reporting": ("plot",),
     "variants": ("export_variants",),
     "schemas": ("schema",),

@@ -30,17 +30,16 @@ from .artifacts import (
     Profile,
     Prompting,
     Proof,
-    Report,
     Run,
     Selection,
+    locked,
     read,
     refuse_inside,
-    sha256,
     staged,
+    to_json,
     write,
-    write_sealed,
 )
-from .benchmarking import SESSION_FILE, write_sessions
+from .benchmarking import SESSION_FILE, fastest_sessions
 from .benchmarking import benchmark as compare_exports
 from .config import Doses, RunConfig
 from .errors import ConfigError, LoadError, OutputError
@@ -57,6 +56,7 @@ from .models import (
 from .numbering import lone_parts, part_of
 from .pipeline import JOURNAL
 from .programs import PROGRAMS
+from .renewing import INTERVENTION, render_again
 
 
 def profile(config: RunConfig, drop: Sequence[LayerName] = ()) -> Profile:
@@ -143,7 +143,11 @@ def prune_checkpoint(
         )
     steps.check(config)
     steps.refuse_pruned(config)
-    with staged(config.output, overwrite=config.overwrite) as folder, steps.using_threads(config):
+    with (
+        staged(config.output, overwrite=config.overwrite) as folder,
+        steps.using_threads(config),
+        provenance.unchanged(config),
+    ):
         options = loading_as_before(config, selection, "The selection")
         model = outline_model(config.model, config.task, options)
         if proof == "logits":
@@ -201,10 +205,11 @@ def export(config: RunConfig) -> dict[str, Export]:
     reading.refuse_no_rows(config)
     with staged(config.output, overwrite=config.overwrite) as folder, steps.using_threads(config):
         chosen = steps.selection_of(config.model)
-        model = load_model(config.model, config.task, loading_as_before(config, chosen, config.model))
-        rows = reading.given_rows(config, model.task, model.processor)
+        with provenance.unchanged(config):
+            model = load_model(config.model, config.task, loading_as_before(config, chosen, config.model))
+            rows = reading.given_rows(config, model.task, model.processor)
+            inputs = provenance.hash_inputs(config)
         assert rows is not None
-        inputs = provenance.hash_inputs(config)
         several = len(config.format) > 1
         places = {name: folder / name if several else folder for name in config.format}
         calibration = reading.calibration_rows(config, model.task, model.processor)
@@ -238,8 +243,8 @@ def benchmark(original: Path, pruned: Path, config: RunConfig) -> Benchmark:
         rows = {name: roles[f"{name}-report"] for name in ("id", "target")}
         result = compare_exports(original, pruned, task, rows, processor, steps.benchmark_settings(config))
         write(folder / "benchmark.json", result)
-    for tuned in write_sessions(result, original, pruned):
-        provenance.record_added(tuned, SESSION_FILE)
+    for place, session in fastest_sessions(result, original, pruned).items():
+        provenance.record_added(place, SESSION_FILE, to_json(session))
     return result
 
 
@@ -312,7 +317,7 @@ def intervene(
     steps.refuse_pruned(config)
     _refuse_other_split(config, selection)
     options = replace(loading_as_before(config, selection, "The selection"), device=config.device)
-    with _kept_or_staged(config, run_folder, "intervention.json") as folder, steps.using_threads(config):
+    with _kept_or_staged(config, run_folder, INTERVENTION) as folder, steps.using_threads(config):
         task, processor = reading.load_task(config, options)
         roles = reading.load_roles(config, task, processor, ("report",))
         model = load_model(config.model, task.name, options)
@@ -322,9 +327,10 @@ def intervene(
         chosen = model.numbering.indices(named)
         result = intervening.intervene(config, model, roles, chosen, doses)
         result = replace(result, verdict=reporting.intervention_verdict(result))
-        write(folder / "intervention.json", result)
-    if run_folder is not None:
-        report(run_folder)
+        if run_folder is None:
+            write(folder / INTERVENTION, result)
+        else:
+            render_again(folder, result)
     return result
 
 
@@ -341,35 +347,8 @@ def _kept_or_staged(config: RunConfig, run_folder: Path | None, name: str) -> It
     elif (run_folder / name).exists() and not config.overwrite:
         raise OutputError(f"{run_folder / name} is there already.", "Add --overwrite.")
     else:
-        yield run_folder
-
-
-def report(folder: Path) -> Report:
-    """Render a run folder again, from its artifacts."""
-    before = provenance.read_run(folder)
-    exports = {
-        path.parent.relative_to(folder).as_posix(): read(path, Export)
-        for path in sorted(folder.glob("*/*/export.json"))
-    }
-    added = folder / "intervention.json"
-    record = replace(_renewed(before, folder, (added.name,)), sha256="")
-    result = reporting.make_report(
-        record,
-        read(folder / "selection.json", Selection),
-        read(folder / "profile.json", Profile),
-        read(folder / "benchmark.json", Benchmark),
-        exports,
-        read(added, Intervention) if added.is_file() else None,
-    )
-    reporting.write_report(result, folder)
-    write_sealed(folder / provenance.RUN, _renewed(record, folder, reporting.FILES))
-    return result
-
-
-def _renewed(record: Run, folder: Path, names: Sequence[str]) -> Run:
-    """Return the record of a run with the hashes that some of its files have now."""
-    hashes = {name: sha256(folder / name) for name in names if (folder / name).is_file()}
-    return replace(record, outputs={**record.outputs, **hashes})
+        with locked(run_folder, run_folder):
+            yield run_folder
 
 
 def _refuse_other_split(config: RunConfig, chosen: Selection | None) -> None:

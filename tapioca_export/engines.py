@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 from abc import abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -265,6 +267,7 @@ def _import_ray(address: str | None) -> Any:
 
 def _connect(ray: Any, settings: EngineSettings) -> None:
     address, quiet = settings.ray_address, {"log_to_driver": False, "logging_level": logging.ERROR}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
             num_cpus = max(settings.num_workers, os.cpu_count() or 1)  # room for every worker
@@ -281,3 +284,7 @@ def _connect(ray: Any, settings: EngineSettings) -> None:
             None if address is None else "Is it host:port of the head node? Tokens need RAY_AUTH_MODE=token."
         )
         raise ConfigError(f"{where}: {first_line(error)}", hint) from error
+    finally:
+        # Ray's own ends the process before anything is cleaned up.
+        if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)

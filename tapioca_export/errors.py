@@ -11,6 +11,7 @@
     │   └── ParityError               the exported file does not compute what PyTorch computes
     ├── EngineError                   workers are lost, and new ones too
     ├── BenchmarkError                the runtime refuses the file or the provider
+    ├── OutOfMemoryError              the machine has not the memory that the work takes
     └── OutputError                   the output folder cannot be written or is not empty
 
 A message says what happened and what was found; the hint says what to do next. The command line
@@ -28,6 +29,11 @@ def first_line(error: BaseException) -> str:
     """Return the first line of another library's message, or the error's type where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def reason(error: OSError) -> str:
+    """Return why the system refused, in its words; not every library passes them on by themselves."""
+    return error.strerror or first_line(error)
 
 
 def onnxruntime_errors() -> tuple[type[Exception], ...]:
@@ -111,6 +117,10 @@ class EngineError(TapiocaError):
 
 class BenchmarkError(TapiocaError):
     """The runtime refuses the exported file, or a provider is missing."""
+
+
+class OutOfMemoryError(TapiocaError):
+    """The machine has not the memory that the work takes."""
 
 
 class OutputError(TapiocaError):

@@ -17,7 +17,7 @@ import numpy as np
 
 from . import cards, checkpoints, graph_files, measuring, provenance, reading, reporting, steps, trading
 from .artifacts import Benchmark, Export, Report, Selection, read, sha256, staged, write, write_sealed
-from .benchmarking import benchmark, time_exports, write_sessions
+from .benchmarking import SESSION_FILE, benchmark, fastest_sessions, time_exports
 from .config import RunConfig
 from .graphs import is_graph
 from .models import LoadedModel, load_model
@@ -52,11 +52,12 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
     settings = steps.benchmark_settings(config)
     clock = _Clock()
     with steps.using_threads(config):
-        with clock("load"):
-            task, processor = reading.load_task(config)
-            roles = reading.load_roles(config, task, processor)
-            model = load_model(config.model, task.name, reading.load_options(config))
-        inputs = provenance.hash_inputs(config)  # as they were read
+        with provenance.unchanged(config):
+            with clock("load"):
+                task, processor = reading.load_task(config)
+                roles = reading.load_roles(config, task, processor)
+                model = load_model(config.model, task.name, reading.load_options(config))
+            inputs = provenance.hash_inputs(config)  # as they were read
         with steps.probing(config, model, roles, folder / JOURNAL) as probe:
             with clock("select"):
                 selection = trading.choose(config, model, probe, roles)
@@ -80,7 +81,8 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
             report_rows = {name: roles[f"{name}-report"] for name in ("id", "target")}
             graphs = (folder / "original" / "onnx", folder / "pruned" / "onnx")
             measured = benchmark(*graphs, task, report_rows, processor, settings)
-            write_sessions(measured, *graphs)
+            for place, session in fastest_sessions(measured, *graphs).items():
+                write(place / SESSION_FILE, session)
             latency, skipped = list(measured.latency), list(measured.skipped)
             for name in config.format[1:]:
                 pair = (folder / "original" / name, folder / "pruned" / name)

@@ -10,16 +10,31 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from . import graphs
-from .artifacts import Command, Provenance, Run, combined, hashes, is_sealed, read, sha256, write_sealed
+from .artifacts import (
+    Command,
+    Provenance,
+    Run,
+    combined,
+    hash_text,
+    hashes,
+    is_sealed,
+    locked,
+    read,
+    sealed,
+    sha256,
+    write_sealed,
+    write_together,
+)
 from .config import RunConfig
-from .errors import LoadError
+from .errors import LoadError, reason
 
 RUN, RECORD = "run.json", "provenance.json"
 # Begins the record of a model on the hub, which has a name and a commit in place of a hash.
@@ -99,8 +114,20 @@ def hash_model(model: str, *, weights: bool = True) -> str:
     Without `weights`, of safetensors files only sizes and headers count, which name every tensor and its
     shape, and of weights beside a graph, which names them, their sizes: reading all of a large model would
     take as long as pruning it.
+
+    Raises:
+        LoadError: If a file of it cannot be read.
     """
     path = Path(model)
+    try:
+        return _hash_local(path, weights) if path.exists() else _on_hub(model)
+    except OSError as error:
+        raise LoadError(
+            f"Cannot read {error.filename or path}: {reason(error)}.", "Check its rights."
+        ) from error
+
+
+def _hash_local(path: Path, weights: bool) -> str:
     if path.is_file() and graphs.is_graph(path):
         of_weights = sha256 if weights else size_of
         found = {file.name: of_weights(file) for file in graphs.weight_paths(path)}
@@ -109,8 +136,11 @@ def hash_model(model: str, *, weights: bool = True) -> str:
         files = sorted(path.rglob("*.safetensors"))
         known = {file.relative_to(path).as_posix(): _hash_header(file) for file in files}
         return f"{HEADERS}{combined(hashes(path, known))}"
-    if path.exists():
-        return sha256(path)
+    return sha256(path)
+
+
+def _on_hub(model: str) -> str:
+    """Return name and commit of a model on the hub."""
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(model, "config.json")
@@ -134,11 +164,40 @@ def _hash_header(file: Path) -> str:
 
 def hash_inputs(config: RunConfig, *, weights: bool = True) -> dict[str, str]:
     """Return the SHA-256 of the model, as `hash_model`, and of every file that was given, by its path."""
+    model = hash_model(config.model, weights=weights)
+    return {config.model: model, **{str(path): sha256(path) for path in _given(config)}}
+
+
+def _given(config: RunConfig) -> list[Path]:
+    """Return the files that were given beside the model."""
     files = [path for *_, path in config.files(*SAMPLE_FILES)]
     if config.prompt_template and os.path.isfile(config.prompt_template):
         files.append(Path(config.prompt_template))
-    model = hash_model(config.model, weights=weights)
-    return {config.model: model, **{str(path): sha256(path) for path in files}}
+    return files
+
+
+@contextmanager
+def unchanged(config: RunConfig) -> Iterator[None]:
+    """Let inputs be read and hashed; refuse those that change meanwhile, whose hash would be of others.
+
+    Raises:
+        LoadError: Naming one that did.
+    """
+    before = _stamps(config)
+    yield
+    after = _stamps(config)
+    for path in before | after:
+        if before.get(path) != after.get(path):
+            raise LoadError(f"{path} changed while it was read.", "Give the same command again.")
+
+
+def _stamps(config: RunConfig) -> dict[Path, tuple[int, int, int]]:
+    """Return inode, size (bytes) and time of the last change (ns) of every local file that is an input."""
+    model = Path(config.model)
+    beside = model.parent.glob(f"{model.name}*") if model.is_file() else model.rglob("*")
+    files = [path for path in (*beside, *_given(config)) if path.is_file()]
+    found = {path: path.stat() for path in files}
+    return {path: (s.st_ino, s.st_size, s.st_mtime_ns) for path, s in found.items()}
 
 
 def shown(path: str | Path, folder: Path, root: Path | None = None) -> str:
@@ -214,13 +273,24 @@ def record_folder(
     return combined({**outputs, RECORD: sha256(folder / RECORD)})
 
 
-def record_added(folder: Path, name: str) -> None:
-    """Add a file to the record of the folder that it was put into, and to that of the run it is a part of.
+def record_added(folder: Path, name: str, text: str) -> None:
+    """Write a file into a folder, and it into the folder's record and that of the run it is a part of.
 
     Records that are no longer what was written stay as they are, so that `verify` finds it out.
+
+    Raises:
+        OutputError: If one cannot be written; all are then as they were.
     """
-    changed = [folder / name]
     folder = folder.resolve()
+    texts = {folder / name: text}
+    with locked(folder, folder):
+        texts |= _records_with(folder, texts)
+        write_together(texts)
+
+
+def _records_with(folder: Path, changed: Mapping[Path, str]) -> dict[Path, str]:
+    """Return the records of a folder and its run, those that hold, with the hashes of texts to be written."""
+    texts = dict(changed)
     for path in (folder / RECORD, folder.parent.parent / RUN):
         if not path.is_file():
             continue
@@ -228,10 +298,10 @@ def record_added(folder: Path, name: str) -> None:
         place = folder.relative_to(path.parent) / RECORD
         is_its_own = path.name == RECORD or place.as_posix() in record.outputs
         if not is_its_own or not is_sealed(path, record.sha256):
-            return
-        hashed = {file.relative_to(path.parent).as_posix(): sha256(file) for file in changed}
-        write_sealed(path, replace(record, outputs={**record.outputs, **hashed}))
-        changed.append(path)
+            break
+        hashed = {file.relative_to(path.parent).as_posix(): hash_text(text) for file, text in texts.items()}
+        texts[path] = sealed(replace(record, outputs={**record.outputs, **hashed}))
+    return texts
 
 
 def read_run(folder: Path) -> Run:

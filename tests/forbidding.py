@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle  # noqa: TID251 - to forbid it
 import socket
-import subprocess
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -46,11 +45,11 @@ def forbid_network_everywhere(patch: pytest.MonkeyPatch) -> None:
     from tapioca_export.benchmarking import memory
     from tapioca_export.models import proof
 
-    def run_module(command: list[str], **_: object) -> object:
-        return run_forked(without_network, forking._run_module, *command[2:])
+    def run_module(command: list[str], input: bytes = b"", **_: object) -> object:
+        return run_forked(without_network, forking._run_module, *command[2:], stdin=input)
 
     forbid_network(patch)
-    patch.setattr(memory, "subprocess", SimpleNamespace(run=run_module, DEVNULL=subprocess.DEVNULL))
+    patch.setattr(memory, "subprocess", SimpleNamespace(run=run_module))
     patch.setattr(proof, "_run_fresh", lambda job: run_forked(without_network, proof._reload, stdin=job))
 
 

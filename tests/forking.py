@@ -5,7 +5,6 @@ A process that starts Python and imports PyTorch and transformers takes seconds 
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
 import runpy
@@ -35,30 +34,33 @@ def fork_proofs(patch: pytest.MonkeyPatch) -> None:
 def fork_measures(patch: pytest.MonkeyPatch) -> None:
     """Measure memory and load time once, in a fork."""
     patch.setattr(memory, "NUM_CHILDREN", 1)
-    patch.setattr(memory, "subprocess", SimpleNamespace(run=run_module, DEVNULL=subprocess.DEVNULL))
+    patch.setattr(memory, "subprocess", SimpleNamespace(run=run_module))
 
 
 def run_forked(
-    function: Callable[..., object], *arguments: object, stdin: str = ""
-) -> subprocess.CompletedProcess[str]:
+    function: Callable[..., object], *arguments: object, stdin: bytes = b""
+) -> subprocess.CompletedProcess[bytes]:
     """Run a function of a module in a fresh process, as `subprocess.run` runs a program."""
     with tempfile.TemporaryDirectory(prefix="tapioca-fork-") as scratch:
-        streams = [f"{scratch}/out", f"{scratch}/err"]
-        child = FORKS.Process(target=_run, args=(function, arguments, stdin, streams, dict(os.environ)))
+        streams = [f"{scratch}/in", f"{scratch}/out", f"{scratch}/err"]
+        Path(streams[0]).write_bytes(stdin)
+        child = FORKS.Process(target=_run, args=(function, arguments, streams, dict(os.environ)))
         child.start()
         child.join()
-        said = [Path(stream).read_text(encoding="utf-8") for stream in streams]
+        said = [Path(stream).read_bytes() for stream in streams[1:]]
     return subprocess.CompletedProcess([function.__name__], child.exitcode, *said)
 
 
 def run_script(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a Python file in a fresh process."""
-    return run_forked(_run_script, str(path), arguments)
+    """Run a Python file in a fresh process; what it says is text."""
+    done = run_forked(_run_script, str(path), arguments)
+    said = (stream.decode() for stream in (done.stdout, done.stderr))
+    return subprocess.CompletedProcess(done.args, done.returncode, *said)
 
 
-def run_module(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+def run_module(command: list[str], input: bytes = b"", **_: object) -> subprocess.CompletedProcess[bytes]:
     """Run `python -m MODULE ...` as `subprocess.run` does, but forked; it sees this process's environment."""
-    return run_forked(_run_module, *command[2:])
+    return run_forked(_run_module, *command[2:], stdin=input)
 
 
 def _run_module(name: str, *arguments: str) -> None:
@@ -75,14 +77,13 @@ def _run_script(path: str, arguments: tuple[str, ...]) -> None:
 def _run(
     function: Callable[..., object],
     arguments: tuple[object, ...],
-    stdin: str,
     streams: list[str],
     environment: dict[str, str],
 ) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    sys.stdin = io.StringIO(stdin)
-    for number, stream in enumerate(streams, start=1):
-        with open(stream, "w") as file:
+    for number, stream in enumerate(streams):
+        with open(stream, "w" if number else "r") as file:
             os.dup2(file.fileno(), number)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - multiprocessing has closed the one that was
     function(*arguments)

@@ -47,11 +47,11 @@ def test_the_network_is_really_forbidden() -> None:
         with pytest.raises(AssertionError, match="looked up"):
             socket.create_connection(("localhost", 9))
         patch.setattr(proof, "_reload", connect)
-        fresh = proof._run_fresh("")
+        fresh = proof._run_fresh(b"")
         child = memory.subprocess.run(["python", "-m", "test_trust"])
     for process in (fresh, child):
         assert process.returncode == 1
-        assert "AssertionError: a socket was connected" in process.stderr
+        assert b"AssertionError: a socket was connected" in process.stderr
 
 
 def connect() -> None:

@@ -232,7 +232,8 @@ def test_the_record_of_another_run_is_left_alone(finished: Path, tmp_path: Path)
     others = {name: digest for name, digest in record.outputs.items() if not name.startswith("pruned")}
     write_sealed(tmp_path / "run.json", replace(record, outputs=others))
     before = (tmp_path / "run.json").read_bytes()
-    record_added(tmp_path / "mine" / "onnx", "ort_session.json")
+    session = tmp_path / "mine" / "onnx" / "ort_session.json"
+    record_added(session.parent, session.name, session.read_text())
     assert (tmp_path / "run.json").read_bytes() == before
     assert wrong(tmp_path / "mine" / "onnx") == []
 
@@ -257,15 +258,15 @@ def test_settings_found_later_are_recorded_and_nothing_else_is(copied: Path) -> 
     session = folder / "ort_session.json"
     session.write_text(session.read_text().replace("false", "true"))
     assert wrong(copied) == [("pruned/onnx/ort_session.json", "changed")]
-    record_added(folder, session.name)
+    record_added(folder, session.name, session.read_text())
     assert wrong(copied) == wrong(folder) == []
     (folder / "config.json").write_text("{}")
-    record_added(folder, session.name)
+    record_added(folder, session.name, session.read_text())
     assert wrong(copied) == [("pruned/onnx/config.json", "changed")]
     record = folder / "provenance.json"
     record.write_text(record.read_text().replace("export", "expert", 1))
     before = record.read_bytes()
-    record_added(folder, session.name)
+    record_added(folder, session.name, session.read_text())
     assert record.read_bytes() == before
 
 

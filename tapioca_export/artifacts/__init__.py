@@ -6,18 +6,18 @@ Knows nothing about models, runtimes or how any number came about.
 from ..numbering import Choices, LayerName, Numbering
 from .files import (
     append_text,
-    check_output,
     combined,
+    hash_text,
     hashes,
     is_sealed,
     read,
-    refuse_inside,
+    sealed,
     sha256,
-    staged,
     to_json,
     write,
     write_sealed,
     write_text,
+    write_together,
 )
 from .interventions import (
     Dose,
@@ -31,6 +31,7 @@ from .interventions import (
     Trend,
 )
 from .journal import Journal, Ledger
+from .locks import locked
 from .plans import Bounds, Plan
 from .prompts import Prompting
 from .records import (
@@ -71,6 +72,7 @@ from .results import (
 )
 from .run_comparisons import ComparedRun, Quantity, RunComparison, RunDifference
 from .sessions import OrtSession, SessionSettings
+from .staging import check_output, refuse_inside, staged
 from .verifications import (
     Command,
     FileCheck,
@@ -149,14 +151,18 @@ __all__ = [
     "append_text",
     "check_output",
     "combined",
+    "hash_text",
     "hashes",
     "is_sealed",
+    "locked",
     "read",
     "refuse_inside",
+    "sealed",
     "sha256",
     "staged",
     "to_json",
     "write",
     "write_sealed",
     "write_text",
+    "write_together",
 ]

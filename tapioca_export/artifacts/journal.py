@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import OutputError
+from ..errors import OutputError, reason
 from ..numbering import Choices, Numbering
 from .files import write_text
 from .records import SCHEMA_VERSION
@@ -152,7 +152,7 @@ class Journal(Ledger):
             with self._path.open("ab") as file:
                 file.write(json.dumps(self._named(line)).encode() + b"\n")
         except OSError as error:
-            raise OutputError(f"Cannot write {self._path}: {error.strerror}.") from error
+            raise OutputError(f"Cannot write {self._path}: {reason(error)}.") from error
 
     def _named(self, line: Mapping[str, Any]) -> dict[str, Any]:
         """Return a line with the names of layers instead of their numbers."""

@@ -13,7 +13,7 @@ from .gpu import missing_for_gpu
 from .memory import measure_memory_and_load
 from .runtimes import RUNTIMES, Runtime
 from .sessions import default_settings, resolve_provider
-from .stage import SESSION_FILE, benchmark, score_exported, time_exports, write_sessions
+from .stage import SESSION_FILE, benchmark, fastest_sessions, score_exported, time_exports
 from .statistics import compare
 from .timing import BenchmarkSettings, Workload, make_workloads, measure_latency
 
@@ -26,6 +26,7 @@ __all__ = [
     "benchmark",
     "compare",
     "default_settings",
+    "fastest_sessions",
     "make_workloads",
     "measure_latency",
     "measure_memory_and_load",
@@ -33,5 +34,4 @@ __all__ = [
     "resolve_provider",
     "score_exported",
     "time_exports",
-    "write_sessions",
 ]

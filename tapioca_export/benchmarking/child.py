@@ -1,6 +1,6 @@
 """What runs in the fresh process that measures memory and load time.
 
-    python -m tapioca_export.benchmarking.child FOLDER SETTINGS INPUTS.npz
+    python -m tapioca_export.benchmarking.child FOLDER SETTINGS < INPUTS.npz
 
 SETTINGS is a JSON object of what the file is opened with. Prints one JSON object. Nothing heavy may be
 imported here or above: it would be measured.
@@ -9,6 +9,7 @@ imported here or above: it would be measured.
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import sys
 from pathlib import Path
@@ -31,12 +32,8 @@ _LIBRARIES = {
 
 def main(arguments: list[str]) -> dict[str, object]:
     """Open the file, run the batch once, and return peak bytes and seconds to open."""
-    folder, settings, inputs_file = (
-        Path(arguments[0]),
-        SessionSettings(**json.loads(arguments[1])),
-        arguments[2],
-    )
-    with np.load(inputs_file, allow_pickle=False) as arrays:
+    folder, settings = Path(arguments[0]), SessionSettings(**json.loads(arguments[1]))
+    with np.load(io.BytesIO(sys.stdin.buffer.read()), allow_pickle=False) as arrays:
         inputs = dict(arrays)
     try:
         runtime = runtime_of(described(folder)["format"])

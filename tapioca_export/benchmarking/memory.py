@@ -6,6 +6,7 @@ about tasks or statistics.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -13,7 +14,6 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -41,35 +41,33 @@ def measure_memory_and_load(folder: Path, settings: SessionSettings, inputs: Inp
     Raises:
         BenchmarkError: If the process fails.
     """
-    with TemporaryDirectory() as scratch:
-        file = Path(scratch) / "inputs.npz"
-        np.savez(file, **inputs)  # type: ignore[arg-type]
-        opened_with = json.dumps({name: getattr(settings, name) for name in _SETTINGS})
-        arguments = [str(folder.resolve()), opened_with, str(file)]
-        results = [_run_child(arguments) for _ in range(NUM_CHILDREN)]
+    packed = io.BytesIO()
+    np.savez(packed, **inputs)  # type: ignore[arg-type]
+    opened_with = json.dumps({name: getattr(settings, name) for name in _SETTINGS})
+    arguments = [str(folder.resolve()), opened_with]
+    results = [_run_child(arguments, packed.getvalue()) for _ in range(NUM_CHILDREN)]
     peaks, seconds = zip(*results, strict=True)
     return int(median(peaks)), float(median(seconds))
 
 
-def _run_child(arguments: list[str]) -> tuple[int, float]:
-    """Run `child` once; return bytes and seconds."""
+def _run_child(arguments: list[str], inputs: bytes) -> tuple[int, float]:
+    """Run `child` once on the bytes of an npz file; return bytes and seconds."""
     # The child finds this package where this process found it, installed or not.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
         [sys.executable, "-m", _CHILD, *arguments],
         env=environment,
-        stdin=subprocess.DEVNULL,
+        input=inputs,
         capture_output=True,
-        text=True,
         check=False,
     )
-    lines = done.stdout.splitlines()
+    lines = done.stdout.decode(errors="replace").splitlines()
     if done.returncode == 0 and lines:
         result = json.loads(lines[-1])
         if "error" in result:
             raise BenchmarkError(result["error"], result["hint"])
         return result["peak_bytes"], result["load_seconds"]
-    what = (done.stderr.strip() or "it wrote nothing").splitlines()[-1]
+    what = (done.stderr.decode(errors="replace").strip() or "it wrote nothing").splitlines()[-1]
     raise BenchmarkError(
         f"The process that measures memory of {arguments[0]} ended with code {done.returncode}: {what}",
         "A negative code is a signal; -9 mostly means that memory ran out.",

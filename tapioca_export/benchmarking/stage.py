@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..artifacts import Accuracy, Benchmark, Flip, Latency, OrtSession, Pair, write
+from ..artifacts import Accuracy, Benchmark, Flip, Latency, OrtSession, Pair
 from ..errors import TapiocaError
 from ..generation import CacheShapes, cache_bytes, score
 from ..precision import DTYPES
@@ -142,14 +142,10 @@ def time_exports(
     return rows, skipped
 
 
-def write_sessions(measured: Benchmark, original: Path, pruned: Path) -> list[Path]:
-    """Write into export folders what they were fastest with, if that was searched for; return those."""
-    written = []
-    for name, folder in (("original", original), ("pruned", pruned)):
-        for session in measured.sessions.get(name, ())[:1]:
-            write(folder / SESSION_FILE, session)
-            written.append(folder)
-    return written
+def fastest_sessions(measured: Benchmark, original: Path, pruned: Path) -> dict[Path, OrtSession]:
+    """Return by export folder what it was fastest with, where that was searched for."""
+    folders = {"original": original, "pruned": pruned}
+    return {folders[name]: sessions[0] for name, sessions in measured.sessions.items() if sessions}
 
 
 def _accuracy(

@@ -14,6 +14,7 @@ import tapioca_export as library
 
 from ..config import RunConfig
 from ..errors import ConfigError, TapiocaError
+from ..exhaustion import exhausted
 from ..numbering import LayerName, Numbering, whole_layers
 from .options import FIELDS, VARIANTS, _scales, comparing, options, planning
 
@@ -62,6 +63,10 @@ class TapiocaGroup(click.Group):
             raise
         except click.UsageError as error:
             _fail(ctx, 2, error.format_message(), _see_help(ctx))
+        except Exception as error:
+            if (found := exhausted(error)) is None:
+                raise
+            _fail(ctx, 1, found.message, found.hint or _see_help(ctx))
 
 
 def _see_help(ctx: click.Context) -> str:
@@ -83,14 +88,19 @@ def _one_line(text: str) -> str:
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line)
 
 
-def _config(flags: Mapping[str, Any], *, loads: bool = True) -> RunConfig:
+def _config(flags: Mapping[str, Any], *, loads: bool = True, fills: bool = True) -> RunConfig:
     """Build the configuration from a command's flags; the library refuses what can be refused at once.
 
     Args:
         flags: The command's.
         loads: Whether libraries will load a model, and are to be silent about it.
+        fills: Whether the output is a folder that the command fills; it is looked at before libraries load.
     """
     config = RunConfig(**{name: value for name, value in flags.items() if name in FIELDS})
+    if fills:
+        from ..artifacts import check_output
+
+        check_output(config.output, overwrite=config.overwrite)
     if loads:
         _prepare_libraries()
     return config

@@ -62,7 +62,7 @@ def intervene(
 ) -> None:
     """Scale what layers add, from dropped to amplified, and hold them against random layers."""
     doses = library.Doses(alphas, draws, epsilon, scaling)
-    config = _config(flags)
+    config = _config(flags, fills=False)  # a run folder may be added to
     from ..artifacts import Selection, read
 
     chosen = read(selection, Selection) if selection else None

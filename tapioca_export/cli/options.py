@@ -13,7 +13,7 @@ import click
 
 from ..bars import DISABLED
 from ..config import Doses, RunConfig
-from ..errors import ConfigError, LoadError, UnknownNameError
+from ..errors import ConfigError, LoadError, UnknownNameError, reason
 from ..numbering import LayerName
 
 FIELDS = {item.name: item for item in fields(RunConfig)}
@@ -262,11 +262,11 @@ def _parse_config(path: Path) -> Mapping[str, Any]:
 
             values = tomli.loads(text)
     except OSError as error:
-        raise LoadError(f"Cannot read config file {path}: {error.strerror}.") from error
+        raise LoadError(f"Cannot read config file {path}: {reason(error)}.") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+        what = " ".join(str(error).split())
         raise LoadError(
-            f"Config file {path} is malformed: {reason}.", "Write TOML, or YAML in a .yaml file."
+            f"Config file {path} is malformed: {what}.", "Write TOML, or YAML in a .yaml file."
         ) from error
     if not isinstance(values, Mapping):
         raise LoadError(

@@ -31,7 +31,7 @@ from .options import options
 @options(*LOADING, *SAMPLES, *PROMPTS, *OUTPUT, *PROBING, *SEARCH, *EXPORT, *TIMING, prints=False)
 def init(file: Path, **flags: Any) -> None:
     """Write a commented config FILE [default: tapioca.toml] for a model and its data, to `run -c`."""
-    written = library.init(_config(flags), file)
+    written = library.init(_config(flags, fills=False), file)
     click.echo(f"{written}: read it, then tapioca-export run -c {written}")
 
 

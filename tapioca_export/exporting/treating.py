@@ -132,7 +132,7 @@ def _float32(job: Job, written: Written) -> Session:
             run = format_.open(job.folder, written)
         prove_outputs(reference, job.samples, run, written)
         return run
-    with TemporaryDirectory() as scratch:
+    with TemporaryDirectory(dir=job.folder) as scratch:
         with lacking(model, job.silent) as traced, quiet():
             example = model.task.examples(model.processor)[0]
             dialect = Dialect(settings.opset, settings.ir_version)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import LoadError, OutputError, ParityError, UnsupportedModelError, first_line
+from ..errors import LoadError, OutputError, ParityError, UnsupportedModelError, first_line, reason
 from ..external import read_proto, refuse_link_out, weight_names
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def copy_graph(file: Path, folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
     except OSError as error:
         raise OutputError(
-            f"Cannot write {folder}: {error.strerror}.", "Make room, or name another."
+            f"Cannot write {folder}: {reason(error)}.", "Make room, or name another."
         ) from error
 
 
@@ -137,7 +137,7 @@ def put_weights_beside(file: Path) -> None:
 
 
 def _not_written(path: Path, error: OSError) -> OutputError:
-    return OutputError(f"Cannot write {path}: {error.strerror}.", "Make room, or name another.")
+    return OutputError(f"Cannot write {path}: {reason(error)}.", "Make room, or name another.")
 
 
 def _link(old: Path, new: Path) -> None:

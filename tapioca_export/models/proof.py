@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -199,39 +200,47 @@ def reload_logits(folder: Path, model: LoadedModel, batches: Sequence[Inputs]) -
         UnsupportedModelError: If the checkpoint does not load, or loads with missing, unexpected or
             mismatched weights.
     """
-    with tempfile.TemporaryDirectory(prefix="tapioca-reload-") as scratch:
-        arrays = {f"{i}.{name}": value for i, batch in enumerate(batches) for name, value in batch.items()}
-        np.savez(Path(scratch) / "inputs.npz", allow_pickle=False, **arrays)
-        job = {
-            "folder": str(folder.resolve()),
-            "task": model.task.name,
-            "trust_remote_code": model.trust_remote_code,
-            "scratch": scratch,
-            "num_batches": len(batches),
-            "num_threads": torch.get_num_threads(),
-        }
-        child = _run_fresh(json.dumps(job))
-        if child.returncode != 0:
-            reason = (child.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise UnsupportedModelError(f"The saved checkpoint does not reload: {reason}")
-        with np.load(Path(scratch) / "outputs.npz") as outputs:
-            return [outputs[str(i)] for i in range(len(batches))]
+    job = {
+        "folder": str(folder.resolve()),
+        "task": model.task.name,
+        "trust_remote_code": model.trust_remote_code,
+        "num_batches": len(batches),
+        "num_threads": torch.get_num_threads(),
+    }
+    # Through pipes, not files: nothing is left of a process that is killed, and no room is needed.
+    arrays = {f"{i}.{name}": value for i, batch in enumerate(batches) for name, value in batch.items()}
+    child = _run_fresh(json.dumps(job).encode() + b"\n" + _packed(arrays))
+    if child.returncode != 0:
+        said = child.stderr.decode(errors="replace")
+        reason = (said.strip().splitlines() or [f"it ended with code {child.returncode}"])[-1]
+        raise UnsupportedModelError(f"The saved checkpoint does not reload: {reason}")
+    with np.load(io.BytesIO(child.stdout), allow_pickle=False) as outputs:
+        return [outputs[str(i)] for i in range(len(batches))]
 
 
-def _run_fresh(job: str) -> subprocess.CompletedProcess[str]:
+def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Return arrays as the bytes of an npz file."""
+    packed = io.BytesIO()
+    np.savez(packed, allow_pickle=False, **arrays)
+    return packed.getvalue()
+
+
+def _run_fresh(job: bytes) -> subprocess.CompletedProcess[bytes]:
     """Run `_reload` on a job, in a process that has nothing of this one."""
     return subprocess.run(
         [sys.executable, "-c", "from tapioca_export.models.proof import _reload; _reload()"],
         input=job,
         capture_output=True,
-        text=True,
         check=False,
     )
 
 
 def _reload() -> None:
-    """Run the fresh process's side of `reload_logits`: job on stdin, arrays in the scratch folder."""
-    job = json.loads(sys.stdin.read())
+    """Run the fresh process's side of `reload_logits`: JSON and arrays on stdin, arrays on stdout."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever libraries print is no answer
+    job = json.loads(sys.stdin.buffer.readline())
+    given = io.BytesIO(sys.stdin.buffer.read())
     torch.set_num_threads(job["num_threads"])  # the same threads, hence the same order of sums
     config = AutoConfig.from_pretrained(
         job["folder"], local_files_only=True, trust_remote_code=job["trust_remote_code"]
@@ -248,10 +257,10 @@ def _reload() -> None:
         if info[kind]:
             sys.exit(f"{kind.replace('_', ' ')}: {', '.join(sorted(map(str, info[kind]))[:3])}")
     aligned(network).eval()
-    scratch = Path(job["scratch"])
     outputs = {}
-    with np.load(scratch / "inputs.npz") as inputs:
+    with np.load(given, allow_pickle=False) as inputs:
         for i in range(job["num_batches"]):
             batch = {k.split(".", 1)[1]: v for k, v in inputs.items() if k.startswith(f"{i}.")}
             outputs[str(i)] = task.compared(answer_of(network, task, batch), batch)
-    np.savez(scratch / "outputs.npz", allow_pickle=False, **outputs)
+    with answers:
+        answers.write(_packed(outputs))

@@ -30,7 +30,7 @@ from transformers.core_model_loading import (
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils.hub import cached_file
 
-from ..errors import LoadError, OutputError, UnsupportedModelError, first_line
+from ..errors import LoadError, OutputError, UnsupportedModelError, first_line, reason
 from ..external import refuse_link_out
 from .damping import Damped, folded
 from .loaded import LoadedModel, LoadOptions
@@ -103,7 +103,7 @@ def write_pruned(
         _copy_side_files(model.source, folder)
     except OSError as error:
         raise OutputError(
-            f"Cannot write {folder}: {error.strerror}.", "Make room, or name another."
+            f"Cannot write {folder}: {reason(error)}.", "Make room, or name another."
         ) from error
     return digests
 

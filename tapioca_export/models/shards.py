@@ -22,7 +22,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, cached_files
 
 from ..artifacts import sha256, write_text
-from ..errors import LoadError, OutputError, first_line
+from ..errors import LoadError, OutputError, first_line, reason
 from ..external import leads_out
 
 BLOCK = 1 << 18  # bytes; larger ones were slower, and new memory for each, far slower
@@ -85,9 +85,7 @@ def read_weights(source: str | Path, *, local_files_only: bool) -> Weights:
             stamps[file] = _stamp(file)
             found = _read_header(file)
         except OSError as error:
-            raise LoadError(
-                f"Cannot read {file}: {error.strerror}.", "Fetch the checkpoint again."
-            ) from error
+            raise LoadError(f"Cannot read {file}: {reason(error)}.", "Fetch the checkpoint again.") from error
         except SafetensorError as error:
             raise LoadError(
                 f"{file} is no whole safetensors file: {first_line(error)}.", "Fetch the checkpoint again."
@@ -293,4 +291,4 @@ def _blocks(stored: Stored, first: int = BLOCK) -> Iterator[memoryview]:
                     block[:] = bytes(len(block))
                 yield block
     except OSError as error:
-        raise LoadError(f"Cannot read {stored.file}: {error.strerror}.") from error
+        raise LoadError(f"Cannot read {stored.file}: {reason(error)}.") from error

@@ -42,7 +42,7 @@ from .tables import comparison_table
 from .tradeoffs import domain_table, trade_off_table
 from .wording import findings, setting_text, verdict
 
-# What `write_report` writes.
+# What a report is written to.
 FILES = ("report.html", "report.json", "report.md")
 
 __all__ = [
@@ -61,6 +61,7 @@ __all__ = [
     "render_plan",
     "render_result",
     "render_text",
+    "rendered",
     "run_verdict",
     "setting_text",
     "trade_off_table",
@@ -104,12 +105,19 @@ def make_report(
     )
 
 
+def rendered(report: Report) -> dict[str, str]:
+    """Return the texts of `report.json`, `report.md` and `report.html`, by name."""
+    return {
+        "report.json": artifacts.to_json(report),
+        "report.md": render_markdown(report),
+        "report.html": render_html(report),
+    }
+
+
 def write_report(report: Report, folder: Path) -> None:
     """Write `report.json`, `report.md` and `report.html` into the folder.
 
     Raises:
         OutputError: If the folder cannot be written.
     """
-    artifacts.write(folder / "report.json", report)
-    artifacts.write_text(folder / "report.md", render_markdown(report))
-    artifacts.write_text(folder / "report.html", render_html(report))
+    artifacts.write_together({folder / name: text for name, text in rendered(report).items()})

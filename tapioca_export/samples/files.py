@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, LoadError, first_line
+from ..errors import ConfigError, LoadError, first_line, reason
 
 # Bytes. No row that a model is asked about is as long, and one line must not fill the memory.
 LONGEST_LINE = 1 << 24
@@ -45,8 +45,7 @@ def read_records(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
     except UnicodeDecodeError as error:
         raise LoadError(f"{path} is not UTF-8: {error.reason}.", "Save the file as UTF-8.") from error
     except OSError as error:
-        reason = error.strerror or first_line(error)
-        raise LoadError(f"Cannot read {path}: {reason}.", "Check the path and its rights.") from error
+        raise LoadError(f"Cannot read {path}: {reason(error)}.", "Check the path and its rights.") from error
 
 
 def _json_lines(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:

@@ -1,0 +1,198 @@
+"""Output folders that are whole or absent at every instant, whatever ends the work.
+
+At any time one process fills a folder. Of one that was killed, what is left stands beside the output, in a
+folder of a name of its own, and the next command that writes there goes on from it or clears it away.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..errors import OutputError, ParityError, TapiocaError, reason
+from ..exhaustion import exhausted
+from ..stopping import unstopped
+from .locks import is_inode, locked, not_written
+
+# Ends the name of a folder that is being filled; nobody else has such folders.
+PARTIAL = ".tapioca-partial"
+JOURNALS = "search*.jsonl"
+# Of Linux: names are relative to the working directory; two of them change places.
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+@contextmanager
+def staged(output: Path, *, overwrite: bool, keep: str | None = None) -> Iterator[Path]:
+    """Give a folder beside `output` to fill, then move it into place whole.
+
+    At every instant `output` is what it was before, or the finished folder. When the block raises,
+    what it wrote is thrown away, but for two things: the files that match the pattern `keep`, from
+    which the same command resumes; and, after a failed parity check, the evidence, which moves to
+    `output` unless something is there already.
+
+    Raises:
+        OutputError: If `output` holds something and may not be replaced, or cannot be written; if another
+            process fills it, or the folder is taken away while it is filled.
+        OutOfMemoryError: In place of what libraries raise where memory runs out.
+    """
+    output = output.resolve()  # a link stays a link
+    check_output(output, overwrite=overwrite)
+    aside = output.with_name(f".{output.name}{PARTIAL}")
+    with not_written(aside):
+        aside.mkdir(parents=True, exist_ok=True)
+    with locked(aside, output) as inode:
+        _refuse_to_lose(aside, keep, overwrite)
+        try:
+            with unstopped(), not_written(aside):
+                _clear(aside, keep)
+            yield aside
+            _refuse_vanished(aside, inode)
+        except BaseException as error:  # whatever ended the work, Ctrl-C too: nothing half-written stays
+            with unstopped(), not_written(aside):
+                found = _reason(error, aside, inode)
+                if is_inode(aside, inode):
+                    _end(aside, output, keep, isinstance(error, ParityError))
+                else:
+                    _clear_orphan(aside)
+            if found is None:
+                raise
+            raise found from error
+        check_output(output, overwrite=overwrite)  # hours later, something else may be there
+        with unstopped(), not_written(output):
+            _replace(aside, output)
+
+
+def _refuse_vanished(aside: Path, inode: int) -> None:
+    """Refuse to go on with a folder that is no longer the one that was filled.
+
+    Raises:
+        OutputError: If it is gone, or another one is there.
+    """
+    if not is_inode(aside, inode):
+        raise OutputError(
+            f"{aside} was taken away while it was being filled.", "Give the same command again."
+        )
+
+
+def _reason(error: BaseException, aside: Path, inode: int) -> TapiocaError | None:
+    """Return what a user is told in place of an error of the system or of another library, if anything."""
+    if not isinstance(error, Exception) or isinstance(error, ParityError):
+        return None
+    try:
+        _refuse_vanished(aside, inode)
+    except OutputError as vanished:
+        return vanished
+    if (found := exhausted(error, aside)) is not None:
+        return found
+    where = getattr(error, "filename", None)
+    if isinstance(error, OSError) and where and Path(os.fsdecode(where)).is_relative_to(aside):
+        return OutputError(f"Cannot write {where}: {reason(error)}.", "Name another --output.")
+    return None
+
+
+def _end(aside: Path, output: Path, keep: str | None, is_evidence: bool) -> None:
+    """Throw away what was written, but for journals; evidence moves to an output that holds nothing."""
+    if is_evidence and not (output.exists() and any(output.iterdir())):
+        _replace(aside, output)
+    else:
+        _clear(aside, keep)
+        if aside.is_dir() and not any(aside.iterdir()):
+            aside.rmdir()
+
+
+def _clear_orphan(aside: Path) -> None:
+    """Throw away what was written after the folder was taken away, unless another process writes there."""
+    with suppress(OutputError), locked(aside, aside):  # or there is nothing, or it is theirs
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _refuse_to_lose(folder: Path, keep: str | None, overwrite: bool) -> None:
+    """Refuse to clear away the journal of an interrupted search of another command.
+
+    Raises:
+        OutputError: If there is one, and it may not be replaced.
+    """
+    others = _journals(folder, JOURNALS) - _journals(folder, keep)
+    if others and not overwrite:
+        raise OutputError(
+            f"{folder} holds an interrupted search of another command ({min(others).name}).",
+            "Finish it with the same command, name another --output, or discard it with --overwrite.",
+        )
+
+
+def _journals(folder: Path, pattern: str | None) -> set[Path]:
+    """Return the files that match and hold more than a header."""
+    matching = [path for path in folder.glob(pattern) if path.is_file()] if pattern else []
+    return {path for path in matching if path.read_bytes().count(b"\n") >= 2}
+
+
+def _clear(folder: Path, keep: str | None) -> None:
+    """Remove all in a folder but the journals to keep; what is gone already is no error."""
+    journals = _journals(folder, keep)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path not in journals:
+            path.unlink(missing_ok=True)
+
+
+def check_output(output: Path, *, overwrite: bool) -> None:
+    """Refuse an output that cannot be written, before any work is done.
+
+    Raises:
+        OutputError: If it is a file, holds something without `overwrite`, or is not writable.
+    """
+    with not_written(output):  # it may not even be looked at
+        is_there, is_folder = output.exists(), output.is_dir()
+        is_empty = not is_folder or not any(output.iterdir())
+        parent = output.absolute().parent
+        while not parent.exists():
+            parent = parent.parent
+    if is_there and not is_folder:
+        raise OutputError(f"Output {output} is a file.", "Name a folder that does not exist yet.")
+    if not is_empty and not overwrite:
+        raise OutputError(f"Output folder {output} is not empty.", "Name another, or add --overwrite.")
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"Cannot write in {parent}.", "Name another folder with --output.")
+
+
+def refuse_inside(output: Path, inputs: Iterable[Path]) -> None:
+    """Refuse an output folder that holds an input: replacing it would lose the input.
+
+    Raises:
+        OutputError: Naming the input.
+    """
+    for path in inputs if output.is_dir() else ():
+        if path.exists() and path.resolve().is_relative_to(output.resolve()):
+            raise OutputError(
+                f"Input {path} is inside the output folder {output}.", "Name another folder with --output."
+            )
+
+
+def _replace(aside: Path, output: Path) -> None:
+    """Move a finished folder into place; what was there is there until the last moment, or beside it."""
+    if not output.is_dir() or not any(output.iterdir()):
+        os.replace(aside, output)
+        return
+    with locked(output, output):  # it is the next one that is `aside`, and nobody may fill it yet
+        _exchange(aside, output)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Let two folders change places: at once where the system can, else one after the other."""
+    rename = (
+        getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    )
+    names = os.fsencode(one), os.fsencode(other)
+    if rename and rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+        return
+    previous = one.with_name(f"{one.name}-previous")
+    os.replace(other, previous)
+    os.replace(one, other)
+    os.replace(previous, one)

@@ -1,0 +1,71 @@
+"""The report of a run folder, rendered again from its artifacts, or with one that is added."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from . import provenance, reporting
+from .artifacts import (
+    Benchmark,
+    Export,
+    Intervention,
+    Profile,
+    Report,
+    Run,
+    Selection,
+    hash_text,
+    locked,
+    read,
+    sealed,
+    to_json,
+    write_together,
+)
+
+INTERVENTION = "intervention.json"
+
+
+def report(folder: Path) -> Report:
+    """Render a run folder again, from its artifacts.
+
+    Raises:
+        LoadError: If it is no run folder.
+        OutputError: If it cannot be written, or another process writes it.
+    """
+    provenance.read_run(folder)
+    with locked(folder, folder):
+        return render_again(folder)
+
+
+def render_again(folder: Path, added: Intervention | None = None) -> Report:
+    """Write the report of a run folder, with an intervention that is added to it, and record both."""
+    before = provenance.read_run(folder)
+    exports = {
+        path.parent.relative_to(folder).as_posix(): read(path, Export)
+        for path in sorted(folder.glob("*/*/export.json"))
+    }
+    texts, there = {}, folder / INTERVENTION
+    if added is not None:
+        texts[INTERVENTION] = to_json(added)
+    elif there.is_file():
+        texts[INTERVENTION] = there.read_text(encoding="utf-8")
+        added = read(there, Intervention)
+    record = replace(_renewed(before, texts), sha256="")
+    result = reporting.make_report(
+        record,
+        read(folder / "selection.json", Selection),
+        read(folder / "profile.json", Profile),
+        read(folder / "benchmark.json", Benchmark),
+        exports,
+        added,
+    )
+    texts |= reporting.rendered(result)
+    texts[provenance.RUN] = sealed(_renewed(record, texts))
+    write_together({folder / name: text for name, text in texts.items()})
+    return result
+
+
+def _renewed(record: Run, texts: Mapping[str, str]) -> Run:
+    """Return the record of a run with the hashes of files that will be written."""
+    return replace(record, outputs={**record.outputs, **{n: hash_text(text) for n, text in texts.items()}})

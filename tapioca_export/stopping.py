@@ -1,0 +1,77 @@
+"""Ctrl-C and its like: they end the work wherever it stands, in one line, and never amid cleaning up.
+
+What they raise is `SystemExit`: libraries that catch `Exception` let it pass, folders that are being filled
+are cleared on its way, and Python ends without a traceback. Knows nothing about commands.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+from types import FrameType
+
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+# So long a second Ctrl-C changes nothing: the first is cleaning up. Later, something has swallowed it.
+PATIENCE_S = 5.0
+
+
+class _Stopping:
+    """The handler of the signals."""
+
+    def __init__(self) -> None:
+        self.held = 0
+        self._waiting: int | None = None
+        self._stopped_at = -PATIENCE_S
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Stop, unless that is under way; while it is held back, remember."""
+        if self.held:
+            self._waiting = number
+        elif monotonic() - self._stopped_at >= PATIENCE_S:
+            self._stopped_at = monotonic()
+            name = signal.Signals(number).name
+            line = f"Error: Stopped by {name}; what was there is whole.\nHint: Give the same command again.\n"
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())
+            raise SystemExit(128 + number)
+
+    def release(self) -> None:
+        """Let a signal that was held back arrive."""
+        self.held -= 1
+        if not self.held and self._waiting is not None:
+            number, self._waiting = self._waiting, None
+            signal.raise_signal(number)  # in the main thread, whichever this is
+
+
+_STOPPING = _Stopping()
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Let signals stop the block with exit code 128 and their number; those that are ignored stay so.
+
+    Afterwards they end the process at once: nothing is left to clean up, and Python says much when it is
+    interrupted while it ends.
+    """
+    numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+    ours = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    for number in ours:
+        signal.signal(number, _STOPPING)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def unstopped() -> Iterator[None]:
+    """Hold back signals that would stop the block; they arrive at its end."""
+    _STOPPING.held += 1
+    try:
+        yield
+    finally:
+        _STOPPING.release()
