@@ -34,7 +34,8 @@ def _intro() -> Iterator[str]:
     yield ""
     yield "Made of the code by `python docs/reference.py --write`. Config files (`-c FILE`, TOML or YAML)"
     yield "take the options' names with underscores; flags win. Exit codes: 0 done, 1 input that can be"
-    yield "mended, 2 wrong usage, 3 a gate missed or something not as recorded, 130 interrupted."
+    yield "mended, 2 wrong usage, 3 a gate missed or something not as recorded, 130 stopped by Ctrl-C,"
+    yield "143 by SIGTERM."
 
 
 def _listed() -> dict[str, click.Command]:
