@@ -103,7 +103,8 @@ def compare(config: RunConfig, criteria: Sequence[str]) -> Comparison:
     ):
         journals = {name: folder / f"search-{name}.jsonl" for name in criteria}
         for left_over in set(folder.iterdir()) - set(journals.values()):  # of a comparison of others
-            left_over.unlink()
+            if left_over.is_file():
+                left_over.unlink()
         model, roles = reading.load_with_roles(config, ("select", "report"), labelled)
         comparing.check_depth(config, model)
         selections = []

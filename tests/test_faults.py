@@ -216,6 +216,19 @@ def test_a_folder_that_is_taken_away_is_said_to_be(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_whose_files_were_taken_away_is_not_put_into_place(tmp_path: Path) -> None:
+    """As when files are written while `rm -r` is at work: the folder stays, and what was in it does not."""
+    with (  # noqa: PT012
+        pytest.raises(OutputError, match="was taken away while it was being filled"),
+        staged(tmp_path / "out", overwrite=False) as folder,
+    ):
+        (folder / "early").write_text("x")
+        for path in folder.iterdir():
+            path.unlink() if path.is_file() else path.rmdir()
+        (folder / "late").write_text("x")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_another_process_s_folder_is_left_alone(tmp_path: Path) -> None:
     aside = tmp_path / ".out.tapioca-partial"
     with (  # noqa: PT012

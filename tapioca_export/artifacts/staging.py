@@ -22,6 +22,8 @@ from .locks import is_inode, locked, not_written
 # Ends the name of a folder that is being filled; nobody else has such folders.
 PARTIAL = ".tapioca-partial"
 JOURNALS = "search*.jsonl"
+# A folder in the one that is being filled: gone, if somebody takes away what is there, in whatever order.
+MARK = ".filling"
 # Of Linux: names are relative to the working directory; two of them change places.
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
@@ -50,8 +52,11 @@ def staged(output: Path, *, overwrite: bool, keep: str | None = None) -> Iterato
         try:
             with unstopped(), not_written(aside):
                 _clear(aside, keep)
+                (aside / MARK).mkdir()
             yield aside
             _refuse_vanished(aside, inode)
+            with not_written(aside):
+                (aside / MARK).rmdir()
         except BaseException as error:  # whatever ended the work, Ctrl-C too: nothing half-written stays
             with unstopped(), not_written(aside):
                 found = _reason(error, aside, inode)
@@ -71,9 +76,9 @@ def _refuse_vanished(aside: Path, inode: int) -> None:
     """Refuse to go on with a folder that is no longer the one that was filled.
 
     Raises:
-        OutputError: If it is gone, or another one is there.
+        OutputError: If it is gone, or what was in it is, or another one is there.
     """
-    if not is_inode(aside, inode):
+    if not is_inode(aside, inode) or not (aside / MARK).is_dir():
         raise OutputError(
             f"{aside} was taken away while it was being filled.", "Give the same command again."
         )
@@ -98,6 +103,7 @@ def _reason(error: BaseException, aside: Path, inode: int) -> TapiocaError | Non
 def _end(aside: Path, output: Path, keep: str | None, is_evidence: bool) -> None:
     """Throw away what was written, but for journals; evidence moves to an output that holds nothing."""
     if is_evidence and not (output.exists() and any(output.iterdir())):
+        shutil.rmtree(aside / MARK, ignore_errors=True)
         _replace(aside, output)
     else:
         _clear(aside, keep)
