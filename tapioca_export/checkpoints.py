@@ -5,15 +5,16 @@ Knows which layers go, and nothing of why.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from . import cards
-from .artifacts import Selection, write
+from .artifacts import LayerName, Selection, write
+from .errors import UnsupportedModelError
 from .exporting import parity_batches
 from .models import Damped, LoadedModel, damping_weights, save_pruned, write_pruned
-from .numbering import whole_layers
+from .numbering import lone_parts, whole_layers
 from .samples import Samples
 from .tasks import Inputs
 
@@ -46,10 +47,14 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     digests: dict[str, str] = {}
     if batches is None:
-        digests = write_pruned(model, model.numbering.indices(whole_layers(selection.drop)), folder)
+        drop = model.numbering.indices(whole_layers(selection.drop))
+        _refuse_others(selection, model.numbering.names(drop))
+        digests = write_pruned(model, drop, folder)
         selection = replace(selection, proof="weights", note=None)
     else:
         drop, damped = changed_layers(model, selection)
+        scales = {model.numbering.name(layer): change.alpha for layer, change in damped.items()}
+        _refuse_others(selection, model.units.names(drop), scales)
         notes = (
             save_pruned(model, drop, folder, batches, damped),
             cards.note_of_zeros(selection.drop),
@@ -58,6 +63,28 @@ def save_checkpoint(
     write(folder / "selection.json", selection)
     cards.write_model_card(folder, selection)
     return selection, digests
+
+
+def _refuse_others(
+    selection: Selection, drop: Sequence[LayerName], scales: Mapping[LayerName, float] | None = None
+) -> None:
+    """Refuse to write a checkpoint without, or with damped, other layers than the selection names.
+
+    The proof compares with the same layers skipped: it would not tell.
+
+    Raises:
+        UnsupportedModelError: Naming both.
+    """
+    asked, done = (
+        (set(whole_layers(names)), {part: set(own) for part, own in lone_parts(names).items()}, dict(damp))
+        for names, damp in ((selection.drop, selection.scales), (drop, scales or {}))
+    )
+    if asked != done:
+        raise UnsupportedModelError(
+            f"Layers {', '.join(map(str, (*drop, *(scales or {}))))} would be dropped or damped, and "
+            f"{', '.join(map(str, (*selection.drop, *selection.scales)))} were named.",
+            "Report this: layers are counted wrongly.",
+        )
 
 
 def changed_layers(model: LoadedModel, selection: Selection) -> tuple[tuple[int, ...], dict[int, Damped]]:

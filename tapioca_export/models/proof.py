@@ -23,6 +23,7 @@ from .folding import folding
 from .loaded import LoadedModel, answer_of
 from .loading import aligned, auto_class, find_task
 from .rewriting import UnmappedNamesError, write_pruned
+from .settings import prove_settings
 from .silencing import zeroed
 from .skipping import Change, changes_of, changing
 from .surgery import drop_layers, renamed, silent_weights
@@ -77,6 +78,7 @@ def save_pruned(
             with zeroed(pruned, renamed(zeros, model, whole)):
                 pruned.save_pretrained(folder)
         model.processor.save(folder)
+        prove_settings(folder, model, pruned.config)
         note = f"{error.message} The weights were saved from memory, in float32."
     _refuse_another(folder, model, batches, expected)
     return note

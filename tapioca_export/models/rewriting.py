@@ -35,6 +35,7 @@ from ..external import refuse_link_out
 from .damping import Damped, folded
 from .loaded import LoadedModel, LoadOptions
 from .loading import load_config
+from .settings import prove_settings
 from .shards import Weights, read_weights, replacing, write_weights
 from .stacks import build_empty, config_at, mended_config, prunable_stacks
 from .surgery import drop_layers, rearranged, silent_weights
@@ -61,7 +62,7 @@ def write_pruned(
 
     What is proven: transformers' loader, given the names and shapes of what is written, finds that
     nothing is missing, unexpected or of another shape; the files were read back, and every byte is the
-    source's.
+    source's; config and tokenizer, read back, are what was meant and what the model has.
 
     Args:
         model: The whole model; its network may be empty.
@@ -98,9 +99,10 @@ def write_pruned(
                 weights = _folded(weights, factors, Path(scratch) / "folded.safetensors")
             kept = {new: replace(weights.tensors[old], is_zero=old in silent) for new, old in taken.items()}
             digests = write_weights(kept, weights, folder)
-        _write_config(pruned, folder)
+        config = _write_config(pruned, folder)
         model.processor.save(folder)
         _copy_side_files(model.source, folder)
+        prove_settings(folder, model, config)
     except OSError as error:
         raise OutputError(
             f"Cannot write {folder}: {reason(error)}.", "Make room, or name another."
@@ -286,8 +288,12 @@ def mend_config_file(source: Path, folder: Path, drop: Sequence[int], num_layers
 # --- what goes with the weights -------------------------------------------------------------
 
 
-def _write_config(pruned: LoadedModel, folder: Path) -> None:
-    """Write the config, with the source's type of weights, and the code of a class that is not stock."""
+def _write_config(pruned: LoadedModel, folder: Path) -> Any:
+    """Write the config, with the source's type of weights, and the code of a class that is not stock.
+
+    Returns:
+        The config that was written.
+    """
     network = pruned.network
     config = copy.deepcopy(network.config)
     raw, _ = transformers.PreTrainedConfig.get_config_dict(pruned.source, local_files_only=True)
@@ -296,6 +302,7 @@ def _write_config(pruned: LoadedModel, folder: Path) -> None:
     if network.is_remote_code():
         custom_object_save(network, folder, config=config)
     config.save_pretrained(folder)
+    return config
 
 
 def _set_dtype(config: Any, raw: Mapping[str, Any], default: str | None) -> None:

@@ -34,6 +34,7 @@ from .text2text_generation import Text2TextGeneration
 from .text_classification import TextClassification
 from .text_generation import TextGeneration
 from .token_classification import TokenClassification
+from .tokenizing import random_texts
 from .writing import answering
 from .zero_shot_image_classification import ZeroShotImageClassification
 
@@ -63,4 +64,5 @@ __all__ = [
     "ZeroShotImageClassification",
     "answering",
     "load_prompting",
+    "random_texts",
 ]
