@@ -15,14 +15,25 @@ from typing import Any
 
 import numpy as np
 
-from . import cards, checkpoints, graph_files, measuring, provenance, reading, reporting, steps, trading
+from . import (
+    cards,
+    checkpoints,
+    graph_files,
+    measuring,
+    provenance,
+    reading,
+    remeasuring,
+    reporting,
+    steps,
+    trading,
+)
 from .artifacts import Benchmark, Export, Report, Selection, read, sha256, staged, write, write_sealed
 from .benchmarking import SESSION_FILE, benchmark, fastest_sessions, time_exports
 from .config import RunConfig
 from .graphs import is_graph
 from .models import LoadedModel, load_model
 from .polynomial import WEIGHTS, sample_prompts
-from .samples import Samples
+from .samples import Samples, refuse_shared
 
 JOURNAL = "search.jsonl"
 DEMO_COEFFICIENT_SCALE = 3.0
@@ -65,6 +76,8 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
             with clock("profile"):
                 profile = measuring.measure(model, probe, selection.drop, selection.damp)
                 write(folder / "profile.json", profile)
+            measured = remeasuring.remember(probe, selection)
+            refuse_shared(probe.samples.values(), (roles[f"{name}-report"] for name in ("id", "target")))
         del probe  # it holds the model, and where that was spread, what of it is not on the CPU
         rows = reading.parity_rows(roles)
         if is_graph(config.model):
@@ -73,29 +86,29 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
             del model
         else:
             model = steps.on_cpu(config, model)
-            exporting = _Exporting(config, folder, rows, roles["id-select"], selection, clock)
+            exporting = _Exporting(config, folder, rows, roles["id-select"], selection, measured, clock)
             exports = exporting.original(model)
             del model  # nor need two models be in memory
             exports |= exporting.pruned(task.name)
         with clock("benchmark"):
             report_rows = {name: roles[f"{name}-report"] for name in ("id", "target")}
             graphs = (folder / "original" / "onnx", folder / "pruned" / "onnx")
-            measured = benchmark(*graphs, task, report_rows, processor, settings)
-            for place, session in fastest_sessions(measured, *graphs).items():
+            compared = benchmark(*graphs, task, report_rows, processor, settings)
+            for place, session in fastest_sessions(compared, *graphs).items():
                 write(place / SESSION_FILE, session)
-            latency, skipped = list(measured.latency), list(measured.skipped)
+            latency, skipped = list(compared.latency), list(compared.skipped)
             for name in config.format[1:]:
                 pair = (folder / "original" / name, folder / "pruned" / name)
                 timed, left_out = time_exports(*pair, task, report_rows["target"], processor, settings)
                 latency += timed
                 skipped += left_out
-            gap = steps.optimism_gap(selection, measured)
-            measured = replace(measured, latency=tuple(latency), skipped=tuple(skipped), optimism_gap=gap)
-            write(folder / "benchmark.json", measured)
+            gap = steps.optimism_gap(selection, compared)
+            compared = replace(compared, latency=tuple(latency), skipped=tuple(skipped), optimism_gap=gap)
+            write(folder / "benchmark.json", compared)
         environment = provenance.environment()
-    _record_parts(config, folder, inputs, rows.fingerprint, exports, measured)
+    _record_parts(config, folder, inputs, rows.fingerprint, exports, compared)
     record = provenance.make_run(config, folder, inputs, clock.seconds, environment)
-    report = reporting.make_report(record, selection, profile, measured, exports)
+    report = reporting.make_report(record, selection, profile, compared, exports)
     reporting.write_report(report, folder)
     reports = {name: sha256(folder / name) for name in reporting.FILES}
     write_sealed(folder / provenance.RUN, replace(record, outputs={**record.outputs, **reports}))
@@ -111,6 +124,7 @@ class _Exporting:
     rows: Samples
     calibration: Samples
     selection: Selection
+    measured: remeasuring.Measured | None
     clock: _Clock
 
     def original(self, model: LoadedModel) -> dict[str, Export]:
@@ -129,6 +143,8 @@ class _Exporting:
             model = load_model(self.folder / "pruned" / "checkpoint", task, options)
             # Files name the checkpoint where it will be, not where it is being built.
             model = replace(model, source=str(self.config.output / "pruned" / "checkpoint"))
+            if self.measured is not None:
+                remeasuring.refuse_another(model, self.measured)
             exports = self._export(model, "pruned", self.selection)
             for place in exports:  # `benchmark` asks it which rows may be reported
                 write(self.folder / place / "selection.json", self.selection)

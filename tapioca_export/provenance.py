@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib import metadata
@@ -317,6 +317,24 @@ def read_run(folder: Path) -> Run:
     if record.sha256 and not is_sealed(path, record.sha256):
         raise LoadError(f"{path} is not what was written.", "Run the job again.")
     return record
+
+
+def refuse_changed(folder: Path, record: Run, names: Iterable[str]) -> None:
+    """Refuse to read files of a run folder that are not what the run wrote.
+
+    Raises:
+        LoadError: Naming one.
+    """
+    for name in names:
+        if (
+            name in record.outputs
+            and (folder / name).is_file()
+            and sha256(folder / name) != record.outputs[name]
+        ):
+            raise LoadError(
+                f"{folder / name} is not what the run wrote: its hash in {RUN} is another.",
+                "Run the job again.",
+            )
 
 
 def make_run(

@@ -30,7 +30,7 @@ def report(folder: Path) -> Report:
     """Render a run folder again, from its artifacts.
 
     Raises:
-        LoadError: If it is no run folder.
+        LoadError: If it is no run folder, or an artifact is not what the run wrote.
         OutputError: If it cannot be written, or another process writes it.
     """
     provenance.read_run(folder)
@@ -41,10 +41,11 @@ def report(folder: Path) -> Report:
 def render_again(folder: Path, added: Intervention | None = None) -> Report:
     """Write the report of a run folder, with an intervention that is added to it, and record both."""
     before = provenance.read_run(folder)
-    exports = {
-        path.parent.relative_to(folder).as_posix(): read(path, Export)
-        for path in sorted(folder.glob("*/*/export.json"))
-    }
+    found = sorted(folder.glob("*/*/export.json"))
+    names = [path.relative_to(folder).as_posix() for path in found]
+    parts = ("selection.json", "profile.json", "benchmark.json", *names)
+    provenance.refuse_changed(folder, before, parts)
+    exports = {path.parent.relative_to(folder).as_posix(): read(path, Export) for path in found}
     texts, there = {}, folder / INTERVENTION
     if added is not None:
         texts[INTERVENTION] = to_json(added)

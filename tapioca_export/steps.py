@@ -29,7 +29,7 @@ from .artifacts import (
 from .benchmarking import BenchmarkSettings, resolve_provider
 from .config import RunConfig
 from .engines import ENGINES, Engine, EngineSettings, open_engine
-from .errors import ConfigError, first_line
+from .errors import ConfigError, ExportError, first_line
 from .exporting import FORMATS, Dialect, ExportSettings, dialect_for, export_model
 from .graphs import is_graph
 from .models import (
@@ -38,7 +38,7 @@ from .models import (
     droppable_layers,
     load_model,
 )
-from .numbering import PARTS
+from .numbering import PARTS, layers_text, whole_layers
 from .profiling import Changes, MakeReplayer, Probe, division_on
 from .reading import load_options
 from .samples import Samples, Side, check_exists
@@ -173,7 +173,9 @@ def probing(
     rows = samples[config.select_on]
     ledger = None
     if journal is not None:
-        mark, discard = fingerprint(config, roles), config.overwrite
+        # A journal's numbers rank candidates one way only.
+        direction = {"higher_is_better": model.task.higher_is_better}
+        mark, discard = fingerprint(config, roles) | direction, config.overwrite
         choices = Choices(model.units, scales_of(config))
         ledger = Journal(journal, mark, len(rows), discard=discard, numbering=choices)
     with nullcontext() if config.engine == "local" else _engine(config, model, rows) as engine:
@@ -244,10 +246,16 @@ def export_all(
     `calibration` has ID rows.
 
     Raises:
-        ExportError: If a format cannot be written, or differs from PyTorch.
+        ExportError: If a format cannot be written, or differs from PyTorch; or the model is not what was left.
     """
     exports = {}
     drop, damp = (chosen.drop, chosen.damp) if chosen else ((), ())
+    if chosen and model.num_layers + len(whole_layers(drop)) != chosen.num_layers:
+        raise ExportError(
+            f"{model.source} has {model.num_layers} layers, and without {layers_text(drop) or 'any'} the model "
+            f"of its selection.json, which had {chosen.num_layers}, has another number.",
+            "Prune the original with that selection, and export what comes out.",
+        )
     silent = chosen.units.left_of(chosen.units.indices(drop)) if chosen else {}
     for name, folder in folders.items():
         folder.mkdir(parents=True, exist_ok=True)

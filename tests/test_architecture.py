@@ -56,6 +56,7 @@ STORY = [
     "graph_files",
     "checkpoints",
     "measuring",
+    "remeasuring",
     "trading",
     "planning",
     "comparing",

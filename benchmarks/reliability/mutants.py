@@ -27,9 +27,9 @@ OUTPUT = Path(__file__).with_suffix(".json")
 
 def all_mutants() -> list[Any]:
     """Return every mutant."""
-    from .mutations import checkpoints, exports
+    from .mutations import checkpoints, exports, graphs
 
-    return [*checkpoints.MUTANTS, *exports.MUTANTS]
+    return [*checkpoints.MUTANTS, *exports.MUTANTS, *graphs.MUTANTS]
 
 
 def measure(mutants: Sequence[Any], say: Any = click.echo) -> dict[str, Any]:

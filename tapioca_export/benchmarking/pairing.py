@@ -6,12 +6,14 @@ are worth.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
-from ..artifacts import Export
+from ..artifacts import Export, sha256
 from ..errors import BenchmarkError
-from ..numbering import lone_parts, whole_layers
+from ..numbering import layer_of, layers_text, lone_parts, whole_layers
 from ..tasks import Task
 from .runtimes import ONNXRUNTIME, ExportFolder, read_export_folder
 from .sessions import CPU, resolve_provider
@@ -28,6 +30,7 @@ def open_pair(
     """
     before, after = read_export_folder(original), read_export_folder(pruned)
     for folder in (before, after):
+        _refuse_other_files(folder)
         if folder.export.task != task.name:
             raise BenchmarkError(
                 f"{folder.path} was exported for task {folder.export.task}, not {task.name}.",
@@ -57,7 +60,74 @@ def open_pair(
             f"({before.export.metric}, {after.export.metric}).",
             "Export both with the same --metric, prompts and rule for answers.",
         )
+    _refuse_wrong_way_round(before, after)
+    _refuse_other_labels(before, after)
     return before, after
+
+
+def _refuse_other_files(folder: ExportFolder) -> None:
+    """Refuse files that are not those that were exported and proven: numbers would be told of another model.
+
+    Raises:
+        BenchmarkError: Naming one.
+    """
+    for name, digest in folder.export.files.items():
+        if sha256(folder.path / name) != digest:
+            raise BenchmarkError(
+                f"{folder.path / name} is not the file that export.json tells of.", "Export the model again."
+            )
+
+
+def _refuse_wrong_way_round(before: ExportFolder, after: ExportFolder) -> None:
+    """Refuse two files of which the second is not what is left of the first.
+
+    Raises:
+        BenchmarkError: Saying what does not fit.
+    """
+    one, other = before.export, after.export
+    if one.num_layers != other.num_layers:
+        raise BenchmarkError(
+            f"{before.path} is of a model with {one.num_layers} layers, {after.path} is what is left of one "
+            f"with {other.num_layers}.",
+            "Name the export of the original that was pruned.",
+        )
+    back = [name for name in one.drop if name not in other.drop and layer_of(name) not in other.drop]
+    if back:
+        raise BenchmarkError(
+            f"{before.path} lacks {layers_text(back)}, and {after.path} has what the original lacks.",
+            "Name the original first, then the pruned one.",
+        )
+    changed = (one.drop, one.damp) != (other.drop, other.damp)
+    if changed and one.files == other.files:
+        raise BenchmarkError(
+            f"{before.path} and {after.path} hold the same files, and differ by what they are said to lack.",
+            "Export both again.",
+        )
+
+
+def _refuse_other_labels(before: ExportFolder, after: ExportFolder) -> None:
+    """Refuse two files whose outputs have other names: one would be scored by the labels of the other.
+
+    Raises:
+        BenchmarkError: Naming both orders.
+    """
+    one, other = (_labels(folder.path / "config.json") for folder in (before, after))
+    if one is not None and other is not None and one != other:
+        raise BenchmarkError(
+            f"{before.path} has labels {one}, {after.path} has {other}.",
+            "Export both from models with the same.",
+        )
+
+
+def _labels(config: Path) -> Any:
+    """Return what a config calls the outputs; None where it says nothing, or there is none."""
+    if not config.is_file():
+        return None
+    try:
+        fields = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return fields.get("id2label") if isinstance(fields, dict) else None
 
 
 def _refuse_providers(folder: ExportFolder, settings: BenchmarkSettings) -> None:

@@ -72,16 +72,19 @@ def check(
 
 
 def _report(path: Path) -> Report:
-    """Read the report of a run folder, or a report.json.
+    """Read the report of a run folder, which the run's record has to know, or a report.json alone.
 
     Raises:
-        LoadError: If it is neither.
+        LoadError: If it is neither, or not the report of that run.
     """
+    from .. import provenance
     from ..artifacts import Report, read
 
     file = path if path.suffix == ".json" else path / "report.json"
     if not file.is_file():
         raise LoadError(f"{path} is not a run folder: it has no report.json.", "Name the output of `run`.")
+    if (file.parent / provenance.RUN).is_file():
+        provenance.refuse_changed(file.parent, provenance.read_run(file.parent), [file.name])
     return read(file, Report)
 
 

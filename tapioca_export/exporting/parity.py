@@ -253,15 +253,25 @@ def padded_on_the_left(prompts: Inputs, longest: int) -> Inputs:
 
 
 def parity_batches(model: LoadedModel, samples: Samples) -> Iterator[tuple[str, Inputs]]:
-    """Yield (padding side, inputs): shortest, longest and mixed rows, one and several at a time."""
+    """Yield (padding side, inputs): shortest, longest and mixed rows, one and several at a time.
+
+    Where all rows are of one length, nothing is padded, and a file that sees padding would not be found out:
+    half of a row is hidden then.
+    """
+    is_hidden, inputs = False, {}
     for chosen in _parity_rows(model, samples):
         sides = ("none",) if len(chosen) == 1 else model.task.padding_sides
         for side in sides:
             inputs = model.task.encode(chosen, model.processor, None if side == "none" else side)
             yield side, inputs
+            is_hidden |= not inputs.get("attention_mask", np.ones(1)).all()
             if model.task.is_prompt:  # rows of one length: check a shorter one as well
                 half = next(iter(inputs.values())).shape[1] // 4 * 2
                 yield side, {name: values[:, :half] for name, values in inputs.items()}
+    if "attention_mask" in inputs and not is_hidden:
+        mask = inputs["attention_mask"].copy()
+        mask[0, ..., mask.shape[-1] // 2 :] = 0
+        yield "right", {**inputs, "attention_mask": mask}
 
 
 def _parity_rows(model: LoadedModel, samples: Samples) -> list[list[Row]]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ..artifacts import Damping, Export, LayerName, write
 from ..errors import ParityError
-from ..graphs import is_graph, weight_paths
-from ..models import LoadedModel, cast, lacking
+from ..graphs import is_graph, read_graph, refuse_misdescribed, weight_paths
+from ..models import LoadedModel, cast, lacking, prove_settings
 from ..numbering import whole_layers
 from ..precision import FULL
 from ..samples import Samples
@@ -48,6 +48,7 @@ def export_model(
     Raises:
         ExportError: If the exporter refuses the model, or the format's runtime the file.
         ParityError: If file and model differ, or a treated file loses too much; it is then `<name>.invalid`.
+        UnsupportedModelError: If config or tokenizer, read back, are others than the model's.
     """
     format_ = FORMATS[settings.format]
     assert not any(module.training for module in model.network.modules())
@@ -70,8 +71,11 @@ def export_model(
             file.rename(file.with_name(file.name + ".invalid"))
         raise ParityError(f"{model.source} as {settings.format}: {error.message}", error.hint) from error
     same.save_settings(folder)
+    prove_settings(folder, model, same.network.config)
     if written.cache:
         write_genai_config(folder, model, written)
+        for name in written.files[:1]:
+            refuse_misdescribed(folder, read_graph(folder / name).graph)
     export = recorded(
         model,
         written,

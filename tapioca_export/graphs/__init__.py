@@ -1,8 +1,8 @@
 """ONNX graphs: find the layers in a file that anyone wrote, and cut some out.
 
 Knows nothing about PyTorch, tasks or samples. `flow` says what depends on what, `blocks` finds the layers,
-`norms` takes fused nodes apart, `cutting` cuts, `files` reads and writes, `proving` proves, `pieces` runs
-layer by layer.
+`norms` takes fused nodes apart, `cutting` cuts, `files` reads and writes, `proving` proves by running,
+`belonging` by names, `pieces` runs layer by layer.
 """
 
 from .cutting import cut, find_layers
@@ -13,6 +13,7 @@ from .files import (
     named_sizes,
     put_weights_beside,
     read_graph,
+    refuse_misdescribed,
     weight_paths,
 )
 from .pieces import Pieces
@@ -31,5 +32,6 @@ __all__ = [
     "prune_graph",
     "put_weights_beside",
     "read_graph",
+    "refuse_misdescribed",
     "weight_paths",
 ]

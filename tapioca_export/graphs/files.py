@@ -179,6 +179,28 @@ def genai_config(folder: Path) -> dict[str, Any] | None:
     return described
 
 
+def refuse_misdescribed(folder: Path, graph: ir.Graph) -> None:
+    """Refuse a graph whose caches are not those that onnxruntime-genai is told of, if it is.
+
+    Raises:
+        UnsupportedModelError: Saying how many layers are told of.
+    """
+    described = genai_config(folder)
+    if described is None:
+        return
+    decoder = described["model"]["decoder"]
+    depth, inputs = decoder.get("num_hidden_layers"), decoder.get("inputs", {})
+    names = [inputs[key] for key in ("past_key_names", "past_value_names") if key in inputs]
+    told = {name.replace("%d", str(layer)) for name in names for layer in range(depth or 0)}
+    heads = tuple(name.split("%d")[0] for name in names)
+    found = {str(v.name) for v in graph.inputs if heads and str(v.name).startswith(heads)}
+    if told != found:
+        raise UnsupportedModelError(
+            f"{GENAI} tells of {depth} layers with {len(told)} cached inputs, the graph has {len(found)}.",
+            "Export again.",
+        )
+
+
 def named_sizes(described: dict[str, Any] | None) -> dict[str, int]:
     """Return the sizes of axes that graphs for onnxruntime-genai name, and that do not vary."""
     return {"kv_cache_dim": int(described["model"]["decoder"]["head_size"])} if described else {}

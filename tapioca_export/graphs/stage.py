@@ -13,8 +13,18 @@ from typing import Any
 from ..artifacts import Export, Fusions, Proof, Selection, read, sha256, write, write_text
 from ..errors import ConfigError, ParityError, UnsupportedModelError
 from ..precision import TOLERANCE
+from .belonging import belongings, prove_belongings
 from .cutting import cut, find_layers
-from .files import GENAI, companions, genai_config, named_sizes, read_graph, weight_files, write_graph
+from .files import (
+    GENAI,
+    companions,
+    genai_config,
+    named_sizes,
+    read_graph,
+    refuse_misdescribed,
+    weight_files,
+    write_graph,
+)
 from .proving import prove_outputs
 
 EXPORT = "export.json"
@@ -70,6 +80,7 @@ def prune_graph(
             f"The selection is for {selection.num_layers} layers ({selection.model}), "
             f"{source} has {len(layers)}."
         )
+    whole = belongings(model.graph, layers)
     cut(model, layers, drop)
     file = folder / source.name
     write_graph(model, file, source.parent)
@@ -78,9 +89,12 @@ def prune_graph(
     if (source.parent / "config.json").is_file():
         mend_config(source.parent, folder, drop, len(layers))
     sizes = _mend_genai_config(folder, len(layers) - len(drop))
+    left = read_graph(file)
     difference = None
     try:
-        _prove_weights(weights, file)
+        _prove_weights(weights, left, folder, source.parent)
+        prove_belongings(whole, left.graph, drop)
+        refuse_misdescribed(folder, left.graph)
         if proof == "logits":
             difference = prove_outputs(source, file, sorted(drop), tolerance, sizes)
     except ParityError:
@@ -115,18 +129,20 @@ def export_of(source: Path) -> Export | None:
     return export
 
 
-def _prove_weights(weights: Mapping[str, Any], file: Path) -> None:
-    """Compare the weights of a written file with those of its source, where each is stored.
+def _prove_weights(weights: Mapping[str, Any], left: Any, folder: Path, source: Path) -> None:
+    """Compare the weights of a written graph with those of its source, where each is stored.
 
     Raises:
-        ParityError: If one is not in the source, or is another.
+        ParityError: If one is not in the source, or is another; or if a file with weights is another.
     """
-    for name, value in read_graph(file).graph.initializers.items():
+    for name, value in left.graph.initializers.items():
         if name not in weights or _stored(weights[name]) != _stored(value.const_value):
             raise ParityError(
-                f"{file.name}: the weight {name} is not that of the file it was cut from.",
-                "Do not use the file.",
+                f"the weight {name} is not that of the file it was cut from.", "Do not use the file."
             )
+    for name in weight_files(left):
+        if not (folder / name).samefile(source / name) and sha256(folder / name) != sha256(source / name):
+            raise ParityError(f"{name} is not the file with weights of the source.", "Do not use the file.")
 
 
 def _stored(tensor: Any) -> object:

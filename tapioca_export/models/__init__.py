@@ -14,6 +14,7 @@ from .loaded import SPREAD, LoadedModel, LoadOptions, generated
 from .loading import find_task, load_config, load_model, load_processor, outline_model
 from .proof import prove_saved, reference_logits, refuse_larger_than_memory, save_pruned
 from .rewriting import mend_config_file, write_pruned
+from .settings import prove_settings
 from .skipping import (
     DROPPED,
     INTACT,
@@ -66,6 +67,7 @@ __all__ = [
     "mend_config_file",
     "outline_model",
     "prove_saved",
+    "prove_settings",
     "prunable_stacks",
     "reference_logits",
     "refuse_graph",

@@ -35,7 +35,7 @@ from ..external import refuse_link_out
 from .damping import Damped, folded
 from .loaded import LoadedModel, LoadOptions
 from .loading import load_config
-from .settings import prove_settings
+from .settings import prove_config, prove_settings
 from .shards import Weights, read_weights, replacing, write_weights
 from .stacks import build_empty, config_at, mended_config, prunable_stacks
 from .surgery import drop_layers, rearranged, silent_weights
@@ -282,7 +282,16 @@ def mend_config_file(source: Path, folder: Path, drop: Sequence[int], num_layers
             "Prune the checkpoint and export it again.",
         )
     keep = [layer for layer in range(num_layers) if layer not in drop]
-    mended_config(config, stacks[0], keep).save_pretrained(folder)
+    mended = mended_config(config, stacks[0], keep)
+    mended.save_pretrained(folder)
+    prove_config(folder, mended)
+    left = getattr(config_at(mended, stacks[0].config), stacks[0].field)
+    if left != len(keep) or mended.id2label != config.id2label:
+        raise UnsupportedModelError(
+            f"config.json without layers tells of {left} layers and of labels {mended.id2label}; it has to tell "
+            f"of {len(keep)}, and of {config.id2label}.",
+            "Prune the checkpoint and export it again.",
+        )
 
 
 # --- what goes with the weights -------------------------------------------------------------

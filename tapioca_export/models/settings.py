@@ -29,6 +29,22 @@ def prove_settings(folder: Path, model: LoadedModel, config: Any) -> None:
     Raises:
         UnsupportedModelError: If they are others, or cannot be read.
     """
+    prove_config(folder, config)
+    options = LoadOptions(trust_remote_code=model.trust_remote_code, local_files_only=True)
+    try:
+        found = load_processor(model.task, folder, load_config(folder, options), options)
+    except LoadError as error:
+        raise UnsupportedModelError(f"What was saved cannot be read: {error.message}", _HINT) from error
+    if what := _difference(model.processor, found):
+        raise UnsupportedModelError(f"What was saved has other {what} than {model.source}.", _HINT)
+
+
+def prove_config(folder: Path, config: Any) -> None:
+    """Hold a folder's config.json against what was saved there.
+
+    Raises:
+        UnsupportedModelError: Naming a field that is another.
+    """
     said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     meant = json.loads(config.to_json_string())
     if other := sorted(name for name in said.keys() | meant.keys() if said.get(name) != meant.get(name)):
@@ -37,13 +53,6 @@ def prove_settings(folder: Path, model: LoadedModel, config: Any) -> None:
             f"not {meant.get(other[0])!r}.",
             _HINT,
         )
-    options = LoadOptions(trust_remote_code=model.trust_remote_code, local_files_only=True)
-    try:
-        found = load_processor(model.task, folder, load_config(folder, options), options)
-    except LoadError as error:
-        raise UnsupportedModelError(f"What was saved cannot be read: {error.message}", _HINT) from error
-    if what := _difference(model.processor, found):
-        raise UnsupportedModelError(f"What was saved has other {what} than {model.source}.", _HINT)
 
 
 def _difference(one: Processor, other: Processor) -> str | None:

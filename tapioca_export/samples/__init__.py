@@ -8,7 +8,7 @@ Knows nothing about tokenizers, models or metrics.
 """
 
 from .files import read_records
-from .roles import MIN_ROWS, ROLES, Side, halves, load_roles
+from .roles import MIN_ROWS, ROLES, Side, halves, load_roles, refuse_shared
 from .rows import Place, ReadRow, Row, Samples, check_exists, read_samples
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "load_roles",
     "read_records",
     "read_samples",
+    "refuse_shared",
 ]

@@ -6,7 +6,7 @@ ever reported. Of a target with named domains, each is dealt out on its own, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -142,6 +142,20 @@ def _without_leaks(roles: dict[tuple[str, str], Samples], drop_leaks: bool) -> d
                 )
         clean[key] = replace(roles[key], rows=tuple(kept))
     return clean
+
+
+def refuse_shared(chosen: Iterable[Samples], reported: Iterable[Samples]) -> None:
+    """Refuse to report rows that helped to choose, whatever roles they came by.
+
+    Raises:
+        LoadError: Naming one, and how many there are.
+    """
+    seen = {row.key for samples in chosen for row in samples.rows}
+    if shared := [row.where for samples in reported for row in samples.rows if row.key in seen]:
+        raise LoadError(
+            f"{len(shared)} rows that helped to choose would be reported, such as {shared[0]}.",
+            "Give other rows to report, or report this if the files are apart.",
+        )
 
 
 def _why_apart(one: str, other: str) -> str:

@@ -22,7 +22,7 @@ from tapioca_export.models import LoadedModel
 
 from .base import Job, Mutant, Patch, Scenario, before, behind
 from .checkpoints import change_json, no_tokenizer, other_tokenizer, rotated
-from .models import HOME, checkpoint, rows
+from .models import HOME, checkpoint, prompts, rows
 
 
 @functools.cache
@@ -34,13 +34,26 @@ def pruned_checkpoint(family: str, drop: tuple[Any, ...] = (1,)) -> Path:
 
 
 @functools.cache
+def exported(family: str) -> Path:
+    """Return the ONNX export of a whole model; do not write in it."""
+    folder = HOME / f"{family}-exported"
+    export(RunConfig(model=str(checkpoint(family)), id=rows_of(family), output=folder, num_threads=1))
+    return folder
+
+
+def rows_of(family: str) -> Path:
+    """Return rows that fit a family's task."""
+    return rows("mixed") if family == "bert" else prompts()
+
+
+@functools.cache
 def exporting(
     family: str, format_: str = "onnx", samples: str = "mixed", is_quick: bool = True, **settings: Any
 ) -> Scenario:
     """Return the scenario that exports a pruned checkpoint of a family, proven on some rows."""
 
     def prepare(job: Job) -> dict[str, Any]:
-        given = {"mixed": functools.partial(rows, "mixed"), "one-length": one_length}[samples]()
+        given = one_length() if samples == "one-length" else rows_of(family)
         return {"model": pruned_checkpoint(family), "rows": given}
 
     def run(job: Job) -> None:
@@ -61,7 +74,9 @@ def one_length() -> Path:
     path = HOME / "one-length.jsonl"
     generator = np.random.default_rng(0)
     texts = (" ".join(f"w{number}" for number in generator.integers(0, 90, 6)) for _ in range(24))
-    path.write_text("".join(json.dumps({"text": t, "label": "neutral"}) + "\n" for t in texts), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps({"text": t, "label": "neutral"}) + "\n" for t in texts), encoding="utf-8"
+    )
     return path
 
 
@@ -384,7 +399,9 @@ def zero_point_off(graph: Any) -> None:
 
 def in_traced(change: Callable[[Any], Any]) -> Callable[[Patch, Job], None]:
     """Trace something else than the network."""
-    return lambda patch, job: behind(patch, torchscript_format, "_tensors_only", lambda found, *_: change(found))
+    return lambda patch, job: behind(
+        patch, torchscript_format, "_tensors_only", lambda found, *_: change(found)
+    )
 
 
 class _Changed(torch.nn.Module):
@@ -418,7 +435,10 @@ def _halved(network: Any) -> Any:
 
 def _fixed(network: Any) -> Any:
     """Positions that the trace saw, and no others."""
-    return _Changed(network, inputs=lambda ids, mask: (ids[:, : ids.shape[1]], mask[:, :4].repeat(1, 64)[:, : int(ids.shape[1])]))
+    return _Changed(
+        network,
+        inputs=lambda ids, mask: (ids[:, : ids.shape[1]], mask[:, :4].repeat(1, 64)[:, : int(ids.shape[1])]),
+    )
 
 
 def trained(network: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 import sys
 import tempfile
 from pathlib import Path
@@ -54,7 +55,9 @@ def network_of(family: str) -> Any:
     elif family == "tied":
         network = make_decoder("llama", tie_word_embeddings=True)
     elif family == "scaled":
-        network = make_decoder("llama", rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4})
+        network = make_decoder(
+            "llama", rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
+        )
     else:
         network = make_decoder(family, **WINDOWED.get(family, {}))
     with torch.no_grad():
@@ -71,6 +74,17 @@ def checkpoint(family: str, dtype: str = "float32", shard: str = "1GB") -> Path:
     network_of(family).to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard)
     make_tokenizer("llama" if family == "qwen2" else family).save_pretrained(folder)
     return folder
+
+
+@functools.cache
+def prompts(num_rows: int = 24, seed: int = 0) -> Path:
+    """Return a file of prompts of several lengths with answers."""
+    generator = random.Random(seed)
+    found = []
+    for number in range(num_rows):
+        words = [f"w{generator.randrange(90)}" for _ in range(generator.randint(1, 12))]
+        found.append({"prompt": " ".join([*words, f"w{number}"]), "answer": f"w{generator.randrange(90)}"})
+    return write_jsonl(HOME / f"prompts-{num_rows}-{seed}.jsonl", found)
 
 
 @functools.cache
