@@ -27,9 +27,9 @@ OUTPUT = Path(__file__).with_suffix(".json")
 
 def all_mutants() -> list[Any]:
     """Return every mutant."""
-    from .mutations import checkpoints, exports, graphs
+    from .mutations import checkpoints, exports, graphs, runs
 
-    return [*checkpoints.MUTANTS, *exports.MUTANTS, *graphs.MUTANTS]
+    return [*checkpoints.MUTANTS, *exports.MUTANTS, *graphs.MUTANTS, *runs.MUTANTS]
 
 
 def measure(mutants: Sequence[Any], say: Any = click.echo) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import ExportError, first_line
+from ..errors import ExportError, ParityError, first_line
 from ..telemetry import import_onnxruntime
 from .graphs import replace_graph
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 # Weights of one column that share a scale in 4 bits, and how products with them are computed: in int8.
 BLOCK_SIZE, COMPUTE_IN_INT8 = 32, 4
+# What stands for a weight in 8 bits, by what is added to its name; and how far rounding takes one, in steps.
+_PARTS = ("quantized", "scale", "zero_point")
+HALF_A_STEP = 0.51
 # What weights are multiplied in.
 _PRODUCTS = ["MatMul", "Gemm"]
 Feeds = Sequence[Mapping[str, np.ndarray]]
@@ -43,6 +46,7 @@ def quantize(file: Path, kind: str, *, per_channel: bool = False, calibration: F
 
     Raises:
         ExportError: If the quantiser refuses the graph.
+        ParityError: If a weight in 8 bits is not what it was, rounded.
     """
     import onnx_ir
     from onnx_ir.passes.common import LiftConstantsToInitializersPass
@@ -69,6 +73,38 @@ def quantize(file: Path, kind: str, *, per_channel: bool = False, calibration: F
                 "Leave out --quantize, or try it without --optimize.",
             ) from error
         replace_graph(onnx_ir.load(target), file)
+        if kind == "int8":
+            _refuse_other_weights(onnx_ir.load(source), onnx_ir.load(file))
+
+
+def _refuse_other_weights(source: ir.Model, quantized: ir.Model) -> None:
+    """Refuse weights in 8 bits that are not, to half a step, what they were: metrics may not tell.
+
+    Raises:
+        ParityError: Naming one, and how far it is off.
+    """
+    for name, value in source.graph.initializers.items():
+        parts = [quantized.graph.initializers.get(f"{name}_{part}") for part in _PARTS]
+        if any(part is None or part.const_value is None for part in parts):
+            continue
+        exact = value.const_value.numpy()
+        stored, scale, zero = (part.const_value.numpy() for part in parts if part is not None)
+        steps = stored.astype(np.int32)
+        off = min(_steps_off(exact, steps, scale, zero, axis) for axis in range(exact.ndim))
+        if not off <= HALF_A_STEP:
+            raise ParityError(
+                f"the weight {name} in 8 bits is off by {off:.3g} steps, and rounding takes half of one.",
+                "Leave out --quantize, and report the versions of the libraries.",
+            )
+
+
+def _steps_off(exact: np.ndarray, steps: np.ndarray, scale: np.ndarray, zero: np.ndarray, axis: int) -> float:
+    """Return how many steps a weight is off at most, its scales being one, or one for each along an axis."""
+    if scale.size not in (1, exact.shape[axis]):
+        return float("inf")
+    shape = [-1 if place == axis and scale.size > 1 else 1 for place in range(exact.ndim)]
+    scale, zero = scale.reshape(shape), zero.astype(np.int32).reshape(shape)
+    return float(np.abs(exact / np.where(scale == 0, 1, scale) - (steps - zero)).max(initial=0.0))
 
 
 def _forget_shapes(graph: ir.Graph) -> None:

@@ -1,7 +1,7 @@
 """What belongs to each layer of a graph, and whether a cut graph has what belongs to the layers that stay.
 
-Told by names, by what reads a weight and by what depends on a cached value: nothing is run. Outputs of a cut graph
-say nothing of the numbers that its caches have, as those are fed by place; who serves it feeds them by name.
+Told by names, by what reads a weight and by what depends on a cached value: nothing is run. Outputs say nothing
+of the numbers that caches have, as a proof feeds them by place; who serves a graph feeds them by name.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def prove_belongings(whole: Belongings, graph: ir.Graph, drop: Collection[int]) 
             expected = {inputs[old] for old in whole.own[name]}
             if reads & mine != expected or not reads <= mine | below:
                 raise ParityError(
-                    f"{outputs[name]} is not made of {', '.join(sorted(expected))}: caches have wrong numbers.",
+                    f"{outputs[name]} is not made of {', '.join(sorted(expected))}: caches have wrong "
+                    "numbers.",
                     _HINT,
                 )
         below |= mine
@@ -114,7 +115,9 @@ def _renumbered(layers: Sequence[Sequence[str]], kept: Sequence[int]) -> dict[st
         for name in layers[layer]:
             left[_NUMBER.sub("#", name)].append(name)
     return {
-        old: new for template, names in left.items() for old, new in zip(names, ordered[template], strict=False)
+        old: new
+        for template, names in left.items()
+        for old, new in zip(names, ordered[template], strict=False)
     }
 
 

@@ -17,6 +17,7 @@ import torch
 
 from ..artifacts import Curves, Deviation, LayerProfile, Numbering
 from ..domains import Domains
+from ..errors import SelectionError
 from ..models import LoadedModel
 from ..samples import Samples
 from ..tasks import Batch, Processor
@@ -114,12 +115,26 @@ def together(found: Sequence[Deviation], domains: Domains) -> Deviation:
     return Deviation(tuple(norms.tolist()), tuple(distances.tolist()), mean, found[0].noise_floor)
 
 
+def _refuse_padding(batch: Batch, mask: torch.Tensor) -> None:
+    """Refuse to take padding for tokens, where a token is a state.
+
+    Raises:
+        SelectionError: If there is some among the states (B, T) that count.
+    """
+    given = batch.inputs.get("attention_mask")
+    if given is not None and given.shape == tuple(mask.shape) and (mask.numpy() & (given == 0)).any():
+        raise SelectionError("Padding would be profiled as tokens.", "Report this with the task.")
+
+
 def read_states(
     model: LoadedModel, processor: Processor, batch: Batch, boundaries: Sequence[torch.Tensor]
 ) -> tuple[list[torch.Tensor], np.ndarray, np.ndarray]:
     """Return answer states (D+1, B, P, H) of each stack, summed cosines (L,) and real tokens (S,).
 
     Here D is the depth of a stack.
+
+    Raises:
+        SelectionError: If padding would count.
     """
     task, numbering = model.task, model.numbering
     names = list(numbering.depths)
@@ -132,6 +147,7 @@ def read_states(
             batch = replace(batch, num_states=streams[0].shape[1])
             at = torch.from_numpy(task.readout(batch, processor)).to(device)
             mask = torch.from_numpy(task.state_mask(batch, processor)).bool()
+            _refuse_padding(batch, mask)
             states.append(torch.stack([at @ stream.float() for stream in streams]))
         else:
             weights = task.readout_of(name, batch, (streams[0].shape[0], streams[0].shape[1]))

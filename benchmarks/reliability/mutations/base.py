@@ -152,7 +152,7 @@ def passed(found: Verification) -> None:
 
 
 def behind(patch: Patch, place: Any, name: str, spoil: Callable[..., Any]) -> None:
-    """Let a function do its work, then `spoil(result, *arguments)`; what that returns, if not None, counts."""
+    """Let a function work, then `spoil(result, *arguments)`; what that returns counts, unless it is None."""
     own = getattr(place, name)
 
     def broken(*arguments: Any, **named: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Faults of pruned checkpoints: which layers go, what is written of those that stay, and what goes with it."""
+"""Faults of pruned checkpoints: which layers go, what is written of those that stay, what goes with it."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def in_config(name: str, value: Any) -> Callable[[Patch, Job], None]:
 
 
 def mended(name: str, value: Any) -> Callable[[Patch, Job], None]:
-    """Build and write the pruned network by a config that says something else; a function gets what it was."""
+    """Build and write the network by a config that says something else; a function gets what it was."""
 
     def spoil(patch: Patch, job: Job) -> None:
         def change(config: Any, *_: Any) -> None:
@@ -328,11 +328,18 @@ SUBLAYER_BERT = pruning("bert", ("2.mlp",))
 
 MUTANTS = (
     *(
-        Mutant("the neighbour is dropped", "the files lack the layer above the one that was named", s, neighbour)
+        Mutant(
+            "the neighbour is dropped", "the files lack the layer above the one that was named", s, neighbour
+        )
         for s in (BERT, GPT2, LLAMA, GEMMA2, LFM2, T5, SHARDS)
     ),
     *(
-        Mutant("names read off by one", "each layer's name means the layer above, everywhere", s, neighbour_by_name)
+        Mutant(
+            "names read off by one",
+            "each layer's name means the layer above, everywhere",
+            s,
+            neighbour_by_name,
+        )
         for s in (BERT, WEIGHTS)
     ),
     *(
@@ -340,14 +347,23 @@ MUTANTS = (
         for s in (BERT, SUBLAYER)
     ),
     Mutant("one layer stays", "one of two layers that were named is kept", pruning("bert", (0, 2)), fewer),
-    Mutant("the neighbour is dropped", "what is saved from memory lacks the layer above", MEMORY, neighbour_in_memory),
+    Mutant(
+        "the neighbour is dropped",
+        "what is saved from memory lacks the layer above",
+        MEMORY,
+        neighbour_in_memory,
+    ),
     *(
         Mutant("two layers swapped", "two kept layers have each other's weights", s, _taken(_swap_layers))
         for s in (BERT, GPT2, LLAMA, QWEN2, LFM2)
     ),
     *(
-        Mutant("a dropped layer's weight kept", "a kept layer has a weight of the dropped one", s,
-               _taken(_dropped_into_kept))
+        Mutant(
+            "a dropped layer's weight kept",
+            "a kept layer has a weight of the dropped one",
+            s,
+            _taken(_dropped_into_kept),
+        )
         for s in (BERT, LLAMA)
     ),
     *(
@@ -366,48 +382,93 @@ MUTANTS = (
     Mutant("a norm scaled", "one norm's weight is 1 % larger", GEMMA2, _in_written(_scale_norm)),
     Mutant("a bias lost", "one bias is zeros", GPT2, _in_written(_drop_bias)),
     *(
-        Mutant("a flipped bit on disk", "one bit is another when the file is read back", s, _in_file(_flip_last))
+        Mutant(
+            "a flipped bit on disk", "one bit is another when the file is read back", s, _in_file(_flip_last)
+        )
         for s in (WEIGHTS, SHARD_WEIGHTS, LLAMA)
     ),
     Mutant("a short file on disk", "the file is shorter when it is read back", WEIGHTS, _in_file(_cut_short)),
-    Mutant("a type mislabelled", "the header says int16 of a float16 weight", HALF_WEIGHTS, _in_file(_mislabel)),
+    Mutant(
+        "a type mislabelled", "the header says int16 of a float16 weight", HALF_WEIGHTS, _in_file(_mislabel)
+    ),
     *(Mutant("a truncated file", "the weight file ends early", s, truncated) for s in (BERT, SHARDS)),
     *(
-        Mutant("a stale num_hidden_layers", "config.json has the whole model's depth", s,
-               in_config("num_hidden_layers", 4))
+        Mutant(
+            "a stale num_hidden_layers",
+            "config.json has the whole model's depth",
+            s,
+            in_config("num_hidden_layers", 4),
+        )
         for s in (BERT, LLAMA, WEIGHTS)
     ),
     Mutant("a stale n_layer", "config.json has the whole model's depth", GPT2, in_config("n_layer", 4)),
     *(
-        Mutant("an unsliced layer_types", "config.json has the kinds of the first layers, not of those kept", s,
-               mended("layer_types", types))
+        Mutant(
+            "an unsliced layer_types",
+            "config.json has the kinds of the first layers, not of those kept",
+            s,
+            mended("layer_types", types),
+        )
         for s, types in (
             (QWEN2, ["full_attention", "full_attention", "sliding_attention"]),
             (GEMMA2, ["sliding_attention", "full_attention", "sliding_attention"]),
             (LFM2, ["conv", "full_attention", "conv"]),
         )
     ),
-    Mutant("an unsliced layer_types", "config.json has the kinds of the first layers, not of those kept",
-           pruning("qwen2", (0,), "weights"),
-           in_config("layer_types", ["full_attention", "full_attention", "sliding_attention"])),
-    Mutant("layer_types of the whole", "config.json names the kinds of all layers", QWEN2,
-           in_config("layer_types", ["full_attention"] * 2 + ["sliding_attention"] * 2)),
-    Mutant("stack depths swapped", "config.json has the decoder's depth for the encoder's",
-           pruning("t5", ("encoder:0",)), in_config("num_layers", 3)),
-    Mutant("an untied head", "config.json says that the head is no longer the embedding", TIED,
-           in_config("tie_word_embeddings", False)),
-    Mutant("another epsilon", "config.json has another epsilon of the norms", LLAMA, mended("rms_norm_eps", 1e-2)),
+    Mutant(
+        "an unsliced layer_types",
+        "config.json has the kinds of the first layers, not of those kept",
+        pruning("qwen2", (0,), "weights"),
+        in_config("layer_types", ["full_attention", "full_attention", "sliding_attention"]),
+    ),
+    Mutant(
+        "layer_types of the whole",
+        "config.json names the kinds of all layers",
+        QWEN2,
+        in_config("layer_types", ["full_attention"] * 2 + ["sliding_attention"] * 2),
+    ),
+    Mutant(
+        "stack depths swapped",
+        "config.json has the decoder's depth for the encoder's",
+        pruning("t5", ("encoder:0",)),
+        in_config("num_layers", 3),
+    ),
+    Mutant(
+        "an untied head",
+        "config.json says that the head is no longer the embedding",
+        TIED,
+        in_config("tie_word_embeddings", False),
+    ),
+    Mutant(
+        "another epsilon", "config.json has another epsilon of the norms", LLAMA, mended("rms_norm_eps", 1e-2)
+    ),
     Mutant("another activation", "config.json says relu", BERT, mended("hidden_act", "relu")),
-    Mutant("another approximation", "config.json says the tanh form of GELU", BERT,
-           mended("hidden_act", "gelu_pytorch_tanh")),
-    Mutant("a scaling lost", "config.json lost how positions are scaled", SCALED,
-           mended("rope_parameters", {"rope_type": "default", "rope_theta": 1e4})),
-    Mutant("a scaling lost", "config.json lost what attention is divided by", GEMMA2,
-           mended("query_pre_attn_scalar", 8)),
+    Mutant(
+        "another approximation",
+        "config.json says the tanh form of GELU",
+        BERT,
+        mended("hidden_act", "gelu_pytorch_tanh"),
+    ),
+    Mutant(
+        "a scaling lost",
+        "config.json lost how positions are scaled",
+        SCALED,
+        mended("rope_parameters", {"rope_type": "default", "rope_theta": 1e4}),
+    ),
+    Mutant(
+        "a scaling lost",
+        "config.json lost what attention is divided by",
+        GEMMA2,
+        mended("query_pre_attn_scalar", 8),
+    ),
     Mutant("another window", "config.json has another sliding window", GEMMA2, mended("sliding_window", 8)),
     *(
-        Mutant("another type", "config.json names another number type than the source's", s,
-               in_config("dtype", "bfloat16"))
+        Mutant(
+            "another type",
+            "config.json names another number type than the source's",
+            s,
+            in_config("dtype", "bfloat16"),
+        )
         for s in (LLAMA, HALF_WEIGHTS)
     ),
     *(
@@ -420,28 +481,56 @@ MUTANTS = (
         for s in (BERT, WEIGHTS)
     ),
     *(
-        Mutant("another tokenizer", "words have other ids in the tokenizer that was written", s,
-               of_processor(other_tokenizer))
+        Mutant(
+            "another tokenizer",
+            "words have other ids in the tokenizer that was written",
+            s,
+            of_processor(other_tokenizer),
+        )
         for s in (BERT, LLAMA, WEIGHTS)
     ),
-    Mutant("no special tokens", "the tokenizer that was written puts none around a text", BERT,
-           of_processor(no_template)),
-    Mutant("the lowest layer's own weights lost", "relative positions went with the layer that had them", T5,
-           lowest_forgotten),
-    Mutant("a wrong factor", "the file is damped by another factor", DAMPED,
-           _factors(lambda found: {n: (a * 1.01, o) for n, (a, o) in found.items()})),
+    Mutant(
+        "no special tokens",
+        "the tokenizer that was written puts none around a text",
+        BERT,
+        of_processor(no_template),
+    ),
+    Mutant(
+        "the lowest layer's own weights lost",
+        "relative positions went with the layer that had them",
+        T5,
+        lowest_forgotten,
+    ),
+    Mutant(
+        "a wrong factor",
+        "the file is damped by another factor",
+        DAMPED,
+        _factors(lambda found: {n: (a * 1.01, o) for n, (a, o) in found.items()}),
+    ),
     Mutant("folded at the wrong layer", "the file has the layer above damped", DAMPED, _factors(_above)),
     Mutant("not folded", "the file has the weights as they were", DAMPED, _factors(lambda found: {})),
     Mutant("damped off by one", "proof and files damp the layer above", DAMPED, damped_above),
     Mutant("half of a layer damped", "one branch of two is damped", DAMPED, half_folded),
-    Mutant("an offset forgotten", "norms that add one to their weight are folded without it", DAMPED_GEMMA,
-           offset_forgotten),
+    Mutant(
+        "an offset forgotten",
+        "norms that add one to their weight are folded without it",
+        DAMPED_GEMMA,
+        offset_forgotten,
+    ),
     *(
         Mutant("no zeros", "the part that goes keeps its weights", s, _silent(lambda found: []))
         for s in (SUBLAYER, SUBLAYER_BERT)
     ),
-    Mutant("zeros at the neighbour", "the layer above loses its attention", SUBLAYER,
-           _silent(lambda found: [name.replace(".1.", ".2.") for name in found])),
-    Mutant("the other part", "the MLP is silent where attention should be", SUBLAYER,
-           _silent(lambda found: [name.replace("self_attn.o_proj", "mlp.down_proj") for name in found])),
-)  # fmt: skip
+    Mutant(
+        "zeros at the neighbour",
+        "the layer above loses its attention",
+        SUBLAYER,
+        _silent(lambda found: [name.replace(".1.", ".2.") for name in found]),
+    ),
+    Mutant(
+        "the other part",
+        "the MLP is silent where attention should be",
+        SUBLAYER,
+        _silent(lambda found: [name.replace("self_attn.o_proj", "mlp.down_proj") for name in found]),
+    ),
+)

@@ -15,7 +15,7 @@ import onnx_ir
 import torch
 
 from tapioca_export import RunConfig, export, prune
-from tapioca_export.exporting import FORMATS, stage, treating
+from tapioca_export.exporting import FORMATS, quantizing, stage
 from tapioca_export.exporting import graphs as exporting_graphs
 from tapioca_export.exporting import torchscript as torchscript_format
 from tapioca_export.models import LoadedModel
@@ -58,7 +58,8 @@ def exporting(
 
     def run(job: Job) -> None:
         config = RunConfig(
-            model=str(job["model"]), id=job["rows"], format=(format_,), output=job.output, num_threads=1, **settings
+            model=str(job["model"]), id=job["rows"], format=(format_,), output=job.output, num_threads=1,
+            **settings,
         )  # fmt: skip
         export(config)
 
@@ -110,7 +111,7 @@ _WRITTEN: dict[tuple[Any, ...], tuple[Path, Any]] = {}
 
 
 def _behind_writing(patch: Patch, format_: str, spoil: Callable[[Path], None]) -> None:
-    """Write what the exporter writes, and change it before it is proven; exporters write the same each time."""
+    """Write what the exporter writes, once, and change it before it is proven."""
     own = FORMATS[format_].write
 
     def write(model: LoadedModel, example: Any, folder: Path, dialect: Any) -> Any:
@@ -350,10 +351,10 @@ def short_weights(patch: Patch, job: Job) -> None:
 
 
 def in_quantized(change: Change) -> Callable[[Patch, Job], None]:
-    """Change a graph after it was quantised."""
+    """Change what the quantiser wrote."""
 
     def spoil(patch: Patch, job: Job) -> None:
-        behind(patch, treating, "quantize", lambda _, file, *__: change_graph(file, change))
+        behind(patch, quantizing, "_dynamically", lambda _, __, target, *___: change_graph(target, change))
 
     return spoil
 
@@ -524,19 +525,29 @@ INT8_CHANNEL = exporting("bert", quantize="int8", per_channel=True, max_drop=1.0
 HALF = exporting("bert", dtype="fp16")
 
 MUTANTS = (
-    *(Mutant("no attention mask", "padding is seen", s, in_graph(no_mask)) for s in (BERT, LLAMA, GPT2, GEMMA2, EVEN)),
+    *(
+        Mutant("no attention mask", "padding is seen", s, in_graph(no_mask))
+        for s in (BERT, LLAMA, GPT2, GEMMA2, EVEN)
+    ),
     *(Mutant("no attention mask", "padding is seen", s, in_traced(_unmasked)) for s in (SCRIPT, EVEN_SCRIPT)),
     Mutant("padding on the wrong side", "tokens are read from the other end", SCRIPT, in_traced(_mirrored)),
     Mutant("training mode", "dropout is active in the trace", SCRIPT, in_traced(_training)),
     Mutant("training mode", "dropout is active in the graph", PT2, written_with("pt2", trained)),
     Mutant("training mode", "dropout is active in the graph", BERT, written_with("onnx", trained)),
     Mutant("half precision in between", "logits went through float16", SCRIPT, in_traced(_halved)),
-    Mutant("a mask of the trace", "the mask has the trace's pattern at every length", SCRIPT, in_traced(_fixed)),
+    Mutant(
+        "a mask of the trace", "the mask has the trace's pattern at every length", SCRIPT, in_traced(_fixed)
+    ),
     *(
         Mutant("positions shifted", "each token stands one further", s, in_graph(shifted("position_ids")))
         for s in (GPT2,)
     ),
-    Mutant("tokens shifted", "each token is read as the next of the vocabulary", BERT, in_graph(shifted("input_ids"))),
+    Mutant(
+        "tokens shifted",
+        "each token is read as the next of the vocabulary",
+        BERT,
+        in_graph(shifted("input_ids")),
+    ),
     *(
         Mutant("the past ignored", "one layer's cached values count as zeros", s, in_graph(past_ignored))
         for s in (LLAMA, GPT2, GEMMA2)
@@ -549,10 +560,19 @@ MUTANTS = (
         Mutant("keys for values", "a layer gives keys as values", s, in_graph(keys_for_values))
         for s in (LLAMA, GPT2)
     ),
-    Mutant("another epsilon", "one norm has another epsilon", BERT,
-           in_graph(attribute(("LayerNormalization",), "epsilon", 1e-2))),
+    Mutant(
+        "another epsilon",
+        "one norm has another epsilon",
+        BERT,
+        in_graph(attribute(("LayerNormalization",), "epsilon", 1e-2)),
+    ),
     *(
-        Mutant("another epsilon", "norms were traced with another epsilon", s, written_with(f, norms_without_epsilon))
+        Mutant(
+            "another epsilon",
+            "norms were traced with another epsilon",
+            s,
+            written_with(f, norms_without_epsilon),
+        )
         for s, f in ((SCRIPT, "torchscript"), (PT2, "pt2"))
     ),
     Mutant("another activation", "one GELU is a ReLU", BERT, in_graph(operator("Gelu", "Relu"))),
@@ -572,11 +592,27 @@ MUTANTS = (
     ),
     *(
         Mutant("the original's file", "the file is that of the whole model", s, of_another(family, format_))
-        for s, family, format_ in ((SCRIPT, "bert", "torchscript"), (BERT, "bert", "onnx"), (LLAMA, "llama", "onnx"))
+        for s, family, format_ in (
+            (SCRIPT, "bert", "torchscript"),
+            (BERT, "bert", "onnx"),
+            (LLAMA, "llama", "onnx"),
+        )
     ),
-    Mutant("the original exported", "the whole model is exported as the one without layers", SCRIPT, whole_for_pruned),
-    Mutant("classes permuted", "logits of two classes are in each other's place", BERT, in_graph(classes_permuted)),
-    Mutant("one answer for all", "each row of a batch gets the first one's answer", BERT, in_graph(first_row)),
+    Mutant(
+        "the original exported",
+        "the whole model is exported as the one without layers",
+        SCRIPT,
+        whole_for_pruned,
+    ),
+    Mutant(
+        "classes permuted",
+        "logits of two classes are in each other's place",
+        BERT,
+        in_graph(classes_permuted),
+    ),
+    Mutant(
+        "one answer for all", "each row of a batch gets the first one's answer", BERT, in_graph(first_row)
+    ),
     Mutant("weights of another model", "the file beside the graph is another's", BERT, others_weights),
     Mutant("weights cut short", "the file beside the graph ends early", BERT, short_weights),
     *(
@@ -588,24 +624,40 @@ MUTANTS = (
             ("a zero point off", "one matrix has another zero point", zero_point_off),
         )
     ),
-    Mutant("neighbouring scales swapped", "two matrices have each other's scales, which hardly differ", INT8,
-           in_quantized(neighbours_scales_swapped)),
-    Mutant("a transposed weight", "one matrix of a float16 file is transposed", HALF, in_graph(transposed_half)),
+    Mutant(
+        "neighbouring scales swapped",
+        "two matrices have each other's scales, which hardly differ",
+        INT8,
+        in_quantized(neighbours_scales_swapped),
+    ),
+    Mutant(
+        "a transposed weight", "one matrix of a float16 file is transposed", HALF, in_graph(transposed_half)
+    ),
     *(
         Mutant(name, what, s, settings(change))
         for s in (SCRIPT,)
         for name, what, change in (
-            ("labels permuted", "id2label of config.json is in another order",
-             lambda folder: change_json(folder / "config.json", "id2label", rotated)),
-            ("a stale num_hidden_layers", "config.json has the whole model's depth",
-             lambda folder: change_json(folder / "config.json", "num_hidden_layers", 4)),
+            (
+                "labels permuted",
+                "id2label of config.json is in another order",
+                lambda folder: change_json(folder / "config.json", "id2label", rotated),
+            ),
+            (
+                "a stale num_hidden_layers",
+                "config.json has the whole model's depth",
+                lambda folder: change_json(folder / "config.json", "num_hidden_layers", 4),
+            ),
             ("no tokenizer", "no file of the tokenizer was written", no_tokenizer),
             ("another tokenizer", "words have other ids", other_tokenizer),
         )
     ),
     *(
-        Mutant("a stale depth for genai", "genai_config.json has the whole model's depth", s,
-               genai("num_hidden_layers", 4))
+        Mutant(
+            "a stale depth for genai",
+            "genai_config.json has the whole model's depth",
+            s,
+            genai("num_hidden_layers", 4),
+        )
         for s in (LLAMA,)
     ),
-)  # fmt: skip
+)

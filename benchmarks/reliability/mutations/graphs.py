@@ -53,8 +53,8 @@ def fused() -> Path:
         if total is None or total.op_type != "Add":
             continue
         made = onnx_ir.node(
-            "SkipLayerNormalization", [*total.inputs, *norm.inputs[1:]], {"epsilon": 1e-5}, domain=norms.DOMAIN,
-            num_outputs=norms.SUM + 1,
+            "SkipLayerNormalization", [*total.inputs, *norm.inputs[1:]], {"epsilon": 1e-5},
+            domain=norms.DOMAIN, num_outputs=norms.SUM + 1,
         )  # fmt: skip
         model.graph.insert_before(norm, made)
         norm.outputs[0].replace_all_uses_with(made.outputs[0])
@@ -66,7 +66,9 @@ def fused() -> Path:
 
 
 @functools.cache
-def cutting_of(source: Callable[..., Path], *given: Any, how: str = "logits", drop: tuple[int, ...] = (1,)) -> Scenario:
+def cutting_of(
+    source: Callable[..., Path], *given: Any, how: str = "logits", drop: tuple[int, ...] = (1,)
+) -> Scenario:
     """Return the scenario that cuts a graph in a folder."""
     said = " ".join(map(str, given)) or source.__name__
 
@@ -79,7 +81,9 @@ def cutting_of(source: Callable[..., Path], *given: Any, how: str = "logits", dr
 
     ways = f" --proof {how}" if how != "logits" else ""
     is_quick = source is not exported
-    return Scenario(f"prune {said}.onnx, drop {', '.join(map(str, drop))}{ways}", "prune", prepare, run, is_quick)
+    return Scenario(
+        f"prune {said}.onnx, drop {', '.join(map(str, drop))}{ways}", "prune", prepare, run, is_quick
+    )
 
 
 # --- what is broken -------------------------------------------------------------------------
@@ -203,6 +207,7 @@ def epsilon_changed(graph: Any) -> None:
 
 def epsilon_forgotten(patch: Patch, job: Job) -> None:
     """Norms that are fused again get another epsilon than they had."""
+
     def change(_: None, graph: Any) -> None:
         for node in graph:
             if node.domain == norms.DOMAIN:
@@ -213,6 +218,7 @@ def epsilon_forgotten(patch: Patch, job: Job) -> None:
 
 def sum_lost(patch: Patch, job: Job) -> None:
     """What reads the sum of a fused norm reads the norm."""
+
     def change(_: None, graph: Any) -> None:
         node = next(n for n in graph if n.domain == norms.DOMAIN and len(n.outputs) > norms.SUM)
         node.outputs[norms.SUM].replace_all_uses_with(node.outputs[0])
@@ -278,8 +284,12 @@ MUTANTS = (
         for s in (DECODER, ENCODER)
     ),
     *(
-        Mutant("the dropped layer's norm", "the layer behind the cut has the norm of the one that went", s,
-               norm_of_the_dropped)
+        Mutant(
+            "the dropped layer's norm",
+            "the layer behind the cut has the norm of the one that went",
+            s,
+            norm_of_the_dropped,
+        )
         for s in (DECODER, BY_WEIGHTS)
     ),
     Mutant("half a layer cut out", "the attention of the layer stays", ENCODER, half_cut),
@@ -301,25 +311,45 @@ MUTANTS = (
         for s in (DECODER, BY_WEIGHTS, FUSED)
     ),
     *(
-        Mutant("weights read from other places", "two weights are read from each other's place", s,
-               _after_cut(offsets_swapped))
+        Mutant(
+            "weights read from other places",
+            "two weights are read from each other's place",
+            s,
+            _after_cut(offsets_swapped),
+        )
         for s in (DECODER, BY_WEIGHTS)
     ),
     Mutant("another epsilon", "one norm has another epsilon", DECODER, _after_cut(epsilon_changed)),
-    Mutant("an epsilon forgotten", "norms that are fused again have another epsilon", FUSED, epsilon_forgotten),
+    Mutant(
+        "an epsilon forgotten", "norms that are fused again have another epsilon", FUSED, epsilon_forgotten
+    ),
     Mutant("a sum lost", "what reads the stream reads its norm", FUSED, sum_lost),
     *(
         Mutant("weights of another model", "the file that is linked is another's", s, others_weights)
         for s in (DECODER, BY_WEIGHTS)
     ),
     *(
-        Mutant("a stale num_hidden_layers", "config.json has the whole model's depth", s,
-               configured("num_hidden_layers", 4))
+        Mutant(
+            "a stale num_hidden_layers",
+            "config.json has the whole model's depth",
+            s,
+            configured("num_hidden_layers", 4),
+        )
         for s in (BERT, LLAMA_WEIGHTS)
     ),
-    Mutant("labels permuted", "id2label of config.json is in another order", BERT, configured("id2label", rotated)),
+    Mutant(
+        "labels permuted",
+        "id2label of config.json is in another order",
+        BERT,
+        configured("id2label", rotated),
+    ),
     Mutant("a stale depth for genai", "genai_config.json has one layer too many", LLAMA, stale_genai),
-    Mutant("another file than recorded", "the source is not the file that export.json tells of", BERT, changed_source),
+    Mutant(
+        "another file than recorded",
+        "the source is not the file that export.json tells of",
+        BERT,
+        changed_source,
+    ),
     Mutant("cut before", "the source's record says that a layer is gone", BERT, cut_before),
-)  # fmt: skip
+)
 _ = json
