@@ -1,4 +1,4 @@
-"""The checkpoint is the model that was measured: some of the search's rows, scored once more by what was written.
+"""The checkpoint is the model that was measured: some of the search's rows, scored once more by it.
 
 A search skips layers in memory, most of them without running those below. Bit for bit, the checkpoint is the
 model with layers skipped; here it is held against the numbers that the layers were chosen by.
@@ -35,7 +35,7 @@ class Measured:
 
 
 def remember(probe: Probe, selection: Selection) -> Measured | None:
-    """Return what is known of a batch of average length; None where no batch was scored without these layers."""
+    """Return what is known of a batch of average length; None where none was scored without these layers."""
     chosen = probe.choices.chosen(selection.drop, selection.scales)
     losses = probe.known(chosen)[1]
     samples = probe.samples[probe.select_on]

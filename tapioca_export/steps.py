@@ -246,14 +246,14 @@ def export_all(
     `calibration` has ID rows.
 
     Raises:
-        ExportError: If a format cannot be written, or differs from PyTorch; or the model is not what was left.
+        ExportError: If a format cannot be written, or differs from PyTorch; or the model is not what is left.
     """
     exports = {}
     drop, damp = (chosen.drop, chosen.damp) if chosen else ((), ())
     if chosen and model.num_layers + len(whole_layers(drop)) != chosen.num_layers:
         raise ExportError(
-            f"{model.source} has {model.num_layers} layers, and without {layers_text(drop) or 'any'} the model "
-            f"of its selection.json, which had {chosen.num_layers}, has another number.",
+            f"{model.source} has {model.num_layers} layers; its selection.json is of {chosen.num_layers}, of "
+            f"which {layers_text(drop) or 'none'} went.",
             "Prune the original with that selection, and export what comes out.",
         )
     silent = chosen.units.left_of(chosen.units.indices(drop)) if chosen else {}

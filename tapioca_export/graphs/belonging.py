@@ -1,7 +1,7 @@
 """What belongs to each layer of a graph, and whether a cut graph has what belongs to the layers that stay.
 
-Told by names, by what reads a weight and by what depends on a cached value: nothing is run. Outputs say nothing
-of the numbers that caches have, as a proof feeds them by place; who serves a graph feeds them by name.
+Told by names, by what reads a weight and by what depends on a cached value: nothing is run. Outputs say
+nothing of the numbers that caches have: a proof feeds them by place, and who serves a graph by name.
 """
 
 from __future__ import annotations

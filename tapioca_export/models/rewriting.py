@@ -288,8 +288,8 @@ def mend_config_file(source: Path, folder: Path, drop: Sequence[int], num_layers
     left = getattr(config_at(mended, stacks[0].config), stacks[0].field)
     if left != len(keep) or mended.id2label != config.id2label:
         raise UnsupportedModelError(
-            f"config.json without layers tells of {left} layers and of labels {mended.id2label}; it has to tell "
-            f"of {len(keep)}, and of {config.id2label}.",
+            f"config.json without layers tells of {left} layers and of labels {mended.id2label}, "
+            f"where there are {len(keep)} and {config.id2label}.",
             "Prune the checkpoint and export it again.",
         )
 

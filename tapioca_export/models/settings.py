@@ -1,4 +1,4 @@
-"""Prove what stands beside weights or a graph: the config that was meant, and what encodes inputs and names labels.
+"""Prove what stands beside weights or a graph: its config, what encodes inputs, and what names labels.
 
 Logits say nothing of either: they are compared on inputs that are encoded already, and have no names. Classes
 of configs and tokenizers save themselves, each in its own way, and what was saved is what others load.
