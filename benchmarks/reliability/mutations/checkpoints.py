@@ -472,9 +472,12 @@ MUTANTS = (
         for s in (LLAMA, HALF_WEIGHTS)
     ),
     *(
-        Mutant("labels permuted", "id2label of config.json is in another order", s, spoil)
+        Mutant(name, "id2label of config.json is in another order", s, spoil)
         for s in (BERT, SHARD_WEIGHTS)
-        for spoil in (in_config("id2label", rotated), mended("id2label", rotated))
+        for name, spoil in (
+            ("labels permuted", in_config("id2label", rotated)),
+            ("labels permuted in memory", mended("id2label", rotated)),
+        )
     ),
     *(
         Mutant("no tokenizer", "no file of the tokenizer was written", s, of_processor(no_tokenizer))

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir
-import torch
 
 from tapioca_export import RunConfig, export, prune
 from tapioca_export.exporting import FORMATS, quantizing, stage
@@ -20,6 +18,7 @@ from tapioca_export.exporting import graphs as exporting_graphs
 from tapioca_export.exporting import torchscript as torchscript_format
 from tapioca_export.models import LoadedModel
 
+from . import altering, tracing
 from .base import Job, Mutant, Patch, Scenario, before, behind
 from .checkpoints import change_json, no_tokenizer, other_tokenizer, rotated
 from .models import HOME, checkpoint, prompts, rows
@@ -81,26 +80,13 @@ def one_length() -> Path:
     return path
 
 
-# --- graphs ---------------------------------------------------------------------------------
-
-Change = Callable[[Any], None]
-
-
-def in_graph(change: Change, file: str = "model.onnx") -> Callable[[Patch, Job], None]:
+def in_graph(change: altering.Change, file: str = "model.onnx") -> Callable[[Patch, Job], None]:
     """Change a graph between its writing and its proof."""
 
     def spoil(patch: Patch, job: Job) -> None:
-        _behind_writing(patch, "onnx", lambda folder: change_graph(folder / file, change))
+        _behind_writing(patch, "onnx", lambda folder: altering.change_graph(folder / file, change))
 
     return spoil
-
-
-def change_graph(path: Path, change: Change) -> None:
-    """Change a graph in its file."""
-    model = onnx_ir.load(path)
-    onnx_ir.external_data.load_to_model(model)
-    change(model.graph)
-    onnx_ir.save(model, path)
 
 
 def _replace_writer(patch: Patch, format_: str, write: Callable[..., Any]) -> None:
@@ -126,171 +112,6 @@ def _behind_writing(patch: Patch, format_: str, spoil: Callable[[Path], None]) -
         return written
 
     _replace_writer(patch, format_, write)
-
-
-def _value(graph: Any, name: str) -> Any:
-    return next(value for value in graph.inputs if value.name == name)
-
-
-def _instead(graph: Any, value: Any, *nodes: Any) -> None:
-    """Let all that read a value read what the last of some nodes makes of it."""
-    users = [(node, place) for node, place in value.uses() if node not in nodes]
-    first = next(iter(graph))
-    graph.insert_before(first, list(nodes))
-    for node, place in users:
-        node.replace_input_with(place, nodes[-1].outputs[0])
-    graph.sort()
-
-
-def _constant(graph: Any, array: np.ndarray, name: str) -> Any:
-    value = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(array, name=name))
-    value.dtype, value.shape = onnx_ir.DataType.from_numpy(array.dtype), onnx_ir.Shape(array.shape)
-    graph.initializers[name] = value
-    return value
-
-
-def no_mask(graph: Any) -> None:
-    """All tokens are seen, padding too."""
-    mask = _value(graph, "attention_mask")
-    shape = onnx_ir.node("Shape", [mask])
-    ones = onnx_ir.node(
-        "ConstantOfShape", [shape.outputs[0]], {"value": onnx_ir.tensor(np.ones(1, np.int64), name="one")}
-    )
-    _instead(graph, mask, shape, ones)
-
-
-def shifted(name: str) -> Change:
-    """Return what adds one to an input of integers."""
-
-    def change(graph: Any) -> None:
-        value = _value(graph, name)
-        one = _constant(graph, np.asarray(1, np.int64), "one_more")
-        _instead(graph, value, onnx_ir.node("Add", [value, one]))
-
-    return change
-
-
-def past_ignored(graph: Any) -> None:
-    """The first layer's cached values count as zeros."""
-    value = _value(graph, "past_key_values.0.value")
-    zero = _constant(graph, np.asarray(0, np.float32), "nothing")
-    _instead(graph, value, onnx_ir.node("Mul", [value, zero]))
-
-
-def _rename_swapped(values: Any, one: str, other: str) -> None:
-    found = {value.name: value for value in values}
-    first, second = found[one], found[other]
-    first.name, second.name = "swapped", one
-    first.name = other
-
-
-def caches_swapped(graph: Any) -> None:
-    """Two layers take each other's cached keys and values."""
-    for kind in ("key", "value"):
-        _rename_swapped(graph.inputs, f"past_key_values.0.{kind}", f"past_key_values.1.{kind}")
-
-
-def keys_for_values(graph: Any) -> None:
-    """A layer gives its keys as values, and its values as keys."""
-    _rename_swapped(graph.outputs, "present.0.key", "present.0.value")
-
-
-def attribute(operators: tuple[str, ...], name: str, value: float) -> Change:
-    """Return what gives an attribute of the first operator of a kind another value."""
-
-    def change(graph: Any) -> None:
-        node = next(node for node in graph if node.op_type in operators)
-        node.attributes[name] = onnx_ir.AttrFloat32(name, value)
-
-    return change
-
-
-def operator(old: str, new: str) -> Change:
-    """Return what replaces the first operator of a kind."""
-
-    def change(graph: Any) -> None:
-        node = next(node for node in graph if node.op_type == old)
-        made = onnx_ir.node(new, list(node.inputs))
-        graph.insert_before(node, made)
-        node.outputs[0].replace_all_uses_with(made.outputs[0], replace_graph_outputs=True)
-        graph.remove(node, safe=True)
-
-    return change
-
-
-def _matrices(graph: Any) -> list[Any]:
-    def is_square(value: Any) -> bool:
-        return len(value.shape) == 2 and len(set(value.shape)) == 1 and value.dtype == onnx_ir.DataType.FLOAT
-
-    return [value for value in graph.initializers.values() if is_square(value) and value.uses()]
-
-
-def _put(value: Any, array: np.ndarray) -> None:
-    value.const_value = onnx_ir.tensor(np.ascontiguousarray(array), name=value.name)
-
-
-def transposed(graph: Any) -> None:
-    """One square matrix is transposed."""
-    value = _matrices(graph)[0]
-    _put(value, value.const_value.numpy().T)
-
-
-def matrices_swapped(graph: Any) -> None:
-    """Two square matrices are in each other's place."""
-    one, other = _matrices(graph)[:2]
-    first, second = one.const_value.numpy().copy(), other.const_value.numpy().copy()
-    _put(one, second)
-    _put(other, first)
-
-
-def rounded(graph: Any) -> None:
-    """Every weight went through float16, and the file still says float32."""
-    for value in graph.initializers.values():
-        if value.dtype == onnx_ir.DataType.FLOAT:
-            _put(value, value.const_value.numpy().astype(np.float16).astype(np.float32))
-
-
-def flipped(graph: Any) -> None:
-    """One bit of one weight is another."""
-    value = _matrices(graph)[0]
-    bits = value.const_value.numpy().copy()
-    bits.reshape(-1).view(np.int32)[5] ^= 1 << 23
-    _put(value, bits)
-
-
-def transposed_half(graph: Any) -> None:
-    """One square matrix in float16 is transposed."""
-    value = next(
-        v for v in graph.initializers.values()
-        if len(v.shape) == 2 and len(set(v.shape)) == 1 and v.dtype == onnx_ir.DataType.FLOAT16 and v.uses()
-    )  # fmt: skip
-    _put(value, value.const_value.numpy().T)
-
-
-def classes_permuted(graph: Any) -> None:
-    """The logits of two classes are in each other's place."""
-    value = graph.outputs[0]
-    order = _constant(graph, np.asarray([1, 0, 2]), "order")
-    moved = onnx_ir.node("Gather", [value, order], {"axis": 1})
-    graph.append(moved)
-    new = moved.outputs[0]
-    new.dtype, new.shape, name = value.dtype, value.shape, value.name
-    value.name, new.name = "before_it", name
-    graph.outputs[0] = new
-
-
-def first_row(graph: Any) -> None:
-    """Every row of a batch gets the answer of the first."""
-    value = graph.outputs[0]
-    place = _constant(graph, np.asarray([0]), "first")
-    one = onnx_ir.node("Gather", [value, place], {"axis": 0})
-    shape = onnx_ir.node("Shape", [value])
-    all_ = onnx_ir.node("Expand", [one.outputs[0], shape.outputs[0]])
-    graph.extend([one, shape, all_])
-    new = all_.outputs[0]
-    new.dtype, new.shape, name = value.dtype, value.shape, value.name
-    value.name, new.name = "before_it", name
-    graph.outputs[0] = new
 
 
 def of_another(family: str, format_: str = "onnx") -> Callable[[Patch, Job], None]:
@@ -350,49 +171,18 @@ def short_weights(patch: Patch, job: Job) -> None:
 # --- quantised graphs -----------------------------------------------------------------------
 
 
-def in_quantized(change: Change) -> Callable[[Patch, Job], None]:
+def in_quantized(change: altering.Change) -> Callable[[Patch, Job], None]:
     """Change what the quantiser wrote."""
 
     def spoil(patch: Patch, job: Job) -> None:
-        behind(patch, quantizing, "_dynamically", lambda _, __, target, *___: change_graph(target, change))
+        behind(
+            patch,
+            quantizing,
+            "_dynamically",
+            lambda _, __, target, *___: altering.change_graph(target, change),
+        )
 
     return spoil
-
-
-def _scales(graph: Any) -> list[Any]:
-    return [v for n, v in sorted(graph.initializers.items()) if n.endswith("_scale") and v.uses()]
-
-
-def scales_swapped(graph: Any) -> None:
-    """The scales of two matrices are in each other's place."""
-    found = sorted(_scales(graph), key=lambda value: float(value.const_value.numpy().reshape(-1)[0]))
-    one, other = found[0], found[-1]
-    first, second = one.const_value.numpy().copy(), other.const_value.numpy().copy()
-    _put(one, second)
-    _put(other, first)
-
-
-def neighbours_scales_swapped(graph: Any) -> None:
-    """The scales of two matrices that hardly differ are in each other's place."""
-    found = [v for v in _scales(graph) if v.const_value.numpy().size == 1]
-    ordered = sorted(found, key=lambda value: float(value.const_value.numpy().reshape(-1)[0]))
-    middle = len(ordered) // 2
-    one, other = ordered[middle : middle + 2]
-    first, second = one.const_value.numpy().copy(), other.const_value.numpy().copy()
-    _put(one, second)
-    _put(other, first)
-
-
-def scale_doubled(graph: Any) -> None:
-    """One matrix is twice as large."""
-    value = _scales(graph)[0]
-    _put(value, value.const_value.numpy() * 2)
-
-
-def zero_point_off(graph: Any) -> None:
-    """One matrix has a zero point that is off by eight."""
-    value = next(v for n, v in sorted(graph.initializers.items()) if n.endswith("_zero_point") and v.uses())
-    _put(value, (value.const_value.numpy() + 8).astype(value.const_value.numpy().dtype))
 
 
 # --- TorchScript and torch.export -----------------------------------------------------------
@@ -403,49 +193,6 @@ def in_traced(change: Callable[[Any], Any]) -> Callable[[Patch, Job], None]:
     return lambda patch, job: behind(
         patch, torchscript_format, "_tensors_only", lambda found, *_: change(found)
     )
-
-
-class _Changed(torch.nn.Module):
-    """A network whose inputs or outputs are changed."""
-
-    def __init__(self, inner: Any, inputs: Any = None, outputs: Any = None) -> None:
-        super().__init__()
-        self.inner, self.inputs, self.outputs = inner, inputs, outputs
-        self.train(inner.training)
-
-    def forward(self, *tensors: Any) -> Any:
-        found = self.inner(*(self.inputs(*tensors) if self.inputs else tensors))
-        return tuple(map(self.outputs, found)) if self.outputs else found
-
-
-def _training(network: Any) -> Any:
-    return network.train()
-
-
-def _unmasked(network: Any) -> Any:
-    return _Changed(network, inputs=lambda ids, mask: (ids, torch.ones_like(mask)))
-
-
-def _mirrored(network: Any) -> Any:
-    return _Changed(network, inputs=lambda ids, mask: (ids.flip(1), mask.flip(1)))
-
-
-def _halved(network: Any) -> Any:
-    return _Changed(network, outputs=lambda logits: logits.half().float())
-
-
-def _fixed(network: Any) -> Any:
-    """Positions that the trace saw, and no others."""
-    return _Changed(
-        network,
-        inputs=lambda ids, mask: (ids[:, : ids.shape[1]], mask[:, :4].repeat(1, 64)[:, : int(ids.shape[1])]),
-    )
-
-
-def trained(network: Any) -> Any:
-    """Dropout is active."""
-    network.train()
-    return network.eval
 
 
 def _written(patch: Patch, format_: str, change: Callable[[Any], Any]) -> None:
@@ -464,33 +211,6 @@ def _written(patch: Patch, format_: str, change: Callable[[Any], Any]) -> None:
 def written_with(format_: str, change: Callable[[Any], Any]) -> Callable[[Patch, Job], None]:
     """Write a network that is changed while it is written."""
     return lambda patch, job: _written(patch, format_, change)
-
-
-def one_weight_moved(network: Any) -> Any:
-    """One weight is larger by a hundredth."""
-    weight = next(w for w in network.parameters() if w.dim() == 2)
-    kept = weight.detach().clone()
-    weight.data[3] += 0.01 * weight.data.abs().max()
-
-    def undo() -> None:
-        weight.data = kept
-
-    return undo
-
-
-def norms_without_epsilon(network: Any) -> Any:
-    """Norms have another epsilon."""
-    norms = [m for m in network.modules() if hasattr(m, "eps") or hasattr(m, "variance_epsilon")]
-    names = ["eps" if hasattr(m, "eps") else "variance_epsilon" for m in norms]
-    kept = [getattr(m, n) for m, n in zip(norms, names, strict=True)]
-    for module, name in zip(norms, names, strict=True):
-        setattr(module, name, 1e-2)
-
-    def undo() -> None:
-        for module, name, value in zip(norms, names, kept, strict=True):
-            setattr(module, name, value)
-
-    return undo
 
 
 # --- what stands beside the file ------------------------------------------------------------
@@ -526,68 +246,93 @@ HALF = exporting("bert", dtype="fp16")
 
 MUTANTS = (
     *(
-        Mutant("no attention mask", "padding is seen", s, in_graph(no_mask))
+        Mutant("no attention mask", "padding is seen", s, in_graph(altering.no_mask))
         for s in (BERT, LLAMA, GPT2, GEMMA2, EVEN)
     ),
-    *(Mutant("no attention mask", "padding is seen", s, in_traced(_unmasked)) for s in (SCRIPT, EVEN_SCRIPT)),
-    Mutant("padding on the wrong side", "tokens are read from the other end", SCRIPT, in_traced(_mirrored)),
-    Mutant("training mode", "dropout is active in the trace", SCRIPT, in_traced(_training)),
-    Mutant("training mode", "dropout is active in the graph", PT2, written_with("pt2", trained)),
-    Mutant("training mode", "dropout is active in the graph", BERT, written_with("onnx", trained)),
-    Mutant("half precision in between", "logits went through float16", SCRIPT, in_traced(_halved)),
+    *(
+        Mutant("no attention mask", "padding is seen", s, in_traced(tracing.unmasked))
+        for s in (SCRIPT, EVEN_SCRIPT)
+    ),
     Mutant(
-        "a mask of the trace", "the mask has the trace's pattern at every length", SCRIPT, in_traced(_fixed)
+        "padding on the wrong side", "tokens are read from the other end", SCRIPT, in_traced(tracing.mirrored)
+    ),
+    Mutant("training mode", "dropout is active in the trace", SCRIPT, in_traced(tracing.training)),
+    Mutant("training mode", "dropout is active in the graph", PT2, written_with("pt2", tracing.trained)),
+    Mutant("training mode", "dropout is active in the graph", BERT, written_with("onnx", tracing.trained)),
+    Mutant("half precision in between", "logits went through float16", SCRIPT, in_traced(tracing.halved)),
+    Mutant(
+        "a mask of the trace",
+        "the mask has the trace's pattern at every length",
+        SCRIPT,
+        in_traced(tracing.fixed),
     ),
     *(
-        Mutant("positions shifted", "each token stands one further", s, in_graph(shifted("position_ids")))
+        Mutant(
+            "positions shifted",
+            "each token stands one further",
+            s,
+            in_graph(altering.shifted("position_ids")),
+        )
         for s in (GPT2,)
     ),
     Mutant(
         "tokens shifted",
         "each token is read as the next of the vocabulary",
         BERT,
-        in_graph(shifted("input_ids")),
+        in_graph(altering.shifted("input_ids")),
     ),
     *(
-        Mutant("the past ignored", "one layer's cached values count as zeros", s, in_graph(past_ignored))
+        Mutant(
+            "the past ignored", "one layer's cached values count as zeros", s, in_graph(altering.past_ignored)
+        )
         for s in (LLAMA, GPT2, GEMMA2)
     ),
     *(
-        Mutant("caches swapped", "two layers take each other's keys and values", s, in_graph(caches_swapped))
+        Mutant(
+            "caches swapped",
+            "two layers take each other's keys and values",
+            s,
+            in_graph(altering.caches_swapped),
+        )
         for s in (LLAMA, GPT2, GEMMA2)
     ),
     *(
-        Mutant("keys for values", "a layer gives keys as values", s, in_graph(keys_for_values))
+        Mutant("keys for values", "a layer gives keys as values", s, in_graph(altering.keys_for_values))
         for s in (LLAMA, GPT2)
     ),
     Mutant(
         "another epsilon",
         "one norm has another epsilon",
         BERT,
-        in_graph(attribute(("LayerNormalization",), "epsilon", 1e-2)),
+        in_graph(altering.attribute(("LayerNormalization",), "epsilon", 1e-2)),
     ),
     *(
         Mutant(
             "another epsilon",
             "norms were traced with another epsilon",
             s,
-            written_with(f, norms_without_epsilon),
+            written_with(f, tracing.norms_without_epsilon),
         )
         for s, f in ((SCRIPT, "torchscript"), (PT2, "pt2"))
     ),
-    Mutant("another activation", "one GELU is a ReLU", BERT, in_graph(operator("Gelu", "Relu"))),
+    Mutant("another activation", "one GELU is a ReLU", BERT, in_graph(altering.operator("Gelu", "Relu"))),
     *(
         Mutant(name, what, s, in_graph(change))
         for s in (BERT, LLAMA)
         for name, what, change in (
-            ("a transposed weight", "one square matrix is transposed", transposed),
-            ("weights swapped", "two square matrices are in each other's place", matrices_swapped),
-            ("a flipped bit", "one weight is twice or half as large", flipped),
-            ("weights rounded", "weights went through float16", rounded),
+            ("a transposed weight", "one square matrix is transposed", altering.transposed),
+            ("weights swapped", "two square matrices are in each other's place", altering.matrices_swapped),
+            ("a flipped bit", "one weight is twice or half as large", altering.flipped),
+            ("weights rounded", "weights went through float16", altering.rounded),
         )
     ),
     *(
-        Mutant("another weight", "one weight of the trace is larger", s, written_with(f, one_weight_moved))
+        Mutant(
+            "another weight",
+            "one weight of the trace is larger",
+            s,
+            written_with(f, tracing.one_weight_moved),
+        )
         for s, f in ((SCRIPT, "torchscript"), (PT2, "pt2"))
     ),
     *(
@@ -608,10 +353,13 @@ MUTANTS = (
         "classes permuted",
         "logits of two classes are in each other's place",
         BERT,
-        in_graph(classes_permuted),
+        in_graph(altering.classes_permuted),
     ),
     Mutant(
-        "one answer for all", "each row of a batch gets the first one's answer", BERT, in_graph(first_row)
+        "one answer for all",
+        "each row of a batch gets the first one's answer",
+        BERT,
+        in_graph(altering.first_row),
     ),
     Mutant("weights of another model", "the file beside the graph is another's", BERT, others_weights),
     Mutant("weights cut short", "the file beside the graph ends early", BERT, short_weights),
@@ -619,19 +367,22 @@ MUTANTS = (
         Mutant(name, what, s, in_quantized(change))
         for s in (INT8, INT8_CHANNEL)
         for name, what, change in (
-            ("a swapped scale", "two matrices have each other's scales", scales_swapped),
-            ("a doubled scale", "one matrix is twice as large", scale_doubled),
-            ("a zero point off", "one matrix has another zero point", zero_point_off),
+            ("a swapped scale", "two matrices have each other's scales", altering.scales_swapped),
+            ("a doubled scale", "one matrix is twice as large", altering.scale_doubled),
+            ("a zero point off", "one matrix has another zero point", altering.zero_point_off),
         )
     ),
     Mutant(
         "neighbouring scales swapped",
         "two matrices have each other's scales, which hardly differ",
         INT8,
-        in_quantized(neighbours_scales_swapped),
+        in_quantized(altering.neighbours_scales_swapped),
     ),
     Mutant(
-        "a transposed weight", "one matrix of a float16 file is transposed", HALF, in_graph(transposed_half)
+        "a transposed weight",
+        "one matrix of a float16 file is transposed",
+        HALF,
+        in_graph(altering.transposed_half),
     ),
     *(
         Mutant(name, what, s, settings(change))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from tapioca_export import RunConfig, prune
 from tapioca_export.graphs import cutting, files, norms, stage
 from tapioca_export.models import rewriting
 
+from . import altering
 from .base import Job, Mutant, Patch, Scenario, before, behind
 from .checkpoints import change_json, rotated
 from .exports import exported
@@ -255,9 +255,7 @@ def stale_genai(patch: Patch, job: Job) -> None:
 
 def changed_source(patch: Patch, job: Job) -> None:
     """The file that is cut is not the one that its record tells of."""
-    from .exports import change_graph, flipped
-
-    change_graph(job["source"] / "model.onnx", flipped)
+    altering.change_graph(job["source"] / "model.onnx", altering.flipped)
 
 
 def cut_before(patch: Patch, job: Job) -> None:
@@ -352,4 +350,3 @@ MUTANTS = (
     ),
     Mutant("cut before", "the source's record says that a layer is gone", BERT, cut_before),
 )
-_ = json

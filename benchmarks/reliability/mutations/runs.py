@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import random
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tapioca_export import RunConfig, benchmark, numbering, pipeline, prune, report, run, select, verify
+from tapioca_export import RunConfig, benchmark, pipeline, prune, report, run, select, verify
 from tapioca_export.artifacts import Provenance, Run, Selection, read, sha256, write, write_sealed
 from tapioca_export.benchmarking import sessions
 from tapioca_export.profiling import replaying
@@ -397,7 +396,6 @@ def padding_counted(patch: Patch, job: Job) -> None:
 
 
 RUN = _running()
-DAMP = _running(criterion="damp", max_drop_layers=1)
 BENCHMARK, CUDA = _benchmarking(), _benchmarking_on("cuda")
 VERIFY, HASHES = (
     _on_folder("verify a run", "verify", _verify),
@@ -494,4 +492,3 @@ MUTANTS = (
     ),
     Mutant("a selection of another model", "it is of a model with more layers", REPLAY, selection_of_deeper),
 )
-_ = (random, numbering, DAMP)
