@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import ArrayLike
 from onnx import TensorProto, helper, numpy_helper
 
-from tapioca_export.artifacts import Benchmark, Export, OrtSession, read, write
+from tapioca_export.artifacts import Benchmark, Export, OrtSession, read, sha256, write
 from tapioca_export.benchmarking import (
     RUNTIMES,
     BenchmarkSettings,
@@ -86,11 +86,12 @@ def save_graph(folder: Path, nodes: list[Any], inputs: list[Any], weights: dict[
 
 
 def save_export(folder: Path, num_layers: int, drop: tuple[int, ...], task: str) -> None:
+    digest = sha256(folder / "model.onnx")
     export = Export(
-        model="tiny", task=task, format="onnx", files={"model.onnx": ""}, exporter="test", opset=18,
+        model="tiny", task=task, format="onnx", files={"model.onnx": digest}, exporter="test", opset=18,
         inputs=("input_ids", "attention_mask"), outputs=("logits",), max_abs_difference=0.0,
         tolerance=1e-4, label_agreement=1.0, rows_checked=1, shapes_checked=((1, 2),),
-        padding_checked=("right",), sha256="", num_layers=num_layers, drop=drop,
+        padding_checked=("right",), sha256=digest, num_layers=num_layers, drop=drop,
         size_bytes=(folder / "model.onnx").stat().st_size,
     )  # fmt: skip
     write(folder / "export.json", export)

@@ -29,7 +29,7 @@ from test_laws import load_rows
 from test_sublayer_exports import SILENT, half_zero
 from torch import nn
 
-from tapioca_export.artifacts import Export, read, write
+from tapioca_export.artifacts import Export, read, sha256, write
 from tapioca_export.benchmarking import RUNTIMES, benchmark, default_settings, score_exported, time_exports
 from tapioca_export.benchmarking.runtimes import ExportFolder
 from tapioca_export.benchmarking.sessions import CPU, CUDA
@@ -204,7 +204,9 @@ def make_program(folder: Path, format_: str, drop: tuple[int, ...] = ()) -> Path
     (folder / "model.onnx").write_bytes((folder / name).read_bytes())  # `save_export` reads its size
     save_export(folder, 4, drop, "text-classification")
     (folder / "model.onnx").unlink()
-    export = replace(read(folder / "export.json", Export), format=format_, opset=None, files={name: ""})
+    export = replace(
+        read(folder / "export.json", Export), format=format_, opset=None, files={name: sha256(folder / name)}
+    )
     write(folder / "export.json", export)
     return folder
 

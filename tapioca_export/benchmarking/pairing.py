@@ -30,7 +30,6 @@ def open_pair(
     """
     before, after = read_export_folder(original), read_export_folder(pruned)
     for folder in (before, after):
-        _refuse_other_files(folder)
         if folder.export.task != task.name:
             raise BenchmarkError(
                 f"{folder.path} was exported for task {folder.export.task}, not {task.name}.",
@@ -62,6 +61,8 @@ def open_pair(
         )
     _refuse_wrong_way_round(before, after)
     _refuse_other_labels(before, after)
+    for folder in (before, after):  # which reads them whole, and so comes last
+        _refuse_other_files(folder)
     return before, after
 
 

@@ -87,7 +87,7 @@ def _refuse_other_weights(source: ir.Model, quantized: ir.Model) -> None:
         parts = [quantized.graph.initializers.get(f"{name}_{part}") for part in _PARTS]
         if any(part is None or part.const_value is None for part in parts):
             continue
-        exact = value.const_value.numpy()
+        exact = value.const_value.numpy().astype(np.float32)
         stored, scale, zero = (part.const_value.numpy() for part in parts if part is not None)
         steps = stored.astype(np.int32)
         off = min(_steps_off(exact, steps, scale, zero, axis) for axis in range(exact.ndim))

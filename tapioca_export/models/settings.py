@@ -30,6 +30,8 @@ def prove_settings(folder: Path, model: LoadedModel, config: Any) -> None:
         UnsupportedModelError: If they are others, or cannot be read.
     """
     prove_config(folder, config)
+    if model.processor.tokenizer is None and model.processor.extractor is None:
+        return  # rows are numbers, and outputs have no names
     options = LoadOptions(trust_remote_code=model.trust_remote_code, local_files_only=True)
     try:
         found = load_processor(model.task, folder, load_config(folder, options), options)

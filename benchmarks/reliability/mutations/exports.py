@@ -258,7 +258,6 @@ MUTANTS = (
     ),
     Mutant("training mode", "dropout is active in the trace", SCRIPT, in_traced(tracing.training)),
     Mutant("training mode", "dropout is active in the graph", PT2, written_with("pt2", tracing.trained)),
-    Mutant("training mode", "dropout is active in the graph", BERT, written_with("onnx", tracing.trained)),
     Mutant("half precision in between", "logits went through float16", SCRIPT, in_traced(tracing.halved)),
     Mutant(
         "a mask of the trace",

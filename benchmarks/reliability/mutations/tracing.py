@@ -59,10 +59,10 @@ def trained(network: Any) -> Any:
 
 
 def one_weight_moved(network: Any) -> Any:
-    """One weight is larger by a hundredth."""
-    weight = next(w for w in network.parameters() if w.dim() == 2)
+    """One row of a layer's weights is half as large again."""
+    weight = next(w for name, w in network.named_parameters() if w.dim() == 2 and ".0." in name)
     kept = weight.detach().clone()
-    weight.data[3] += 0.01 * weight.data.abs().max()
+    weight.data[3] *= 1.5
 
     def undo() -> None:
         weight.data = kept
