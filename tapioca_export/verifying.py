@@ -13,7 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import provenance
-from .artifacts import FileCheck, ProofCheck, Provenance, Run, Verification, hashes, is_sealed, read
+from .artifacts import (
+    FileCheck,
+    ProofCheck,
+    Provenance,
+    Run,
+    Verification,
+    combined,
+    hashes,
+    is_sealed,
+    read,
+    sha256,
+)
 from .attesting import statement
 from .errors import LoadError
 from .locating import Places
@@ -111,6 +122,8 @@ def _look(path: Path, root: Path, prover: Prover | None) -> _Found:
     outputs = list(_outputs(record, here, folder))
     files += [FileCheck((within / check.path).as_posix(), check.role, check.state) for check in outputs]
     files += [FileCheck(name, "input", places.state(name, digest)) for name, digest in record.inputs.items()]
+    if isinstance(record, Run):
+        files += _between_parts(record, resolved)
     wrong = [check.path for check in outputs if _is_wrong(check)]
     proofs = []
     for place in _proven(record):
@@ -141,6 +154,24 @@ def _outputs(record: Run | Provenance, here: Mapping[str, str], folder: Path) ->
         is_hidden = any(part.startswith(".") for part in Path(name).parts)
         if not is_hidden and (isinstance(record, Provenance) or "/" in name):
             yield FileCheck(name, "output", "added")
+
+
+def _between_parts(record: Run, root: Path) -> Iterator[FileCheck]:
+    """Compare what one part of a run was made of, where that is another part: a file of its checkpoint.
+
+    Parts are held against each other's records, so that no part passes for what it was made of itself.
+    """
+    found = {}
+    for place in _proven(record):
+        path, digest = root / place / RECORD, record.outputs[(place / RECORD).as_posix()]
+        if path.is_file() and sha256(path) == digest:  # else it is named as changed itself
+            found[path.parent] = read(path, Provenance), digest
+    for folder, (part, _) in found.items():
+        for name, digest in part.inputs.items():
+            if (other := (folder / name).resolve()) in found:
+                whole, own = found[other]
+                is_same = digest == combined({**whole.outputs, RECORD: own})
+                yield FileCheck(other.relative_to(root).as_posix(), "input", "same" if is_same else "changed")
 
 
 def _proven(record: Run | Provenance) -> list[Path]:
