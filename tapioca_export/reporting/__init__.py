@@ -29,6 +29,7 @@ from pathlib import Path
 
 from .. import artifacts
 from ..artifacts import Benchmark, Export, Intervention, Profile, Report, Run, Selection
+from ..errors import LoadError
 from .exported import export_lines
 from .interventions import dose_table, intervention_verdict
 from .notebooks import render_result
@@ -118,6 +119,23 @@ def write_report(report: Report, folder: Path) -> None:
     """Write `report.json`, `report.md` and `report.html` into the folder.
 
     Raises:
+        LoadError: If an artifact in the folder has other numbers than the report.
         OutputError: If the folder cannot be written.
     """
+    for name, part in (
+        ("selection.json", report.selection),
+        ("profile.json", report.profile),
+        ("benchmark.json", report.benchmark),
+    ):
+        _refuse_other_numbers(folder / name, part)
     artifacts.write_together({folder / name: text for name, text in rendered(report).items()})
+
+
+def _refuse_other_numbers(file: Path, part: Selection | Profile | Benchmark) -> None:
+    """Refuse a report that says something else than an artifact beside it.
+
+    Raises:
+        LoadError: Naming the artifact.
+    """
+    if file.is_file() and artifacts.to_json(artifacts.read(file, type(part))) != artifacts.to_json(part):
+        raise LoadError(f"The report has other numbers than {file}.", "Run the job again.")
