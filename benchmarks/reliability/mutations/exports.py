@@ -236,22 +236,26 @@ def genai(name: str, value: Any) -> Callable[[Patch, Job], None]:
     return lambda patch, job: behind(patch, stage, "write_genai_config", rewrite)
 
 
-BERT, SCRIPT, PT2 = exporting("bert"), exporting("bert", "torchscript"), exporting("bert", "pt2")
-LLAMA, GPT2 = exporting("llama"), exporting("gpt2")
-GEMMA2 = exporting("gemma2", is_quick=False)
-EVEN, EVEN_SCRIPT = exporting("bert", samples="one-length"), exporting("bert", "torchscript", "one-length")
-INT8 = exporting("bert", quantize="int8", max_drop=1.0)
-INT8_CHANNEL = exporting("bert", quantize="int8", per_channel=True, max_drop=1.0)
-HALF = exporting("bert", dtype="fp16")
+BERT, PT2 = exporting("bert", is_quick=False), exporting("bert", "pt2", is_quick=False)
+SCRIPT, EVEN_SCRIPT = exporting("bert", "torchscript"), exporting("bert", "torchscript", "one-length")
+LLAMA, GPT2, GEMMA2 = (
+    exporting("llama"),
+    exporting("gpt2", is_quick=False),
+    exporting("gemma2", is_quick=False),
+)
+EVEN = exporting("bert", samples="one-length", is_quick=False)
+INT8 = exporting("bert", is_quick=False, quantize="int8", max_drop=1.0)
+INT8_CHANNEL = exporting("bert", is_quick=False, quantize="int8", per_channel=True, max_drop=1.0)
+HALF = exporting("bert", is_quick=False, dtype="fp16")
 
 MUTANTS = (
     *(
-        Mutant("no attention mask", "padding is seen", s, in_graph(altering.no_mask))
-        for s in (BERT, LLAMA, GPT2, GEMMA2, EVEN)
+        Mutant("no attention mask", "padding is seen", s, in_traced(tracing.unmasked))
+        for s in (EVEN_SCRIPT, SCRIPT)
     ),
     *(
-        Mutant("no attention mask", "padding is seen", s, in_traced(tracing.unmasked))
-        for s in (SCRIPT, EVEN_SCRIPT)
+        Mutant("no attention mask", "padding is seen", s, in_graph(altering.no_mask))
+        for s in (BERT, LLAMA, GPT2, GEMMA2, EVEN)
     ),
     Mutant(
         "padding on the wrong side", "tokens are read from the other end", SCRIPT, in_traced(tracing.mirrored)
