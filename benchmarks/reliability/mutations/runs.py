@@ -41,9 +41,8 @@ def finished(criterion: str = "tale") -> Path:
 
 def searching(output: Path, **changes: Any) -> RunConfig:
     """Return the configuration of a run."""
-    return RunConfig(
-        model=str(checkpoint("bert")), output=output, epsilon=1.0, pick="2", **files(), **FAST, **changes
-    )
+    given = {"model": str(checkpoint("bert")), "epsilon": 1.0, "pick": "2", **files(), **FAST, **changes}
+    return RunConfig(output=output, **given)
 
 
 # --- scenarios ------------------------------------------------------------------------------
@@ -114,10 +113,13 @@ def _selecting() -> Scenario:
         folder = job.output.with_name(f".{job.output.name}.tapioca-partial")
         folder.mkdir()
         shutil.copyfile(finished() / "search.jsonl", folder / "search.jsonl")
-        return {"journal": folder / "search.jsonl"}
+        return {
+            "journal": folder / "search.jsonl",
+            "model": read(finished() / "run.json", Run).config["model"],
+        }
 
     def go(job: Job) -> None:
-        select(searching(job.output))
+        select(searching(job.output, model=job["model"]))
 
     return Scenario("select bert, resumed", "select", prepare, go)
 
