@@ -83,11 +83,6 @@ class Plate:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self.watch = Watch(self.folder, outside, reader.writes)
         self.replaced = OUTSIDE.encode(), str(outside).encode()
-        self.feed(self.content())  # imports are no part of any measurement
-
-    def content(self) -> bytes:
-        """Return the valid file."""
-        return self.file.read_bytes() if self.file.is_file() else b""
 
     def feed(self, content: bytes) -> Outcome:
         """Put a file there and read it."""
@@ -169,6 +164,11 @@ def _fed(name: str, valid: Path, scratch: Path, executions: int, number: int, se
         try:
             _quiet()
             plate = Plate(READERS[name], valid, scratch, said)
+            for content in valid_contents(plate.reader, valid):
+                plate.feed(content)  # imports are no part of any measurement
+                outcome = plate.feed(content)
+                if outcome.ended != "read":  # then what is made of it would not get far
+                    found.keep("a valid file is not read", outcome.detail, content)
             for content in (crash for reader, crash in CRASHES.values() if reader == name):
                 found.add(plate.feed(content), content)
             generated(plate, valid, executions, number, found, time.monotonic() + seconds)

@@ -51,7 +51,7 @@ GENAI = {"model": {"decoder": {"head_size": 8, "num_hidden_layers": 4, "filename
 CONFIG = {
     "epsilon": 0.05, "max-drop-layers": 3, "pick": "best", "protect-first": 1, "seed": 7, "format": ["onnx"],
     "columns": {"text": "review", "label": "stars"}, "target": {"airline": "a.jsonl", "banking": "b.jsonl"},
-    "weights": {"airline": 2, "banking": 1}, "objective": "weights", "id": "id.jsonl", "drop": [1, "2.mlp"],
+    "weights": {"airline": 2, "banking": 1}, "objective": "weights", "id": "id.jsonl", "drop": [1, 2],
     "alphas": [0, 0.5], "local-files-only": True, "overwrite": False, "prompt-template": "{{ text }}",
 }  # fmt: skip
 CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -145,7 +145,7 @@ def _run(folder: Path) -> None:
     record = Provenance("export", "bert-tiny", {"seed": 0}, {"python": "3.11"}, {"id.jsonl": "ab" * 32}, {}, "x")
     write_sealed(export / "provenance.json", replace(record, outputs=hashes(export)))
     write_sealed(folder / "run.json", replace(reports.run(), outputs=hashes(folder)))
-    settings = SessionSettings(("CPUExecutionProvider",), {}, {"intra_op_num_threads": 2}, {})
+    settings = SessionSettings(("CPUExecutionProvider",), {"intra_op_num_threads": 2}, {"session.x": "1"})
     values = {name: getattr(settings, name) for name in settings.__dataclass_fields__}
     write(folder / "ort_session.json", OrtSession(**values))
     write(folder / "verification.json", Verification("run", True, ("all is well",), (), (), {}))
@@ -178,12 +178,12 @@ def _rows(folder: Path) -> None:
     )
     write_jsonl(
         folder / "choice.jsonl",
-        [{"prompt": f"w1 w{n}", "question": f"w1 w{n}", "choices": ["w2", "w3", "w4"], "answer": n % 3} for n in range(4)],
+        [{"context": f"w1 w{n}", "choices": ["w2", "w3", "w4"], "label": n % 3} for n in range(4)],
     )
     asked: list[dict[str, Any]] = [
         {"messages": [{"role": "user", "content": f"w{n}"}], "answer": f"w{n}"} for n in range(4)
     ]
-    write_jsonl(folder / "conversation.jsonl", asked)
+    write_jsonl(folder / "chats.jsonl", asked)
     write_jsonl(folder / "polynomial.jsonl", prompt_records(4, 0))
 
 
