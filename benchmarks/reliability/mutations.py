@@ -77,17 +77,21 @@ def _retagged(node: Any) -> Any:
     return str(node)
 
 
+def _value(draw: DrawFn) -> Any:
+    return copy.deepcopy(draw(values))  # what is drawn again must be the same
+
+
 def _changed(draw: DrawFn, tree: Any) -> Any:
     """Change a tree at one place."""
     places = _places(tree)
     place = draw(st.sampled_from(places))
     if not place:
-        return draw(values) if draw(st.integers(0, 9)) == 0 else tree
+        return _value(draw) if draw(st.integers(0, 9)) == 0 else tree
     holder, key = _at(tree, place[:-1]), place[-1]
     node = holder[key]
     what = draw(st.sampled_from(("replace", "replace", "number", "retag", "delete", "repeat", "graft", "rename")))
     if what == "replace":
-        holder[key] = draw(values)
+        holder[key] = _value(draw)
     elif what == "number" and isinstance(node, (int, float)):
         holder[key] = draw(st.sampled_from(NUMBERS))
     elif what == "retag":
@@ -138,11 +142,6 @@ def of_json_lines(seeds: Sequence[bytes]) -> Mutants:
     """Return the same of JSON Lines."""
     strategy = _lines([[json.loads(line) for line in seed.splitlines()] for seed in seeds])
     return strategy | strategy | strategy | of_bytes(seeds)
-
-
-def of_values(make: Callable[[Any], bytes]) -> Mutants:
-    """Return files that are made of a list of odd values."""
-    return st.lists(values, min_size=1, max_size=6).map(make)
 
 
 # --- bytes ----------------------------------------------------------------------------------

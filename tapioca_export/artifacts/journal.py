@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import OutputError, reason
+from ..errors import ConfigError, OutputError, reason
 from ..numbering import Choices, Numbering
 from .files import write_text
 from .records import SCHEMA_VERSION
@@ -118,17 +118,36 @@ class Journal(Ledger):
             lines = []
             write_text(path, json.dumps(header) + "\n")
         self._notes = {json.dumps(line) for line in lines if line.get("kind") == "candidate"}
-        for line in lines[1:]:
-            if numbering is not None and "sets" in line:
-                line["sets"] = [list(map(numbering.index, dropped)) for dropped in line["sets"]]
-            if "values" in line:
-                super().add_rows(line, num_rows)
-            elif "deviations" in line:
-                super().add_deviations(line)
+        for number, line in enumerate(lines[1:], start=2):
+            try:
+                self._replay(line, num_rows)
+            except (LookupError, TypeError, ValueError, ArithmeticError, ConfigError) as error:
+                raise OutputError(
+                    f"Cannot resume from {path}: line {number} is none that a search wrote.",
+                    "Name another --output, or discard it with --overwrite.",
+                ) from error
         self._path = path
         if lines and size < path.stat().st_size:
             with path.open("r+b") as file:
                 file.truncate(size)
+
+    def _replay(self, line: Mapping[str, Any], num_rows: int) -> None:
+        """Count what a line of the file says.
+
+        Raises:
+            LookupError, TypeError, ValueError, ArithmeticError, ConfigError: If no search writes such a line.
+        """
+        if not line.keys() & {"values", "deviations"}:
+            return
+        _check_numbers([line["layer_forwards"], line["layer_tokens"]], (2,), kinds="iu")
+        if self._numbering is not None:
+            line = {**line, "sets": [list(map(self._numbering.index, dropped)) for dropped in line["sets"]]}
+        if "values" in line:
+            _check_rows(line, num_rows)
+            super().add_rows(line, num_rows)
+        else:
+            _check_numbers(line["deviations"], (len(line["sets"]),))
+            super().add_deviations(line)
 
     def add_rows(self, found: Mapping[str, Any], num_rows: int) -> None:
         """Add what one batch gave, on disk first."""
@@ -163,6 +182,28 @@ class Journal(Ledger):
             named |= {key: list(names(line[key])) for key in ("dropped",) if key in line}
             named |= {key: [list(names(layers)) for layers in line[key]] for key in ("sets",) if key in line}
         return named
+
+
+def _check_rows(line: Mapping[str, Any], num_rows: int) -> None:
+    """Refuse what a batch cannot have given: rows that there are not, or not a number for each.
+
+    Raises:
+        LookupError, TypeError, ValueError: Saying what.
+    """
+    rows = _check_numbers(line["rows"], (len(line["rows"]),), kinds="iu")
+    if len(rows) and not (rows.min() >= 0 and rows.max() < num_rows):
+        raise ValueError("there are no such rows")
+    shape = (len(line["sets"]), len(rows))
+    _check_numbers(line["values"], shape)
+    _check_numbers(line["losses"], shape)
+
+
+def _check_numbers(found: Any, shape: tuple[int, ...], kinds: str = "biuf") -> np.ndarray:
+    """Return a list of numbers as an array, whose first axes are these."""
+    numbers = np.asarray(found) if np.size(found) else np.empty(shape)
+    if (numbers.dtype.kind not in kinds and numbers.size) or numbers.shape[: len(shape)] != shape:
+        raise ValueError("there is not a number for each")
+    return numbers
 
 
 def _is_nan(values: np.ndarray) -> np.ndarray:

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..errors import ConfigError, LoadError, first_line, reason
+from ..external import leads_out
 
 # Bytes. No row that a model is asked about is as long, and one line must not fill the memory.
 LONGEST_LINE = 1 << 24
+# Of Parquet: rows read at once, and what more than so many rows a byte, or bytes a byte, cannot be honest.
+ROWS_AT_ONCE = 256
+MOST_ROWS_A_BYTE, MOST_UNPACKED, LARGE_BYTES = 8, 1000, 1 << 28
 GZIP = b"\x1f\x8b"
 # What marks a folder written by datasets; any other holds a folder of files for each label.
 SAVED = ("dataset_info.json", "dataset_dict.json", "state.json")
@@ -79,12 +84,12 @@ def _table(path: Path, delimiter: str) -> Iterator[tuple[Mapping[str, Any], str]
 
     All values are texts: "NA" and "007" are answers a user may well have written.
     """
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(_bounded(stream, path), delimiter=delimiter, strict=True)
         try:
             header = next(reader, [])
-            if len(set(header)) < len(header):
-                raise LoadError(f"{path} has two columns of one name: {', '.join(header)}.")
+            if twice := [name for name, count in Counter(header).items() if count > 1]:
+                raise LoadError(f"{path} has two columns of one name: {twice[0]}.", "Rename one.")
             number = 0
             for values in reader:
                 if not values:  # a blank line
@@ -108,28 +113,61 @@ def _table(path: Path, delimiter: str) -> Iterator[tuple[Mapping[str, Any], str]
             ) from error
 
 
+def _bounded(stream: TextIO, path: Path) -> Iterator[str]:
+    """Yield the lines of a text.
+
+    Raises:
+        LoadError: If one is too long.
+    """
+    for number, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE + 1), ""), start=1):
+        if len(line) > LONGEST_LINE:
+            raise LoadError(
+                f"{path}, line {number} is longer than {LONGEST_LINE >> 20} Mi characters.", "Write a row a line."
+            )
+        yield line
+
+
 def _parquet(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """Read Parquet; a place is a row, counted from 1."""
-    import pyarrow
+    """Read Parquet, some rows at a time; a place is a row, counted from 1."""
     from pyarrow import parquet
 
+    number = 0
     try:
-        records = parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # the last of dates past 9999
+        with parquet.ParquetFile(path) as file:
+            if reason := _overblown(file.metadata, path.stat().st_size):
+                raise LoadError(f"{path} {reason}.", "Write it again, without what repeats.")
+            if twice := [name for name, count in Counter(file.schema_arrow.names).items() if count > 1]:
+                raise LoadError(f"{path} has two columns of one name: {twice[0]}.", "Rename one.")
+            for batch in file.iter_batches(ROWS_AT_ONCE):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield record, f"{path}, row {number}"
+    except (OSError, LoadError):
+        raise
+    except Exception as error:  # Arrow, and Python's dates and time zones, raise what they please
         raise LoadError(
             f"{path} cannot be read as Parquet: {first_line(error)}", "Write it again."
         ) from error
-    for number, record in enumerate(records, start=1):
-        yield record, f"{path}, row {number}"
+
+
+def _overblown(metadata: Any, size: int) -> str | None:
+    """Tell what a Parquet file says of itself that no file of its size holds honestly."""
+    if metadata.num_rows > MOST_ROWS_A_BYTE * size:
+        return f"says that {size:,} bytes are {metadata.num_rows:,} rows"
+    unpacked = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    if unpacked > max(LARGE_BYTES, MOST_UNPACKED * size):
+        return f"says that {size:,} bytes unpack to {unpacked:,}"
+    return None
 
 
 def _saved_dataset(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
     """Read a folder written by `Dataset.save_to_disk`; a place is a row, counted from 1."""
     from datasets import Audio, ClassLabel, Dataset, Image, load_from_disk
 
+    _refuse_elsewhere(path)
     try:
         data = load_from_disk(str(path))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever a file of it breaks
         raise LoadError(
             f"{path} is not a folder saved by datasets.", "Write it with Dataset.save_to_disk."
         ) from error
@@ -140,14 +178,45 @@ def _saved_dataset(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
         )
     # Ids of such a column count in the data's own order of names, which need not be the model's.
     named = {name: kind for name, kind in data.features.items() if isinstance(kind, ClassLabel)}
-    for name, kind in list(data.features.items()):  # files are decoded by the task, when it encodes them
-        if isinstance(kind, (Audio, Image)):
-            data = data.cast_column(name, type(kind)(decode=False))
-    for number, record in enumerate(data, start=1):
-        for name, kind in named.items():
-            if record[name] is not None and record[name] >= 0:  # -1 stands for no label
-                record[name] = kind.int2str(record[name])
-        yield record, f"{path}, row {number}"
+    number = 0
+    try:
+        for name, kind in list(data.features.items()):  # files are decoded by the task, when it encodes them
+            if isinstance(kind, (Audio, Image)):
+                data = data.cast_column(name, type(kind)(decode=False))
+        for number, record in enumerate(data, start=1):
+            for name, kind in named.items():
+                if record[name] is not None and record[name] >= 0:  # -1 stands for no label
+                    record[name] = kind.int2str(record[name])
+            yield record, f"{path}, row {number}"
+    except Exception as error:  # types that do not fit what is there, and labels without a name
+        raise LoadError(
+            f"{path} cannot be read behind row {number}: {first_line(error)}.",
+            "Write it again with Dataset.save_to_disk.",
+        ) from error
+
+
+def _refuse_elsewhere(folder: Path) -> None:
+    """Refuse a saved dataset whose rows are not in files of its own folder.
+
+    Raises:
+        LoadError: If its list of files cannot be read, or names one elsewhere.
+    """
+    for state in (folder / "state.json", *folder.glob("*/state.json")):  # of several splits, each has one
+        try:
+            listed = json.loads(state.read_text(encoding="utf-8"))["_data_files"] if state.is_file() else []
+            names = [entry["filename"] for entry in listed]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise LoadError(
+                f"{state} names no files of rows: {first_line(error)}.", "Write it with Dataset.save_to_disk."
+            ) from error
+        for name in names:
+            if not isinstance(name, str) or "\0" in name or leads_out(name) or not _is_within(state, name):
+                raise LoadError(f"{state} names {name!r}, outside its own folder.", "Put the file itself there.")
+
+
+def _is_within(state: Path, name: str) -> bool:
+    """Tell whether a name leads to a file of the folder, through links as well."""
+    return (state.parent / name).resolve().is_relative_to(state.parent.resolve())
 
 
 def _label_folders(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
