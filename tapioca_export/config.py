@@ -343,7 +343,7 @@ class RunConfig:
             )
         try:
             re.compile(self.extract)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:  # repeated, or nested, beyond all bounds
             raise ConfigError(f"--extract {self.extract!r} is no regular expression: {error}.") from error
 
 

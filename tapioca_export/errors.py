@@ -24,6 +24,8 @@ import difflib
 import inspect
 from collections.abc import Iterable
 
+LONGEST_NAME = 100  # characters of a name that is in no table
+
 
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's message, or the error's type where it has none."""
@@ -72,6 +74,7 @@ class UnknownNameError(ConfigError):
 
     def __init__(self, what: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
+        name = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
         close = difflib.get_close_matches(name, names, n=1)
         guess = f"Did you mean {close[0]!r}? " if close else ""
         super().__init__(f"Unknown {what} {name!r}.", f"{guess}Known: {', '.join(names)}.")

@@ -13,7 +13,7 @@ import click
 
 from ..bars import DISABLED
 from ..config import Doses, RunConfig
-from ..errors import ConfigError, LoadError, UnknownNameError, reason
+from ..errors import ConfigError, LoadError, UnknownNameError, first_line, reason
 from ..numbering import LayerName
 
 FIELDS = {item.name: item for item in fields(RunConfig)}
@@ -23,6 +23,7 @@ LISTS = ("drop", "compare", "layers", "alphas")
 # On the command line pairs, in a config file a table as well.
 TARGETS = ("target", "target_report")
 PAIRS = ("columns", "weights", *TARGETS)
+LARGEST_CONFIG = 1 << 20  # bytes
 # What a config file may hold, where the command takes it.
 SETTINGS = {*FIELDS, *LISTS, *(item.name for item in fields(Doses))}
 
@@ -214,10 +215,11 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, path: Path | No
     known = {p.name: p for p in ctx.command.params if p.name in SETTINGS}
     values = {}
     for key, value in _parse_config(path).items():
-        name = str(key).replace("-", "_")
+        key = _text(key, f"a key in {path}")
+        name = key.replace("-", "_")
         if name not in known:
             names = [str(name).replace("_", "-") for name in known]
-            raise UnknownNameError(f"key in {path}", str(key), names)
+            raise UnknownNameError(f"key in {path}", key, names)
         values[name] = _config_value(value, known[name], f"{path}: {key}")
     ctx.default_map = {**(ctx.default_map or {}), **values}
 
@@ -226,12 +228,11 @@ def _config_value(value: Any, parameter: click.Parameter, where: str) -> Any:
     """Return a file's value as the command line would give it, for the option to check.
 
     Raises:
-        ConfigError: If it is a list or a table where the option takes one value.
+        ConfigError: If it is a list or a table where the option takes one value, or no text.
     """
     if isinstance(value, Mapping) and parameter.name in PAIRS:
-        if not parameter.multiple:
-            return value
-        return [f"{name}={_config_value(path, _ONE_VALUE, where)}" for name, path in value.items()]
+        table = {_text(name, where): _config_value(part, _ONE_VALUE, where) for name, part in value.items()}
+        return [f"{name}={path}" for name, path in table.items()] if parameter.multiple else table
     if isinstance(value, list) and (parameter.multiple or parameter.name in LISTS):
         return [_config_value(item, _ONE_VALUE, where) for item in value]
     if isinstance(value, (list, Mapping)):
@@ -239,7 +240,23 @@ def _config_value(value: Any, parameter: click.Parameter, where: str) -> Any:
         raise ConfigError(f"{where} is a {kind}.", "Give one value, as on the command line.")
     if value is None:
         return None
-    return [str(value)] if parameter.multiple else str(value)
+    return [_text(value, where)] if parameter.multiple else _text(value, where)
+
+
+def _text(value: Any, where: str) -> str:
+    """Return a value as text.
+
+    Raises:
+        ConfigError: If it has thousands of digits, or what no command line could hold.
+    """
+    try:
+        text = str(value)
+        text.encode("utf-8")
+    except ValueError as error:
+        raise ConfigError(f"{where} is no text: {first_line(error)}.", "Give a shorter one.") from error
+    if "\0" in text:
+        raise ConfigError(f"{where} holds a NUL character.", "Leave it out.")
+    return text
 
 
 _ONE_VALUE = click.Option(["--value"])
@@ -247,24 +264,16 @@ _ONE_VALUE = click.Option(["--value"])
 
 def _parse_config(path: Path) -> Mapping[str, Any]:
     """Read TOML or YAML."""
-    import yaml
-
     try:
+        if path.stat().st_size > LARGEST_CONFIG:
+            raise LoadError(f"Config file {path} has more than {LARGEST_CONFIG >> 20} MiB.", "Name another.")
         text = path.read_text(encoding="utf-8")
-        if path.suffix in (".yaml", ".yml"):
-            values = yaml.safe_load(text) or {}
-        elif sys.version_info >= (3, 11):
-            import tomllib
-
-            values = tomllib.loads(text)
-        else:
-            import tomli
-
-            values = tomli.loads(text)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise LoadError(f"Cannot read config file {path}: {reason(error)}.") from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        what = " ".join(str(error).split())
+    try:
+        values = _parse_yaml(text) if path.suffix in (".yaml", ".yml") else _parse_toml(text)
+    except Exception as error:  # of a tag that does not fit its text, PyYAML lets through what Python raises
+        what = " ".join(str(error).split()) or type(error).__name__
         raise LoadError(
             f"Config file {path} is malformed: {what}.", "Write TOML, or YAML in a .yaml file."
         ) from error
@@ -273,6 +282,29 @@ def _parse_config(path: Path) -> Mapping[str, Any]:
             f"Config file {path} is not a table of options.", "Write lines such as epsilon = 0.05."
         )
     return values
+
+
+def _parse_toml(text: str) -> Any:
+    if sys.version_info >= (3, 11):
+        import tomllib
+
+        return tomllib.loads(text)
+    import tomli
+
+    return tomli.loads(text)
+
+
+def _parse_yaml(text: str) -> Any:
+    """Parse YAML without aliases, by which a few lines stand for more than there is memory for."""
+    import yaml
+
+    class Plain(yaml.SafeLoader):  # type: ignore[misc]
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError(f"*{self.peek_event().anchor} stands for what is written elsewhere")
+            return super().compose_node(parent, index)
+
+    return yaml.load(text, Plain) or {}
 
 
 VARIANTS = click.option(

@@ -8,6 +8,7 @@ about answers and how they are scored.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +25,7 @@ from .tokenizing import require_text
 # A column that holds a whole conversation, in place of a prompt.
 MESSAGES = "messages"
 Message = Mapping[str, str]
+LARGEST = 1 << 20  # what a template may multiply
 # What a row asks: a text, or a conversation.
 Prompt = str | tuple[Message, ...]
 
@@ -59,8 +61,6 @@ def _template_text(template: str) -> str:
         ConfigError: If it is neither.
         LoadError: If the file cannot be read.
     """
-    from jinja2 import TemplateSyntaxError
-
     text = template
     if "{" not in template:  # a text without is a template of nothing
         try:
@@ -72,7 +72,7 @@ def _template_text(template: str) -> str:
             ) from error
     try:
         _compiled(text)
-    except TemplateSyntaxError as error:
+    except Exception as error:  # besides errors of syntax, whatever a nested or huge one breaks
         raise ConfigError(f"--prompt-template is malformed: {first_line(error)}") from error
     return text
 
@@ -121,7 +121,7 @@ def with_prompt(
 
 def _rendered(template: str, record: Mapping[str, Any], where: str) -> str:
     """Fill in a template."""
-    from jinja2 import TemplateError, UndefinedError
+    from jinja2 import UndefinedError
 
     try:
         return str(_compiled(template).render(record))
@@ -129,7 +129,7 @@ def _rendered(template: str, record: Mapping[str, Any], where: str) -> str:
         raise LoadError(
             f"{where}: --prompt-template: {first_line(error)}.", f"The row has: {', '.join(record)}."
         ) from error
-    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+    except Exception as error:  # a template raises what it pleases
         raise LoadError(f"{where}: --prompt-template fails: {first_line(error)}") from error
 
 
@@ -139,7 +139,30 @@ def _compiled(template: str) -> Any:
     from jinja2 import StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    return ImmutableSandboxedEnvironment(undefined=StrictUndefined).from_string(template)
+    class Sandbox(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset({"*", "**", "%"})  # those that make much of little
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            if _size_of(operator, left, right) > LARGEST:
+                raise OverflowError(f"the result of {operator} is too large")
+            return super().call_binop(context, operator, left, right)
+
+    return Sandbox(undefined=StrictUndefined).from_string(template)
+
+
+def _size_of(operator: str, left: Any, right: Any) -> int:
+    """Return how large a result may be, in characters, entries or bits."""
+    if operator == "%":
+        if not isinstance(left, str):
+            return 0
+        widths = f"{left} {right}" if "*" in left else left  # a text's, which a star takes from the right
+        return max((int(digits) for digits in re.findall(r"\d{1,18}", widths)), default=0)
+    one, other = (abs(value).bit_length() if isinstance(value, int) else 1 for value in (left, right))
+    if operator == "**":
+        return one * right if isinstance(right, int) and right > 0 else 0
+    times = next((value for value in (left, right) if isinstance(value, int)), 0)
+    lengths = [len(value) for value in (left, right) if isinstance(value, (str, list, tuple, bytes))]
+    return max(lengths) * times if lengths else one + other
 
 
 def require_prompt(value: Any, name: str, where: str) -> Prompt:
