@@ -231,16 +231,25 @@ def _config_value(value: Any, parameter: click.Parameter, where: str) -> Any:
         ConfigError: If it is a list or a table where the option takes one value, or no text.
     """
     if isinstance(value, Mapping) and parameter.name in PAIRS:
-        table = {_text(name, where): _config_value(part, _ONE_VALUE, where) for name, part in value.items()}
+        table = {_text(name, where): _one_value(part, where) for name, part in value.items()}
         return [f"{name}={path}" for name, path in table.items()] if parameter.multiple else table
     if isinstance(value, list) and (parameter.multiple or parameter.name in LISTS):
-        return [_config_value(item, _ONE_VALUE, where) for item in value]
-    if isinstance(value, (list, Mapping)):
-        kind = "list" if isinstance(value, list) else "table"
-        raise ConfigError(f"{where} is a {kind}.", "Give one value, as on the command line.")
+        return [_one_value(item, where) for item in value]
     if value is None:
         return None
-    return [_text(value, where)] if parameter.multiple else _text(value, where)
+    return [_one_value(value, where)] if parameter.multiple else _one_value(value, where)
+
+
+def _one_value(value: Any, where: str) -> str:
+    """Return what is one value, as text.
+
+    Raises:
+        ConfigError: If it is a list, a table, nothing, or no text.
+    """
+    for kind, name in ((list, "list"), (Mapping, "table"), (type(None), "missing value")):
+        if isinstance(value, kind):
+            raise ConfigError(f"{where} is a {name}.", "Give one value, as on the command line.")
+    return _text(value, where)
 
 
 def _text(value: Any, where: str) -> str:
@@ -257,9 +266,6 @@ def _text(value: Any, where: str) -> str:
     if "\0" in text:
         raise ConfigError(f"{where} holds a NUL character.", "Leave it out.")
     return text
-
-
-_ONE_VALUE = click.Option(["--value"])
 
 
 def _parse_config(path: Path) -> Mapping[str, Any]:

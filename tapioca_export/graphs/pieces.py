@@ -186,13 +186,23 @@ class _Piece:
     session: Any
 
     def run(self, beside: Arrays, stream: np.ndarray | None = None) -> list[np.ndarray]:
-        """Return the outputs, in order."""
+        """Return the outputs, in order.
+
+        Raises:
+            UnsupportedModelError: If ONNX Runtime does not compute them.
+        """
         given = beside if stream is None else {**beside, self.stream: stream}
         found = dict(given)
         if self.session is not None:
             feed = {value.name: given[value.name] for value in self.session.get_inputs()}
             names = [value.name for value in self.session.get_outputs()]
-            found.update(zip(names, self.session.run(names, feed), strict=True))
+            try:
+                found.update(zip(names, self.session.run(names, feed), strict=True))
+            except onnxruntime_errors() as error:
+                raise UnsupportedModelError(
+                    f"The graph does not compute what it is given: {first_line(error)}",
+                    "Are its config and tokenizer those of another model?",
+                ) from error
         return [found[name] for name in self.outputs]
 
 

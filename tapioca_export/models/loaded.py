@@ -14,12 +14,17 @@ from torch import nn
 from transformers.dynamic_module_utils import custom_object_save
 
 from ..artifacts import Numbering, Prompting
+from ..errors import UnsupportedModelError, first_line
 from ..numbering import PARTS
 from ..tasks import Batch, Inputs, Processor, Readings, Task
 from ..tensors import to_tensors
 from .silencing import Branch
 from .stacks import Stack
 
+# What PyTorch and the models of transformers raise where they do not compute.
+FAILURES = (
+    RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError,
+)  # fmt: skip
 # The device that stands for all there are: accelerate spreads the layers over GPUs, memory and disk.
 SPREAD = "auto"
 
@@ -134,7 +139,7 @@ class LoadedModel:
             return self.logits(batch.inputs), None
         if self.network.get_output_embeddings() is None:
             return self.task.evidence(self.logits(batch.inputs), batch).astype(np.float32), None
-        with _reading(self.network, asked):
+        with running(self.network), _reading(self.network, asked):
             output = self.network(**to_tensors(batch.inputs, self.device), **self.forward_options)
         logits = output.logits[0].float()  # (R, V)
         tokens = torch.from_numpy(asked.tokens).to(logits.device)
@@ -199,7 +204,7 @@ class LoadedModel:
         if self.network.get_output_embeddings() is None:
             logits = self.network(**inputs).logits[rows, ends - 1]
         else:
-            with _reading(self.network, last):
+            with running(self.network), _reading(self.network, last):
                 logits = self.network(**inputs).logits[0]
         return np.asarray(logits.argmax(dim=-1).cpu())
 
@@ -267,10 +272,28 @@ def _reading(network: Any, asked: Readings) -> Iterator[None]:
         hook.remove()
 
 
+@contextmanager
+def running(network: Any) -> Iterator[None]:
+    """Turn whatever a forward fails with into one error: some configs are found out by computing alone.
+
+    Raises:
+        UnsupportedModelError: With what the network says.
+    """
+    try:
+        yield
+    except FAILURES as error:
+        raise UnsupportedModelError(
+            f"{getattr(network.config, 'name_or_path', '') or 'The model'} was loaded, but does not compute: "
+            f"{first_line(error)}",
+            "Its config, its tokenizer and its weights do not go together; or memory is short.",
+        ) from error
+
+
 @torch.no_grad()
 def answer_of(network: Any, task: Task, inputs: Inputs) -> np.ndarray:
     """Run a network as it stands; returns its outputs as the task joins them, float32."""
-    found = network(**to_tensors(inputs, device_of(network), network.dtype), **uncached(network))
+    with running(network):
+        found = network(**to_tensors(inputs, device_of(network), network.dtype), **uncached(network))
     return task.joined([np.asarray(found[name].float().cpu()) for name in task.outputs])
 
 
