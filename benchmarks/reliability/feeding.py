@@ -11,6 +11,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
@@ -21,6 +23,7 @@ from typing import Any, TextIO
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 
+from . import covering
 from .crashes import CRASHES
 from .mutations import OUTSIDE
 from .readers import READERS, Reader
@@ -41,12 +44,14 @@ class Found:
         read: Those that were read to the end; the others were refused with one line, or broke it.
         seconds: Time taken.
         broken: By what is broken, the shortest file that does it.
+        known: What came of each file that once broke the reader, by its name.
     """
 
     executions: int = 0
     read: int = 0
     seconds: float = 0.0
     broken: dict[str, dict[str, Any]] = field(default_factory=dict)
+    known: dict[str, str] = field(default_factory=dict)
 
     def add(self, outcome: Outcome, content: bytes) -> None:
         """Count one reading."""
@@ -67,6 +72,7 @@ class Found:
         self.executions += other.executions
         self.read += other.read
         self.seconds += other.seconds
+        self.known |= other.known
         for what, case in other.broken.items():
             self.keep(what, case["detail"], case["file"].encode("latin-1"))
 
@@ -118,9 +124,7 @@ def generated(plate: Plate, valid: Path, executions: int, number: int, found: Fo
     feed()
 
 
-def feed(
-    name: str, valid: Path, executions: int, number: int = 0, seconds: float = 60.0
-) -> Found:
+def feed(name: str, valid: Path, executions: int, number: int = 0, seconds: float = 60.0) -> Found:
     """Feed a reader in a process of its own: first what has broken it before, then generated files.
 
     Args:
@@ -130,25 +134,41 @@ def feed(
         number: Which they are.
         seconds: When to stop early.
     """
-    found = Found()
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tapioca-fuzz-") as scratch:
         place = Path(scratch).resolve()
         child = PROCESSES.Process(target=_fed, args=(name, valid, place, executions, number, seconds))
         child.start()
-        child.join(seconds + 2 * STUCK)
+        child.join(seconds + 4 * STUCK)
         if child.is_alive():
             child.kill()
             child.join()
-        result = place / "found.json"
-        if result.is_file():
-            found = Found(**json.loads(result.read_text(encoding="utf-8")))
-        else:
-            said = (place / "said").read_text(errors="replace")[-300:] if (place / "said").is_file() else ""
-            last = (place / "last").read_bytes() if (place / "last").is_file() else b""
-            how = "stuck" if "Timeout" in said else f"the process ended with {child.exitcode}"
-            found.keep(f"process: {how}", said or how, last)
+        found = _found(place, child.exitcode)
     found.seconds = round(time.monotonic() - begun, 1)
+    return found
+
+
+def feed_guided(name: str, valid: Path, seconds: int) -> Found:
+    """Feed a reader in a process of its own, with files that coverage guides; atheris has to be installed."""
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="tapioca-fuzz-") as scratch:
+        place = Path(scratch).resolve()
+        command = [sys.executable, "-m", covering.__name__, name, str(valid), str(place), str(seconds)]
+        with (place / "said").open("w") as said:
+            done = subprocess.run(command, stdout=said, stderr=said, check=False, timeout=seconds + 8 * STUCK)
+        found = _found(place, done.returncode)
+    found.seconds = round(time.monotonic() - begun, 1)
+    return found
+
+
+def _found(place: Path, exit_code: int | None) -> Found:
+    """Return what a process wrote down, and that it did not end well if it did not."""
+    result, said, last = place / "found.json", place / "said", place / "last"
+    found = Found(**json.loads(result.read_text(encoding="utf-8"))) if result.is_file() else Found()
+    if exit_code != 0:
+        text = said.read_text(errors="replace") if said.is_file() else ""
+        how = "stuck" if "Timeout (" in text else f"ended with {exit_code}"
+        found.keep(f"the process {how}", text[-500:], last.read_bytes() if last.is_file() else b"")
     return found
 
 
@@ -162,22 +182,25 @@ def _fed(name: str, valid: Path, scratch: Path, executions: int, number: int, se
         warnings.simplefilter("ignore")
         found = Found()
         try:
-            _quiet()
+            quiet()
             plate = Plate(READERS[name], valid, scratch, said)
             for content in valid_contents(plate.reader, valid):
                 plate.feed(content)  # imports are no part of any measurement
                 outcome = plate.feed(content)
                 if outcome.ended != "read":  # then what is made of it would not get far
                     found.keep("a valid file is not read", outcome.detail, content)
-            for content in (crash for reader, crash in CRASHES.values() if reader == name):
-                found.add(plate.feed(content), content)
+            for crash, (reader, content) in CRASHES.items():
+                if reader == name:
+                    outcome = plate.feed(content)
+                    found.known[crash] = outcome.ended
+                    found.add(outcome, content)
             generated(plate, valid, executions, number, found, time.monotonic() + seconds)
         except Exception:
             found.keep("harness", traceback.format_exc()[-500:], b"")
         (scratch / "found.json").write_text(json.dumps(asdict(found)), encoding="utf-8")
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Silence libraries as the command line does; one thread."""
     import logging
 

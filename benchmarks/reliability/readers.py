@@ -312,7 +312,7 @@ LINES_OF_OPTIONS = (
     "select\n--model\nx\n--id\na\n--target\na=b\n--target\nc=d\n--weights\na=1,c=2\n--objective\nweights",
     "select\n--model\nx\n--columns\ntext=review,label=stars\n--pick\n2\n--drop\n4.attention,5.mlp",
     "intervene\n--model\nx\n--layers\n1,2\n--alphas\n0,0.5,1", "run\n--model\nx\n--extract\n(\\d+)\n--max-new-tokens\n9",
-    "select\n--model\nx\n--compare\ntale,random\n--max-memory\n8GB\n--prompt-template\n{{ a }}\n--seed\n3",
+    "select\n--model\nx\n--compare\ntale,random\n--device\nauto\n--max-memory\n8GB\n--prompt-template\n{{ a }}\n--seed\n3",
 )  # fmt: skip
 TEMPLATES = (
     "Question: {{ text }}\nAnswer:", "{% for x in list %}{{ loop.index }}. {{ x|upper }}\n{% endfor %}{{ label * 2 }}",

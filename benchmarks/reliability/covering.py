@@ -1,0 +1,54 @@
+"""Feed one reader with files that coverage guides: what reaches code that none has reached is kept and changed.
+
+    python -m benchmarks.reliability.covering READER VALID SCRATCH SECONDS    # in SCRATCH: found.json
+
+Files are made by the same strategies as without guidance: atheris chooses what hypothesis chooses by. It
+instruments Python's bytecode as it is imported, and never gives a process back, so each reader has one.
+`make fuzz` installs it in a place of its own.
+
+Source: Hypothesis' documentation, "Use with external fuzzers"; atheris' README.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+# Whose branches are seen: the product's, and those of parsers in Python.
+SEEN = ["tapioca_export", "yaml", "tomllib", "jinja2", "json", "csv"]
+WRITTEN_EVERY = 100  # files
+
+
+def main(name: str, valid: Path, scratch: Path, seconds: int) -> None:
+    """Do not return: libFuzzer ends the process."""
+    import atheris
+
+    with atheris.instrument_imports(include=SEEN):
+        from hypothesis import HealthCheck, given, settings
+
+        from .feeding import Found, Plate, quiet, valid_contents
+        from .readers import READERS
+
+    warnings.simplefilter("ignore")
+    quiet()
+    found, reader = Found(), READERS[name]
+    plate = Plate(reader, valid, scratch, sys.stderr)
+
+    @settings(database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(reader.mutants(valid_contents(reader, valid)))
+    def feed(content: bytes) -> None:
+        found.add(plate.feed(content), content)
+        if found.executions % WRITTEN_EVERY == 0 or found.executions == 1:
+            (scratch / "found.json").write_text(json.dumps(asdict(found)), encoding="utf-8")
+
+    # 0: no clock of libFuzzer's own, which would take the signal of the one that watches each reading.
+    limits = [f"-max_total_time={seconds}", "-timeout=0", "-rss_limit_mb=0", "-seed=1", "-max_len=8192"]
+    atheris.Setup([sys.argv[0], *limits], feed.hypothesis.fuzz_one_input)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))

@@ -1,0 +1,129 @@
+"""Every reader of the product, fed with files that are nearly right: what is refused, and does anything break?
+
+    python -m benchmarks.reliability.fuzzing             # a quarter of an hour of one core
+    python -m benchmarks.reliability.fuzzing --quick     # as CI runs it, without coverage
+    make fuzz                                            # the first, with coverage (atheris)
+
+Every file that is made is either read, or refused with one line, within 5 seconds and 500 MB; meanwhile nothing
+is opened out of its folder, nothing written, no process started, no connection made, no pickle read. Files
+are made by hypothesis out of valid ones: trees with other nodes, messages with other fields, texts with
+other words, bytes that are others. Then coverage guides what is made of files that are parsed in
+Python. Prints a table, writes JSON with environment and commit; exit code 1 if a promise was broken.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.recording import origin
+
+from .feeding import PROCESSES, Found, feed, feed_guided
+from .readers import READERS
+from .seeds import make
+from .watching import BYTES, SECONDS
+
+RESULT = Path(__file__).with_suffix(".json")
+# Files for a reader that takes about a millisecond for each, and seconds of guided ones.
+FULL, QUICK, GUIDED = 2500, 25, 12
+LEAST = 5  # files for any reader
+TRIES = 3  # processes for a reader, where a library takes one with it
+MOST_SECONDS = 60.0
+PRELOADED = ("benchmarks.reliability.readers", "transformers.generation", "pyarrow.parquet", "datasets")
+
+
+def executions_of(name: str, many: int) -> int:
+    """Return how many files a reader gets, where the fastest get so many."""
+    return max(LEAST, round(many * READERS[name].share))
+
+
+def fed(name: str, valid: Path, many: int, seconds: float = MOST_SECONDS) -> Found:
+    """Feed a reader, in another process again where one does not survive it."""
+    found, wanted = Found(), executions_of(name, many)
+    for number in range(TRIES):
+        if found.executions >= wanted or found.seconds >= seconds:
+            break
+        found.join(feed(name, valid, wanted - found.executions, number, seconds - found.seconds))
+    return found
+
+
+def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what was counted, and the numbers in words, of the JSON that this command writes."""
+    readers = found["readers"]
+    files = sum(row["executions"] + row["guided_executions"] for row in readers)
+    guided = sum(row["guided_executions"] for row in readers)
+    broken = sum(len(row["broken"]) for row in readers)
+    lines = [
+        ("readers fed", str(len(readers))),
+        ("files read, in all", f"{files:,} in {found['seconds'] / 60:.0f} minutes, {guided:,} guided by coverage"),
+        ("files that once broke a reader, fed again", f"{sum(len(row['known']) for row in readers)}"),
+        ("promises broken", str(broken)),
+    ]
+    for row in readers:
+        count, minutes = row["executions"] + row["guided_executions"], (row["seconds"] + row["guided_seconds"]) / 60
+        shown = f"{count:,} files, of which {row['read']:,} could be read; {minutes:.1f} minutes"
+        lines.append((f"fuzzed: {row['name']}", shown + (f"; {len(row['broken'])} broke it" if row["broken"] else "")))
+    return lines
+
+
+def _row(name: str, plain: Found, guided: Found) -> dict[str, Any]:
+    both = Found()
+    both.join(plain)
+    both.join(guided)
+    return {
+        "name": name,
+        "file": READERS[name].file,
+        "executions": plain.executions,
+        "seconds": plain.seconds,
+        "guided_executions": guided.executions,
+        "guided_seconds": guided.seconds,
+        "read": both.read,
+        "refused": both.executions - both.read - len(both.broken),
+        **{key: asdict(both)[key] for key in ("broken", "known")},
+    }
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="A hundredth of the files, as CI feeds them.")
+@click.option("--only", help="Readers whose name holds this.", default="")
+@click.option("--output", type=click.Path(path_type=Path), default=RESULT)
+def main(quick: bool, only: str, output: Path) -> None:
+    """Feed every reader."""
+    PROCESSES.set_forkserver_preload(list(PRELOADED))
+    guides = not quick and importlib.util.find_spec("atheris") is not None
+    begun, made = time.monotonic(), []
+    with tempfile.TemporaryDirectory(prefix="tapioca-fuzz-valid-") as folder:
+        valid = Path(folder) / "valid"
+        make(valid)
+        for name in (name for name in READERS if only in name):
+            plain = fed(name, valid, QUICK if quick else FULL)
+            is_guided = guides and READERS[name].is_python and not plain.broken
+            guided = feed_guided(name, valid, GUIDED) if is_guided else Found()
+            made.append(_row(name, plain, guided))
+            click.echo(f"{name}: {made[-1]['executions']:,} + {guided.executions:,} files, {len(made[-1]['broken'])} broke it")
+            for what, case in made[-1]["broken"].items():
+                click.echo(f"    {what}: {case['detail'][:200]!r}, {case['bytes']} bytes: {case['file'][:120]!r}")
+    found = {
+        **origin(),
+        "quick": quick,
+        "guided": guides,
+        "seconds": round(time.monotonic() - begun, 1),
+        "bounds": {"seconds": SECONDS, "bytes": BYTES},
+        "readers": made,
+    }
+    output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    for what, number in rows(found)[:4]:
+        click.echo(f"{what}: {number}")
+    sys.exit(any(row["broken"] for row in made))
+
+
+if __name__ == "__main__":
+    main()
