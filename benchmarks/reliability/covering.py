@@ -11,10 +11,8 @@ Source: Hypothesis' documentation, "Use with external fuzzers"; atheris' README.
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 
 # Whose branches are seen: the product's, and those of parsers in Python.
@@ -42,7 +40,7 @@ def main(name: str, valid: Path, scratch: Path, seconds: int) -> None:
     def feed(content: bytes) -> None:
         found.add(plate.feed(content), content)
         if found.executions % WRITTEN_EVERY == 0 or found.executions == 1:
-            (scratch / "found.json").write_text(json.dumps(asdict(found)), encoding="utf-8")
+            found.write(scratch)
 
     # 0: no clock of libFuzzer's own, which would take the signal of the one that watches each reading.
     limits = [f"-max_total_time={seconds}", "-timeout=0", "-rss_limit_mb=0", "-seed=1", "-max_len=8192"]

@@ -30,8 +30,8 @@ from .readers import READERS, Reader
 from .watching import Outcome, Watch
 
 STUCK = 30  # seconds; then the process is ended
+RESULT = "found.json"
 KEPT = 2000  # bytes of a file that broke a reader
-CHUNK = 2000  # files a process
 PROCESSES = multiprocessing.get_context("forkserver")
 
 
@@ -41,14 +41,16 @@ class Found:
 
     Attributes:
         executions: Files read.
-        read: Those that were read to the end; the others were refused with one line, or broke it.
-        seconds: Time taken.
+        read: Those that were read to the end.
+        refused: Those that were refused with one line.
+        seconds: Of processors, with what a process takes to start.
         broken: By what is broken, the shortest file that does it.
         known: What came of each file that once broke the reader, by its name.
     """
 
     executions: int = 0
     read: int = 0
+    refused: int = 0
     seconds: float = 0.0
     broken: dict[str, dict[str, Any]] = field(default_factory=dict)
     known: dict[str, str] = field(default_factory=dict)
@@ -57,6 +59,7 @@ class Found:
         """Count one reading."""
         self.executions += 1
         self.read += outcome.ended == "read"
+        self.refused += outcome.ended == "refused"
         if outcome.ended == "broken":
             self.keep(outcome.what, outcome.detail, content)
 
@@ -67,10 +70,16 @@ class Found:
             shown = content[:KEPT].decode("latin-1")
             self.broken[what] = {"detail": detail, "bytes": len(content), "file": shown}
 
+    def write(self, folder: Path) -> None:
+        """Write it down."""
+        self.seconds = round(time.process_time(), 2)
+        (folder / RESULT).write_text(json.dumps(asdict(self)), encoding="utf-8")
+
     def join(self, other: Found) -> None:
         """Add what another process found."""
         self.executions += other.executions
         self.read += other.read
+        self.refused += other.refused
         self.seconds += other.seconds
         self.known |= other.known
         for what, case in other.broken.items():
@@ -134,7 +143,6 @@ def feed(name: str, valid: Path, executions: int, number: int = 0, seconds: floa
         number: Which they are.
         seconds: When to stop early.
     """
-    begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tapioca-fuzz-") as scratch:
         place = Path(scratch).resolve()
         child = PROCESSES.Process(target=_fed, args=(name, valid, place, executions, number, seconds))
@@ -143,27 +151,22 @@ def feed(name: str, valid: Path, executions: int, number: int = 0, seconds: floa
         if child.is_alive():
             child.kill()
             child.join()
-        found = _found(place, child.exitcode)
-    found.seconds = round(time.monotonic() - begun, 1)
-    return found
+        return _found(place, child.exitcode)
 
 
 def feed_guided(name: str, valid: Path, seconds: int) -> Found:
     """Feed a reader in a process of its own, with files that coverage guides; atheris has to be installed."""
-    begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tapioca-fuzz-") as scratch:
         place = Path(scratch).resolve()
         command = [sys.executable, "-m", covering.__name__, name, str(valid), str(place), str(seconds)]
         with (place / "said").open("w") as said:
             done = subprocess.run(command, stdout=said, stderr=said, check=False, timeout=seconds + 8 * STUCK)
-        found = _found(place, done.returncode)
-    found.seconds = round(time.monotonic() - begun, 1)
-    return found
+        return _found(place, done.returncode)
 
 
 def _found(place: Path, exit_code: int | None) -> Found:
     """Return what a process wrote down, and that it did not end well if it did not."""
-    result, said, last = place / "found.json", place / "said", place / "last"
+    result, said, last = place / RESULT, place / "said", place / "last"
     found = Found(**json.loads(result.read_text(encoding="utf-8"))) if result.is_file() else Found()
     if exit_code != 0:
         text = said.read_text(errors="replace") if said.is_file() else ""
@@ -197,7 +200,7 @@ def _fed(name: str, valid: Path, scratch: Path, executions: int, number: int, se
             generated(plate, valid, executions, number, found, time.monotonic() + seconds)
         except Exception:
             found.keep("harness", traceback.format_exc()[-500:], b"")
-        (scratch / "found.json").write_text(json.dumps(asdict(found)), encoding="utf-8")
+        found.write(scratch)
 
 
 def quiet() -> None:

@@ -86,7 +86,7 @@ def _row(name: str, plain: Found, guided: Found) -> dict[str, Any]:
         "guided_executions": guided.executions,
         "guided_seconds": guided.seconds,
         "read": both.read,
-        "refused": both.executions - both.read - len(both.broken),
+        "refused": both.refused,
         **{key: asdict(both)[key] for key in ("broken", "known")},
     }
 

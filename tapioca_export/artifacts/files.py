@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import MISSING, is_dataclass, replace
 from dataclasses import fields as dataclass_fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ UNSEALED = "0" * 64
 BLOCK = 1 << 18  # bytes that are read at a time to be hashed
 
 
+@lru_cache
 def _adapter(cls: Any) -> Any:
     """Return pydantic's reader and writer of a dataclass."""
     from pydantic import TypeAdapter
