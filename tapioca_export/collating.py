@@ -24,6 +24,7 @@ from .artifacts import (
     RunComparison,
     RunDifference,
     Selection,
+    fitting,
     read,
     refuse_inside,
     sha256,
@@ -80,9 +81,10 @@ def compare_runs(
     reports = [_read_report(folder) for folder in folders]
     _refuse_twice(folders, reports)
     named = zip(_names(folders), folders, reports, strict=True)
-    result = collate([compared_run(*found) for found in named])
-    with staged(output, overwrite=overwrite) as folder:
-        reporting.write_run_comparison(result, folder)
+    with fitting(Path(", ".join(map(str, folders)))):
+        result = collate([compared_run(*found) for found in named])
+        with staged(output, overwrite=overwrite) as folder:
+            reporting.write_run_comparison(result, folder)
     return result
 
 

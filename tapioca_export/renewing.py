@@ -15,6 +15,7 @@ from .artifacts import (
     Report,
     Run,
     Selection,
+    fitting,
     hash_text,
     locked,
     read,
@@ -53,15 +54,12 @@ def render_again(folder: Path, added: Intervention | None = None) -> Report:
         texts[INTERVENTION] = there.read_text(encoding="utf-8")
         added = read(there, Intervention)
     record = replace(_renewed(before, texts), sha256="")
-    result = reporting.make_report(
-        record,
-        read(folder / "selection.json", Selection),
-        read(folder / "profile.json", Profile),
-        read(folder / "benchmark.json", Benchmark),
-        exports,
-        added,
-    )
-    texts |= reporting.rendered(result)
+    selection = read(folder / "selection.json", Selection)
+    profile = read(folder / "profile.json", Profile)
+    benchmark = read(folder / "benchmark.json", Benchmark)
+    with fitting(folder):
+        result = reporting.make_report(record, selection, profile, benchmark, exports, added)
+        texts |= reporting.rendered(result)
     texts[provenance.RUN] = sealed(_renewed(record, texts))
     write_together({folder / name: text for name, text in texts.items()})
     return result

@@ -11,7 +11,9 @@ Source: Hypothesis' documentation, "Use with external fuzzers"; atheris' README.
 
 from __future__ import annotations
 
+import shutil
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -27,20 +29,23 @@ def main(name: str, valid: Path, scratch: Path, seconds: int) -> None:
     with atheris.instrument_imports(include=SEEN):
         from hypothesis import HealthCheck, given, settings
 
-        from .feeding import Found, Plate, quiet, valid_contents
+        from .feeding import INSIDE, Found, Plate, quiet, valid_contents, write
         from .readers import READERS
 
     warnings.simplefilter("ignore")
     quiet()
     found, reader = Found(), READERS[name]
-    plate = Plate(reader, valid, scratch, sys.stderr)
+    shutil.copytree(valid, scratch / INSIDE)
+    plate = Plate(reader, scratch, sys.stderr)
+    plate.try_valid(valid, found)
 
     @settings(database=None, deadline=None, suppress_health_check=list(HealthCheck))
     @given(reader.mutants(valid_contents(reader, valid)))
     def feed(content: bytes) -> None:
         found.add(plate.feed(content), content)
         if found.executions % WRITTEN_EVERY == 0 or found.executions == 1:
-            found.write(scratch)
+            found.seconds = round(time.process_time(), 2)
+            write(scratch, {name: found})
 
     # 0: no clock of libFuzzer's own, which would take the signal of the one that watches each reading.
     limits = [f"-max_total_time={seconds}", "-timeout=0", "-rss_limit_mb=0", "-seed=1", "-max_len=8192"]

@@ -17,6 +17,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -30,7 +31,9 @@ from .readers import READERS, Reader
 from .watching import Outcome, Watch
 
 STUCK = 30  # seconds; then the process is ended
-RESULT = "found.json"
+# In the folder that a process works in: what it found, what it printed, the file that was read last, and
+# the folder with valid files.
+RESULT, SAID, LAST, INSIDE = "found.json", "said", "last", "inside"
 KEPT = 2000  # bytes of a file that broke a reader
 PROCESSES = multiprocessing.get_context("forkserver")
 
@@ -70,11 +73,6 @@ class Found:
             shown = content[:KEPT].decode("latin-1")
             self.broken[what] = {"detail": detail, "bytes": len(content), "file": shown}
 
-    def write(self, folder: Path) -> None:
-        """Write it down."""
-        self.seconds = round(time.process_time(), 2)
-        (folder / RESULT).write_text(json.dumps(asdict(self)), encoding="utf-8")
-
     def join(self, other: Found) -> None:
         """Add what another process found."""
         self.executions += other.executions
@@ -87,17 +85,31 @@ class Found:
 
 
 class Plate:
-    """A reader's file in a folder of its own, which is watched."""
+    """A reader's file among valid ones, in a folder that is watched.
 
-    def __init__(self, reader: Reader, valid: Path, scratch: Path, said: TextIO) -> None:
-        self.folder = scratch / "inside"
-        shutil.copytree(valid, self.folder)
+    Args:
+        reader: Reads it.
+        scratch: A folder with a copy of the valid files.
+        said: Where to say at which line a reader is stuck.
+    """
+
+    def __init__(self, reader: Reader, scratch: Path, said: TextIO) -> None:
         outside = scratch / "outside.bin"
-        outside.write_bytes(bytes(1 << 16))
-        self.reader, self.file, self.last, self.said = reader, self.folder / reader.file, scratch / "last", said
+        if not outside.is_file():
+            outside.write_bytes(bytes(1 << 16))
+        self.reader, self.said, self.last = reader, said, scratch / LAST
+        self.file = scratch / INSIDE / reader.file
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.watch = Watch(self.folder, outside, reader.writes)
+        self.watch = Watch(scratch / INSIDE, outside, reader.writes)
         self.replaced = OUTSIDE.encode(), str(outside).encode()
+
+    def try_valid(self, valid: Path, found: Found) -> None:
+        """Read valid files first: imports are no part of any measurement, and spoilt ones get no further."""
+        for content in valid_contents(self.reader, valid):
+            self.feed(content)
+            outcome = self.feed(content)
+            if outcome.ended != "read":
+                found.keep("a valid file is not read", outcome.detail, content)
 
     def feed(self, content: bytes) -> Outcome:
         """Put a file there and read it."""
@@ -133,21 +145,23 @@ def generated(plate: Plate, valid: Path, executions: int, number: int, found: Fo
     feed()
 
 
-def feed(name: str, valid: Path, executions: int, number: int = 0, seconds: float = 60.0) -> Found:
-    """Feed a reader in a process of its own: first what has broken it before, then generated files.
+def feed(wanted: Mapping[str, int], valid: Path, number: int = 0, seconds: float = 60.0) -> dict[str, Found]:
+    """Feed readers in a process of their own: first what has broken each before, then generated files.
 
     Args:
-        name: Of `READERS`.
+        wanted: Generated files for each of some `READERS`.
         valid: The folder of valid files.
-        executions: Generated files.
-        number: Which they are.
-        seconds: When to stop early.
+        number: Which files are generated.
+        seconds: When to stop early, for each.
+
+    Returns:
+        What came of each; of those behind one that took the process with it, nothing.
     """
     with tempfile.TemporaryDirectory(prefix="tapioca-fuzz-") as scratch:
         place = Path(scratch).resolve()
-        child = PROCESSES.Process(target=_fed, args=(name, valid, place, executions, number, seconds))
+        child = PROCESSES.Process(target=_fed, args=(wanted, valid, place, number, seconds))
         child.start()
-        child.join(seconds + 4 * STUCK)
+        child.join(len(wanted) * seconds + 4 * STUCK)
         if child.is_alive():
             child.kill()
             child.join()
@@ -159,48 +173,66 @@ def feed_guided(name: str, valid: Path, seconds: int) -> Found:
     with tempfile.TemporaryDirectory(prefix="tapioca-fuzz-") as scratch:
         place = Path(scratch).resolve()
         command = [sys.executable, "-m", covering.__name__, name, str(valid), str(place), str(seconds)]
-        with (place / "said").open("w") as said:
+        with (place / SAID).open("w") as said:
             done = subprocess.run(command, stdout=said, stderr=said, check=False, timeout=seconds + 8 * STUCK)
-        return _found(place, done.returncode)
+        return _found(place, done.returncode).get(name, Found())
 
 
-def _found(place: Path, exit_code: int | None) -> Found:
+def _found(place: Path, exit_code: int | None) -> dict[str, Found]:
     """Return what a process wrote down, and that it did not end well if it did not."""
-    result, said, last = place / RESULT, place / "said", place / "last"
-    found = Found(**json.loads(result.read_text(encoding="utf-8"))) if result.is_file() else Found()
+    result, said, last = place / RESULT, place / SAID, place / LAST
+    plain = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
+    found = {name: Found(**values) for name, values in plain.items()}
     if exit_code != 0:
         text = said.read_text(errors="replace") if said.is_file() else ""
         how = "stuck" if "Timeout (" in text else f"ended with {exit_code}"
-        found.keep(f"the process {how}", text[-500:], last.read_bytes() if last.is_file() else b"")
+        name = list(found)[-1] if found else "the harness"
+        content = last.read_bytes() if last.is_file() else b""
+        found.setdefault(name, Found()).keep(f"the process {how}", text[-500:], content)
     return found
 
 
-def _fed(name: str, valid: Path, scratch: Path, executions: int, number: int, seconds: float) -> None:
+def _fed(wanted: Mapping[str, int], valid: Path, scratch: Path, number: int, seconds: float) -> None:
     """Do it; a function of the module, so that another process finds it."""
-    with (scratch / "said").open("w") as said:
+    with (scratch / SAID).open("w") as said:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
         faulthandler.enable(said)
-        faulthandler.dump_traceback_later(3 * STUCK, exit=True, file=said)
         warnings.simplefilter("ignore")
-        found = Found()
-        try:
-            quiet()
-            plate = Plate(READERS[name], valid, scratch, said)
-            for content in valid_contents(plate.reader, valid):
-                plate.feed(content)  # imports are no part of any measurement
-                outcome = plate.feed(content)
-                if outcome.ended != "read":  # then what is made of it would not get far
-                    found.keep("a valid file is not read", outcome.detail, content)
-            for crash, (reader, content) in CRASHES.items():
-                if reader == name:
-                    outcome = plate.feed(content)
-                    found.known[crash] = outcome.ended
-                    found.add(outcome, content)
-            generated(plate, valid, executions, number, found, time.monotonic() + seconds)
-        except Exception:
-            found.keep("harness", traceback.format_exc()[-500:], b"")
-        found.write(scratch)
+        quiet()
+        inside = scratch / INSIDE
+        shutil.copytree(valid, inside)
+        results: dict[str, Found] = {}
+        for name, executions in wanted.items():
+            results[name] = found = Found()
+            write(scratch, results)  # so that it is known whom the process was lost with
+            begun = time.process_time()
+            try:
+                _feed_one(name, valid, scratch, executions, number, seconds, found, said)
+            except Exception:
+                found.keep("the harness", traceback.format_exc()[-500:], b"")
+            found.seconds = round(time.process_time() - begun, 2)
+            write(scratch, results)
+            shutil.copytree(valid, inside, dirs_exist_ok=True)  # what was written is whole again
+
+
+def _feed_one(
+    name: str, valid: Path, scratch: Path, executions: int, number: int, seconds: float, found: Found, said: TextIO
+) -> None:
+    plate = Plate(READERS[name], scratch, said)
+    plate.try_valid(valid, found)
+    for crash, (reader, content) in CRASHES.items():
+        if reader == name:
+            outcome = plate.feed(content)
+            found.known[crash] = outcome.ended
+            found.add(outcome, content)
+    generated(plate, valid, executions, number, found, time.monotonic() + seconds)
+
+
+def write(folder: Path, results: Mapping[str, Found]) -> None:
+    """Write down what came of readers so far."""
+    text = json.dumps({name: asdict(found) for name, found in results.items()})
+    (folder / RESULT).write_text(text, encoding="utf-8")
 
 
 def quiet() -> None:

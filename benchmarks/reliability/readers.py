@@ -7,7 +7,7 @@ judged and drawn, a network answers one batch. To add one, add a line to `READER
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,13 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from click.testing import CliRunner
 
-from tapioca_export import gating, graphs, provenance, reporting
-from tapioca_export.artifacts import Journal, Prompting, Provenance, Report, Run, Selection, read, write_sealed
+from tapioca_export import graphs
+from tapioca_export.artifacts import Journal, Prompting, Provenance, Report, Run, Selection, read, sha256, write_sealed
 from tapioca_export.benchmarking.runtimes import default_settings, read_export_folder
 from tapioca_export.cards import _metadata_of
 from tapioca_export.cli import main
 from tapioca_export.config import Doses, RunConfig
+from tapioca_export.errors import TapiocaError
 from tapioca_export.gating.expressions import failing, fields_of
 from tapioca_export.graphs import Pieces
 from tapioca_export.graphs.cutting import cut, find_layers
@@ -177,28 +179,44 @@ def _artifact(kind: str) -> Callable[[Path], object]:
     return lambda file: read(file, kinds()[kind])
 
 
-def _report(file: Path) -> object:
-    """Judge a report as `check` does, and draw it as `report` does."""
-    report = read(file, Report)
-    thresholds = gating.Thresholds(0.0, 0.1, 1.0, 1.0)
+def _invoke(*arguments: object) -> None:
+    """Run a command.
+
+    Raises:
+        TapiocaError: With its line, if it refuses; a missed threshold is no refusal.
+    """
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    if result.exit_code not in (0, 3):
+        line, *hint = result.stderr.splitlines()
+        if not line.startswith("Error: ") or len(hint) > 1:
+            raise AssertionError(f"{result.stderr!r} is not one line and a hint")
+        raise TapiocaError(line)
+
+
+def _judged(file: Path) -> None:
+    """Judge a report as `check` does, against itself as well."""
     expressions = ["target.difference.low < 0", "speedup.low < 1.1 or size_ratio > 0.9"]
-    verdict = gating.check(report, thresholds, fail_if=expressions, baseline=report)
-    made = (gating.render_junit(verdict), gating.render_metrics(report), gating.render_summary(report, verdict))
-    return *made, reporting.render_markdown(report), reporting.render_html(report)
+    asked = [part for expression in expressions for part in ("--fail-if", expression)]
+    limits = ["--min-target-gain", 0, "--max-id-loss", 0.1, "--min-speedup", 1, "--max-size-ratio", 1]
+    made = [file.with_name(name) for name in ("junit.xml", "metrics.txt", "summary.md")]
+    beside = [part for pair in zip(("--junit", "--metrics", "--summary"), made, strict=True) for part in pair]
+    made[2].unlink(missing_ok=True)
+    _invoke("check", file, *limits, *asked, "--baseline", file, *beside)
 
 
-def _rendered(name: str) -> Callable[[Path], object]:
-    """Return what renders a run folder again, one artifact of which is spoilt."""
+def _rendered(file: Path) -> None:
+    """Render a run folder again, one artifact of which is spoilt."""
+    _invoke("report", file.parent)
 
-    def render(file: Path) -> object:
-        folder = file.parent
-        record = provenance.read_run(folder)
-        parts = {part: read(folder / f"{part}.json", kinds()[part]) for part in ("selection", "profile", "benchmark")}
-        added = read(folder / "intervention.json", kinds()["intervention"])
-        report = reporting.make_report(record, **parts, exports={}, intervention=added)
-        return reporting.render_markdown(report), reporting.render_html(report)
 
-    return render
+def _compared(file: Path) -> None:
+    """Put two runs side by side, one of which is spoilt."""
+    folder, other = file.parent, file.parent.with_name("other")
+    record = read(folder / "run.json", Run)
+    write_sealed(folder / "run.json", replace(record, outputs={**record.outputs, file.name: sha256(file)}))
+    _invoke("report", "--compare", other, folder, "--output", folder.with_name("compared"), "--overwrite")
 
 
 def _selection(file: Path) -> object:
@@ -368,9 +386,10 @@ READERS: dict[str, Reader] = {
         for kind in ("benchmark", "intervention", "ort_session", "profile", "verification")
     },
     "artifacts, selection": Reader("run/selection.json", _selection, of_json),
-    "artifacts, report, judged and drawn": Reader("run/report.json", _report, of_json, share=0.05),
+    "artifacts, report, judged": Reader("run/report.json", _judged, of_json, writes=True, share=0.2),
+    "artifacts, report, compared": Reader("run/report.json", _compared, of_json, writes=True, share=0.05),
     **{
-        f"artifacts, {kind}, drawn": Reader(f"run/{kind}.json", _rendered(kind), of_json, share=0.05)
+        f"artifacts, {kind}, drawn": Reader(f"run/{kind}.json", _rendered, of_json, writes=True, share=0.05)
         for kind in ("selection", "profile", "benchmark", "intervention")
     },
     "records, run": Reader("run/run.json", _sealed(Run), of_json, writes=True, share=0.5),

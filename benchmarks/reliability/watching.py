@@ -81,10 +81,9 @@ class Watch:
     outside: Path
     writes: bool = False
     _seen: list[str] = field(default_factory=list)
-    _is_on: bool = False
 
     def __post_init__(self) -> None:
-        """Set the hook, the clock, and the system's eye on the file outside."""
+        """Set the clock, and the system's eye on the file outside."""
         self._own = (str(self.folder.resolve()), *OWN)
         self._status = os.open("/proc/self/status", os.O_RDONLY)
         self._peak = os.open("/proc/self/clear_refs", os.O_WRONLY)
@@ -93,7 +92,9 @@ class Watch:
         if libc.inotify_add_watch(self._outside, str(self.outside).encode(), _OPENED | _READ) < 0:
             raise OSError(ctypes.get_errno(), "inotify_add_watch", str(self.outside))
         signal.signal(signal.SIGALRM, _out_of_time)
-        sys.addaudithook(self._audit)
+        if not _HOOKED:
+            sys.addaudithook(_audit)
+            _HOOKED.append(True)
 
     def run(self, read: Callable[[Path], object], file: Path) -> Outcome:
         """Read a file."""
@@ -131,16 +132,15 @@ class Watch:
     @contextmanager
     def _watched(self) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
-        self._is_on = True
+        _WATCHING.append(self)
         try:
             yield
         finally:
-            self._is_on = False
+            _WATCHING.clear()
             signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if not self._is_on:
-            return
+    def see(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """Note what may not be done."""
         if event in NEVER:
             self._seen.append(f"{event} {arguments!r}"[:300])
         elif event in READS or event in WRITES:
@@ -158,6 +158,16 @@ class Watch:
     def _bytes(self, name: bytes) -> int:
         text = os.pread(self._status, 1 << 14, 0)
         return int(text.split(name + b":")[1].split(None, 1)[0]) * 1024
+
+
+# Whether the hook is set, which is forever; and whom it tells.
+_HOOKED: list[bool] = []
+_WATCHING: list[Watch] = []
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if _WATCHING:
+        _WATCHING[0].see(event, arguments)
 
 
 def _out_of_time(number: int, frame: FrameType | None) -> None:

@@ -7,6 +7,7 @@ from ..numbering import Choices, LayerName, Numbering
 from .files import (
     append_text,
     combined,
+    fitting,
     hash_text,
     hashes,
     is_sealed,
@@ -151,6 +152,7 @@ __all__ = [
     "append_text",
     "check_output",
     "combined",
+    "fitting",
     "hash_text",
     "hashes",
     "is_sealed",

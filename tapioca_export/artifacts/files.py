@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import LoadError
+from ..errors import LoadError, first_line
 from ..stopping import unstopped
 from .locks import is_inode, locked, not_written
 from .records import SCHEMA_VERSION, SPARSE
@@ -167,6 +167,25 @@ def _refuse_newer(path: Path, artifact: Any) -> None:
             f"{path} has schema version {version}, and {SCHEMA_VERSION} is the newest that is known here.",
             "Read it with the tapioca-export that wrote it, or a newer one.",
         )
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Turn whatever fails on the values of files that were read into one error: a type tells but the half.
+
+    Each value of an artifact is of its type, and yet there may be an interval too few, or a layer that none
+    of its numbers is of. Only for what was read: in numbers of this process's own, that is our bug.
+
+    Raises:
+        LoadError: If something does.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError) as error:
+        raise LoadError(
+            f"The numbers in {path} do not fit together: {type(error).__name__}, {first_line(error)}.",
+            "Run the job again; no command wrote this.",
+        ) from error
 
 
 def sha256(path: Path) -> str:

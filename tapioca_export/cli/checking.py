@@ -55,18 +55,19 @@ def check(
 ) -> None:
     """Gate a run folder on interval bounds: exit code 3 when a threshold is missed."""
     from .. import gating
-    from ..artifacts import append_text, write_text
+    from ..artifacts import append_text, fitting, write_text
 
     report = _report(folder)
     limits = gating.Thresholds(**thresholds)
     before = _report(baseline) if baseline else None
-    verdict = gating.check(report, limits, fail_if=fail_if, baseline=before)
-    if junit is not None:
-        write_text(junit, gating.render_junit(verdict))
-    if metrics is not None:
-        write_text(metrics, gating.render_metrics(report))
-    if summary is not None:
-        append_text(summary, gating.render_summary(report, verdict))
+    with fitting(folder):
+        verdict = gating.check(report, limits, fail_if=fail_if, baseline=before)
+        if junit is not None:
+            write_text(junit, gating.render_junit(verdict))
+        if metrics is not None:
+            write_text(metrics, gating.render_metrics(report))
+        if summary is not None:
+            append_text(summary, gating.render_summary(report, verdict))
     click.echo(gating.render_markdown(verdict))
     sys.exit(verdict.exit_code)
 

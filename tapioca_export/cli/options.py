@@ -220,7 +220,8 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, path: Path | No
         if name not in known:
             names = [str(name).replace("_", "-") for name in known]
             raise UnknownNameError(f"key in {path}", key, names)
-        values[name] = _config_value(value, known[name], f"{path}: {key}")
+        if value is not None:  # YAML's way not to set something
+            values[name] = _config_value(value, known[name], f"{path}: {key}")
     ctx.default_map = {**(ctx.default_map or {}), **values}
 
 
@@ -235,8 +236,6 @@ def _config_value(value: Any, parameter: click.Parameter, where: str) -> Any:
         return [f"{name}={path}" for name, path in table.items()] if parameter.multiple else table
     if isinstance(value, list) and (parameter.multiple or parameter.name in LISTS):
         return [_one_value(item, where) for item in value]
-    if value is None:
-        return None
     return [_one_value(value, where)] if parameter.multiple else _one_value(value, where)
 
 

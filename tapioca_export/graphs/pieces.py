@@ -231,13 +231,13 @@ class _Opener:
         import onnx_ir
 
         model = self.model
-        graph = onnx_ir.convenience.extract(model.graph, inputs, outputs)
-        graph.inputs[:] = [value for value in graph.inputs if value.uses()]
-        for value in graph.inputs:
-            if (known := self.types.get(str(value.name))) is not None:
-                value.dtype = known
-        piece = onnx_ir.Model(graph, ir_version=model.ir_version, functions=[*model.functions.values()])
         try:
+            graph = onnx_ir.convenience.extract(model.graph, inputs, outputs)
+            graph.inputs[:] = [value for value in graph.inputs if value.uses()]
+            for value in graph.inputs:
+                if (known := self.types.get(str(value.name))) is not None:
+                    value.dtype = known
+            piece = onnx_ir.Model(graph, ir_version=model.ir_version, functions=[*model.functions.values()])
             written = onnx_ir.to_proto(piece).SerializeToString()
             session = session_on_cpu(written, self.num_threads, self.entries)
         except onnxruntime_errors() as error:

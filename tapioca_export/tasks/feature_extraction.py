@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..errors import ConfigError, LoadError
+from ..errors import ConfigError, LoadError, first_line
 from ..samples import Row, Samples
 from .base import (
     TASKS,
@@ -275,7 +275,10 @@ def _file(folder: Path | str, name: str, options: ProcessorOptions) -> str | Non
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return None if path is None else Path(path).read_text(encoding="utf-8")
+    try:
+        return None if path is None else Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LoadError(f"Cannot read {path}: {first_line(error)}.", "Save the model again.") from error
 
 
 def _position(files: Mapping[str, str], folder: str) -> Position:
@@ -294,6 +297,7 @@ def _position(files: Mapping[str, str], folder: str) -> Position:
         # Older files have a switch a kind.
         prefix = "pooling_mode_"
         named = named or [key.removeprefix(prefix) for key, on in pooling.items() if on and prefix in key]
+        named = [str(name) for name in named]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{folder}: {MODULES_FILE} or {POOLING_FILE} cannot be read: {error}") from error
     unknown = [module for module in modules if module not in MODULES]
