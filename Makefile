@@ -8,6 +8,8 @@
 #   make browser      reports in a headless Chromium or Chrome, which has to be there
 #   make junit        what `check --junit` writes is valid by the schema of Jenkins' xUnit plugin
 #   make node         an exported classifier answers the same in Node, which has to be there
+# A job of its own every night, a quarter of an hour of one core:
+#   make fuzz         every reader fed with files that are nearly right, some of them guided by coverage
 # Before a release, into dist/ (SECURITY.md):
 #   make dist         wheel and sdist of the last commit, built twice alike and installed on their own
 #   make sbom         what requirements.lock holds, as a CycloneDX bill of materials
@@ -17,7 +19,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SUPPLY := .cache/supply
 
-.PHONY: demo test test-fast slow lowest lowest-families lowest-laws consumers browser junit node dist sbom audit format clean
+.PHONY: demo test test-fast slow lowest lowest-families lowest-laws consumers browser junit node fuzz dist sbom audit format clean
 
 demo: .venv/ready
 	$(BIN)/tapioca-export demo --output demo-run --overwrite
@@ -80,6 +82,15 @@ node: .venv/ready .cache/node/ready
 .cache/node/ready: Makefile
 	npm install --prefix .cache/node --no-audit --no-fund --ignore-scripts \
 		onnxruntime-node@1.30.0 @huggingface/tokenizers@0.2.0
+	touch $@
+
+fuzz: .venv/ready .cache/fuzz/ready
+	PYTHONPATH=$(CURDIR):$(CURDIR)/.cache/fuzz $(BIN)/python -m benchmarks.reliability.fuzzing
+
+# It instruments bytecode, and is nothing that tests should find.
+.cache/fuzz/ready: .venv/ready
+	rm -rf .cache/fuzz
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .cache/fuzz atheris==3.0.0
 	touch $@
 
 dist: .venv/ready $(SUPPLY)/ready

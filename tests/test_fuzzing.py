@@ -33,7 +33,6 @@ from benchmarks.reliability.fuzzing import QUICK, executions_of  # noqa: E402
 from benchmarks.reliability.mutations import OUTSIDE, Mutants, of_json, of_onnx  # noqa: E402
 from benchmarks.reliability.readers import READERS  # noqa: E402
 from benchmarks.reliability.watching import Outcome, Watch  # noqa: E402
-
 from tapioca_export.errors import LoadError  # noqa: E402
 
 PARTS = 4  # processes

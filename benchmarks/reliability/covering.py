@@ -1,4 +1,4 @@
-"""Feed one reader with files that coverage guides: what reaches code that none has reached is kept and changed.
+"""Feed one reader with files that coverage guides: what reaches new code is kept, and changed further.
 
     python -m benchmarks.reliability.covering READER VALID SCRATCH SECONDS    # in SCRATCH: found.json
 

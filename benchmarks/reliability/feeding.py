@@ -217,7 +217,14 @@ def _fed(wanted: Mapping[str, int], valid: Path, scratch: Path, number: int, sec
 
 
 def _feed_one(
-    name: str, valid: Path, scratch: Path, executions: int, number: int, seconds: float, found: Found, said: TextIO
+    name: str,
+    valid: Path,
+    scratch: Path,
+    executions: int,
+    number: int,
+    seconds: float,
+    found: Found,
+    said: TextIO,
 ) -> None:
     plate = Plate(READERS[name], scratch, said)
     plate.try_valid(valid, found)

@@ -34,13 +34,15 @@ TEXTS = (
 )  # fmt: skip
 SCALARS: tuple[Any, ...] = (None, True, False, *NUMBERS, *TEXTS)
 NESTED: tuple[Any, ...] = (
-    [], {}, [[]], [{}], {"a": 1}, {"": None}, [0] * 200, ["a", 1, None], [[1, 2], [3]], {"a": {"a": {"a": []}}},
-    {"bytes": "x", "path": OUTSIDE}, {"__class__": "x"}, {"_type": "Value", "dtype": "int64"},
+    [], {}, [[]], [{}], {"a": 1}, {"": None}, [0] * 200, ["a", 1, None], [[1, 2], [3]],
+    {"a": {"a": {"a": []}}}, {"bytes": "x", "path": OUTSIDE}, {"__class__": "x"},
+    {"_type": "Value", "dtype": "int64"},
 )  # fmt: skip
 CHUNKS = (
     b"\0", b"\xff", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\r", b"\n", b'"', b"'", b",", b":", b"{",
-    b"}", b"[", b"]", b"\\", b"\\u0000", b"\\ud800", b"9" * 5000, b"1e999", b"-", b"NaN", b"null", b"[" * 2000,
-    b"\x80" * 9, b"\x7f\xff\xff\xff", b"\xff" * 8, b"\x00" * 64, b"../outside.bin", OUTSIDE.encode(),
+    b"}", b"[", b"]", b"\\", b"\\u0000", b"\\ud800", b"9" * 5000, b"1e999", b"-", b"NaN", b"null",
+    b"[" * 2000, b"\x80" * 9, b"\x7f\xff\xff\xff", b"\xff" * 8, b"\x00" * 64, b"../outside.bin",
+    OUTSIDE.encode(),
 )  # fmt: skip
 _TOKENS = re.compile(rb"\w+|\s+|[^\w\s]")
 
@@ -95,7 +97,9 @@ def _changed(draw: DrawFn, tree: Any) -> Any:
         return _value(draw) if draw(st.integers(0, 9)) == 0 else tree
     holder, key = _at(tree, place[:-1]), place[-1]
     node = holder[key]
-    what = draw(st.sampled_from(("replace", "replace", "number", "retag", "delete", "repeat", "graft", "rename")))
+    what = draw(
+        st.sampled_from(("replace", "replace", "number", "retag", "delete", "repeat", "graft", "rename"))
+    )
     if what == "replace":
         holder[key] = _value(draw)
     elif what == "number" and isinstance(node, (int, float)):
@@ -235,7 +239,9 @@ def of_text(*words: str) -> Callable[[Sequence[bytes]], Mutants]:
 def _headers(draw: DrawFn, seeds: Sequence[tuple[Any, bytes]]) -> bytes:
     header, body = draw(st.sampled_from(seeds))
     text = json.dumps(_changed(draw, copy.deepcopy(header))).encode()
-    length = draw(st.sampled_from((len(text), len(text), len(text), len(text) - 1, 0, 1 << 31, (1 << 64) - 1)))
+    length = draw(
+        st.sampled_from((len(text), len(text), len(text), len(text) - 1, 0, 1 << 31, (1 << 64) - 1))
+    )
     return struct.pack("<Q", length) + text + body
 
 

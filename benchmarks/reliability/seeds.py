@@ -80,7 +80,9 @@ def _samples(folder: Path) -> None:
     parquet.write_table(table, folder / "rows.parquet")
     import datasets
 
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["a", "b"])})
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["a", "b"])}
+    )
     rows = [{"text": row["text"], "label": number % 2} for number, row in enumerate(records)]
     datasets.Dataset.from_list(rows, features=features).save_to_disk(folder / "saved")
 
@@ -119,7 +121,9 @@ def _checkpoints(folder: Path) -> None:
             ]
         )
     )
-    (folder / "vectors" / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
+    (folder / "vectors" / "1_Pooling" / "config.json").write_text(
+        json.dumps({"pooling_mode_cls_token": True})
+    )
     (folder / "bert" / "README.md").write_text("---\nlicense: apache-2.0\ntags:\n- x\n---\n# A card\n")
 
 
@@ -127,7 +131,10 @@ def _graph(folder: Path, checkpoint: Path) -> None:
     shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     file = folder / "model.onnx"
     file.write_bytes(pre_norm(cached=False).model().SerializeToString())
-    write(folder / "export.json", reports.export(files={file.name: sha256(file)}, drop=(), task="text-generation"))
+    write(
+        folder / "export.json",
+        reports.export(files={file.name: sha256(file)}, drop=(), task="text-generation"),
+    )
     (folder / "genai_config.json").write_text(json.dumps(GENAI))
     cached = pre_norm(cached=True).model().SerializeToString()
     (folder / "cached.onnx").write_bytes(cached)
@@ -143,7 +150,9 @@ def _run(folder: Path, benchmark: Benchmark) -> None:
     export = folder / "pruned" / "onnx"
     export.mkdir(parents=True)
     write(export / "export.json", reports.export())
-    record = Provenance("export", "bert-tiny", {"seed": 0}, {"python": "3.11"}, {"id.jsonl": "ab" * 32}, {}, "x")
+    record = Provenance(
+        "export", "bert-tiny", {"seed": 0}, {"python": "3.11"}, {"id.jsonl": "ab" * 32}, {}, "x"
+    )
     write_sealed(export / "provenance.json", replace(record, outputs=hashes(export)))
     write_sealed(folder / "run.json", replace(reports.run(), outputs=hashes(folder)))
     settings = SessionSettings(("CPUExecutionProvider",), {"intra_op_num_threads": 2}, {"session.x": "1"})

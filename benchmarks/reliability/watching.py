@@ -144,10 +144,13 @@ class Watch:
         if event in NEVER:
             self._seen.append(f"{event} {arguments!r}"[:300])
         elif event in READS or event in WRITES:
+            writes = event in WRITES or (event == "open" and _is_written(*arguments[1:3]))
             for path in arguments[: 2 if event in ("os.rename", "os.link", "shutil.move") else 1]:
-                writes = event in WRITES or (event == "open" and _is_written(*arguments[1:3]))
-                if isinstance(path, (str, bytes, os.PathLike)) and not self._may(os.fsdecode(path), writes):
-                    self._seen.append(f"{event} {os.fsdecode(path)!r}"[:300])
+                if not isinstance(path, (str, bytes, os.PathLike)):
+                    continue
+                named = os.path.join(_folder_of(event, arguments), os.fsdecode(path))
+                if not self._may(named, writes):
+                    self._seen.append(f"{event} {named!r}"[:300])
 
     def _may(self, path: str, writes: bool) -> bool:
         real = os.path.realpath(path) if "\0" not in path else path
@@ -172,6 +175,12 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 
 def _out_of_time(number: int, frame: FrameType | None) -> None:
     raise OutOfTimeError
+
+
+def _folder_of(event: str, arguments: tuple[Any, ...]) -> str:
+    """Return the folder from which a path starts, where it is given by its descriptor."""
+    folder = arguments[-1] if event in ("os.remove", "os.rmdir", "os.mkdir") else -1
+    return os.readlink(f"/proc/self/fd/{folder}") if isinstance(folder, int) and folder >= 0 else ""
 
 
 def _is_in(path: str, folder: str) -> bool:

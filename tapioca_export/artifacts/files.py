@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import MISSING, is_dataclass, replace
 from dataclasses import fields as dataclass_fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,14 +22,16 @@ T = TypeVar("T")
 # Stands in a record for its own SHA-256 while that is taken.
 UNSEALED = "0" * 64
 BLOCK = 1 << 18  # bytes that are read at a time to be hashed
+_ADAPTERS: dict[Any, Any] = {}
 
 
-@lru_cache
 def _adapter(cls: Any) -> Any:
-    """Return pydantic's reader and writer of a dataclass."""
+    """Return pydantic's reader and writer of a dataclass, made once."""
     from pydantic import TypeAdapter
 
-    return TypeAdapter(cls)
+    if cls not in _ADAPTERS:
+        _ADAPTERS[cls] = TypeAdapter(cls)
+    return _ADAPTERS[cls]
 
 
 def to_json(artifact: Any) -> str:

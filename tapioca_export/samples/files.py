@@ -122,7 +122,7 @@ def _bounded(stream: TextIO, path: Path) -> Iterator[str]:
     for number, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE + 1), ""), start=1):
         if len(line) > LONGEST_LINE:
             raise LoadError(
-                f"{path}, line {number} is longer than {LONGEST_LINE >> 20} Mi characters.", "Write a row a line."
+                f"{path}, line {number} is longer than {LONGEST_LINE:,} characters.", "Write a row a line."
             )
         yield line
 
@@ -211,7 +211,7 @@ def _refuse_elsewhere(folder: Path) -> None:
             ) from error
         for name in names:
             if not isinstance(name, str) or "\0" in name or leads_out(name) or not _is_within(state, name):
-                raise LoadError(f"{state} names {name!r}, outside its own folder.", "Put the file itself there.")
+                raise LoadError(f"{state} names {name!r}, outside its own folder.", "Put the file there.")
 
 
 def _is_within(state: Path, name: str) -> bool:
