@@ -179,7 +179,8 @@ def test_trees_are_changed_and_often_still_trees() -> None:
     parsed = [json.loads(content) for content in contents if is_json(content)]
     assert len(parsed) > len(contents) / 2
     assert sum(isinstance(tree, dict) and set(tree) == {"a", "c"} for tree in parsed) > len(contents) / 8
-    assert any(OUTSIDE in content.decode("latin-1") for content in contents)
+    hostile = (OUTSIDE, "../outside.bin", "/etc/passwd", "/dev/zero")
+    assert any(text in content.decode("latin-1") for content in contents for text in hostile)
 
 
 def is_json(content: bytes) -> bool:

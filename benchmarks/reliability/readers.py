@@ -110,16 +110,17 @@ READERS: dict[str, Reader] = {
     "records, export": Reader("graph/export.json", reading.export, of_json, share=0.2),
     "journals": Reader("run/search.jsonl", reading.journal, of_json_lines, writes=True, is_guided=True),
     **{
-        f"config.json, {model}": Reader(f"{model}/config.json", reading.model, of_json, share=0.05)
-        for model in ("bert", "gpt2", "llama")
+        f"config.json, {model}": Reader(f"{model}/config.json", reading.model, of_json, share=0.2)
+        for model in ("bert", "gpt2", "llama", "vit", "wav2vec2")
     },
-    "config.json, network without weights": Reader("bert/config.json", reading.outline, of_json, share=0.05),
+    "generation_config.json": Reader("gpt2/generation_config.json", reading.generation, of_json, share=0.2),
+    "config.json, network without weights": Reader("bert/config.json", reading.outline, of_json, share=0.2),
     **{
-        f"{name}": Reader(f"{place}/{name}", reading.settings, of_json, share=0.1)
+        f"{name}": Reader(f"{place}/{name}", reading.settings, of_json, share=0.2)
         for place, name in (
             ("gpt2", "tokenizer.json"),
             ("bert", "tokenizer_config.json"),
-            ("gpt2", "generation_config.json"),
+            ("vit", "preprocessor_config.json"),
             ("vectors", "modules.json"),
             ("vectors", "1_Pooling/config.json"),
         )

@@ -47,6 +47,7 @@ from tapioca_export.samples.rows import shown
 from tapioca_export.schemas import kinds
 from tapioca_export.tasks import TASKS
 from tapioca_export.tasks.prompting import load_prompting, with_prompt
+from tapioca_export.tasks.tokenizing import ends_of, load_generation_config
 from tapioca_export.variants import read_variant
 from tapioca_export.verifying import verify
 
@@ -259,6 +260,13 @@ def settings(file: Path) -> object:
     _processor.cache_clear()
     task, processor = _processor(folder, "auto")
     return task.examples(processor)
+
+
+def generation(file: Path) -> object:
+    """Load what `generate` is told, and where it ends."""
+    options = LoadOptions(local_files_only=True)
+    found = load_generation_config(file.parent, load_config(file.parent, options), options, starts=True)
+    return ends_of(found), load_model(file.parent, "auto", options)
 
 
 def outline(file: Path) -> object:

@@ -31,6 +31,7 @@ from conftest import (  # noqa: E402
     text_records,
     write_jsonl,
 )
+from media import save_media_model  # noqa: E402
 from onnx_graphs import pre_norm  # noqa: E402
 from pyarrow import parquet  # noqa: E402
 
@@ -109,6 +110,8 @@ def _checkpoints(folder: Path) -> None:
         tokenizer = make_tokenizer(family)
         tokenizer.chat_template = CHAT
         tokenizer.save_pretrained(folder / family)
+    for family in ("vit", "wav2vec2"):
+        save_media_model(folder / family, family)
     make_decoder("llama").save_pretrained(folder / "sharded", max_shard_size="40KB")
     for kind in token_models.MODELS:
         token_models.save(folder / kind.replace(" ", "-"), kind)

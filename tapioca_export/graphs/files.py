@@ -170,8 +170,9 @@ def genai_config(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         described: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        int(described["model"]["decoder"]["head_size"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if int(described["model"]["decoder"]["head_size"]) <= 0:
+            raise ValueError("head_size is not above 0")
+    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         raise UnsupportedModelError(
             f"{GENAI} beside the graph tells of no decoder: {type(error).__name__}, {first_line(error)}.",
             "Move it away to use the graph alone.",

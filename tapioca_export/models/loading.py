@@ -18,6 +18,7 @@ from ..external import refuse_link_out
 from ..graphs import is_graph
 from ..tasks import TASKS, Processor, ProcessorOptions, Task, answering
 from ..tensors import to_tensors
+from .configs import refuse_types
 from .graph_network import load_graph
 from .loaded import SPREAD, LoadedModel, LoadOptions, answer_of
 from .shards import read_weights
@@ -201,6 +202,7 @@ def load_config(source: str | Path, options: LoadOptions) -> Any:
                 "Check -m/--model.",
             ) from error
         raise LoadError(f"Cannot load the config of {source}: {first_line(error)}") from error
+    refuse_types(config, source)
     if method := getattr(config, "quantization_config", None):
         name = method.get("quant_method", "unnamed") if isinstance(method, dict) else method
         raise UnsupportedModelError(

@@ -153,6 +153,9 @@ def load_generation_config(
         config: The model's config.
         options: Safety switches.
         starts: Fill in what a decoder begins with, as `generate` does for an encoder-decoder.
+
+    Raises:
+        LoadError: If it cannot be read.
     """
     from transformers import GenerationConfig
 
@@ -160,6 +163,15 @@ def load_generation_config(
         found = GenerationConfig.from_pretrained(str(folder), local_files_only=options.local_files_only)
     except OSError:
         found = GenerationConfig.from_model_config(config)
+    except Exception as error:  # whatever its values break
+        raise LoadError(
+            f"generation_config.json of {folder} cannot be read: {first_line(error)}.", "Mend it."
+        ) from error
+    for name in ("bos_token_id", "eos_token_id", "decoder_start_token_id"):
+        value = getattr(found, name)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
+            raise LoadError(f"generation_config.json of {folder} has a {name} that is no token.", "Mend it.")
     if starts:
         start = found.decoder_start_token_id
         start = getattr(config, "decoder_start_token_id", None) if start is None else start
