@@ -1,7 +1,7 @@
 """What a config says of itself, held against the types that tasks and stages take it for.
 
-A config is text from whoever wrote it, and transformers checks what its own classes read. Knows nothing about sizes
-(sizes.py) and nothing about families.
+A config is text from whoever wrote it, and transformers checks what its own classes read. Knows nothing about
+sizes (sizes.py) and nothing about families.
 """
 
 from __future__ import annotations

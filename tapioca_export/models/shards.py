@@ -173,6 +173,8 @@ def _read_header(file: Path) -> dict[str, Stored]:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
         header = json.loads(stream.read(length))
+    if unnamed := [name for name in names if not isinstance(header[name], dict)]:  # which it takes as well
+        raise SafetensorError(f"{min(unnamed)} is described without names")
     stored = {}
     for name in sorted(names, key=lambda name: header[name]["data_offsets"]):
         start, end = header[name]["data_offsets"]

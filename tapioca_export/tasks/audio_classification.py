@@ -21,7 +21,8 @@ from ..errors import ConfigError, LoadError, first_line
 from ..samples import Row
 from .base import TASKS, Batch, Inputs, Processor, ProcessorOptions
 from .classifying import check_head, label_names
-from .files import FileClassification, FileTask, Source, head_position, load_extractor, require
+from .extracting import load_extractor
+from .files import FileClassification, FileTask, Source, head_position, require
 
 # Most models take a recording of any length; without --max-length it is cut here.
 LONGEST_SECONDS = 30

@@ -25,7 +25,7 @@ import numpy as np
 from ..artifacts import sha256
 from ..errors import ConfigError, LoadError, first_line
 from ..samples import Place, Row, Samples
-from .base import Batch, Position, Processor, ProcessorOptions, Task
+from .base import Batch, Position, Processor, Task
 from .classifying import SingleLabel
 from .labels import label_id
 
@@ -158,37 +158,6 @@ def source_of(value: Any, column: str, where: str) -> Source:
 def head_position(config: Any) -> Position:
     """Tell where a head of this model type reads the answer."""
     return "first-token" if config.model_type in READ_THE_CLASS_TOKEN else "mean"
-
-
-def load_extractor(
-    auto_class: str, folder: Path | str, config: Any, options: ProcessorOptions, **backend: Any
-) -> Any:
-    """Load what makes a checkpoint's inputs of decoded files.
-
-    Args:
-        auto_class: Its auto class in transformers.
-        folder: A local folder, or a name on the hub.
-        config: The model's config.
-        options: Safety switches.
-        **backend: Which implementation to take, where there are several.
-
-    Raises:
-        LoadError: If there is none.
-    """
-    import transformers
-
-    try:
-        return getattr(transformers, auto_class).from_pretrained(
-            str(folder),
-            trust_remote_code=options.trust_remote_code,
-            local_files_only=options.local_files_only,
-            **backend,
-        )
-    except Exception as error:  # other files, whatever breaks
-        raise LoadError(
-            f"Nothing that encodes files can be loaded from {folder}: {first_line(error)}",
-            "Save it beside the model: preprocessor_config.json.",
-        ) from error
 
 
 def require(library: str, package: str, extra: str, task: str) -> Any:

@@ -20,7 +20,8 @@ from ..errors import ConfigError, LoadError, first_line
 from ..samples import Row
 from .base import TASKS, Inputs, Processor, ProcessorOptions
 from .classifying import check_head, label_names
-from .files import FileClassification, Source, head_position, load_extractor, require
+from .extracting import load_extractor
+from .files import FileClassification, Source, head_position, require
 
 # Never EPS: Pillow reads it by running Ghostscript.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
