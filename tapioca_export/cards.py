@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import plain_yaml
 from .artifacts import Accuracy, Benchmark, Selection, write_text
 from .numbering import LayerName, layers_text, lone_parts, whole_layers
 
@@ -23,6 +24,7 @@ PIPELINE_TAGS = {"multiple-choice": "text-generation", "polynomial-regression": 
 INHERITED = ("license", "license_name", "license_link", "language")
 ROLES = {"id": "In-distribution", "target": "Target-domain"}
 
+LARGEST_CARD = 1 << 20  # bytes
 # What the model card says of how a checkpoint was proven.
 PROOFS = {
     "logits": (
@@ -116,17 +118,21 @@ def _is_local(model: str) -> bool:
 
 def _metadata_of(model: str) -> dict[str, Any]:
     """Return the metadata of the original's card, where that is at hand and can be read."""
-    import yaml
-    from huggingface_hub import metadata_load, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
     card = Path(model) / "README.md"
     if not Path(model).exists() and not _is_local(model):
         cached = try_to_load_from_cache(model, "README.md")
         card = Path(cached) if isinstance(cached, str) else card
     try:
-        return metadata_load(card) or {} if card.is_file() else {}
-    except (OSError, ValueError, yaml.YAMLError):  # a card that nobody could read says nothing
+        if not card.is_file() or card.stat().st_size > LARGEST_CARD:
+            return {}
+        found = REGEX_YAML_BLOCK.search(card.read_text(encoding="utf-8"))
+        metadata = plain_yaml.load(found[2]) if found else None
+    except (OSError, ValueError):  # a card that nobody could read says nothing
         return {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def _eval_results(measured: Benchmark, task: str) -> list[EvalResult]:

@@ -22,6 +22,7 @@ GROUND = {
     "external",
     "memory",
     "numbering",
+    "plain_yaml",
     "precision",
     "registry",
     "sessions",

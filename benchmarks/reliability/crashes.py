@@ -21,6 +21,10 @@ def _journal(**changes: object) -> bytes:
     return (HEADER + json.dumps({**line, **changes}) + "\n").encode()
 
 
+def _safetensors(header: bytes, body: bytes) -> bytes:
+    return len(header).to_bytes(8, "little") + header + body
+
+
 def _bomb(first: str, twice: str) -> bytes:
     """Return YAML in which each of thirty names stands for the one before, twice."""
     parts = [f"a0: &a0 {first}", *(f"a{n}: &a{n} {twice.replace('*', f'*a{n - 1}')}" for n in range(1, 31))]
@@ -73,6 +77,15 @@ CRASHES: dict[str, tuple[str, bytes]] = {
     "a template that calls itself": (
         "prompt templates", b"{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     ),
+    "architectures in a table": ("config.json, gpt2", b'{"model_type": "gpt2", "architectures": {"0": "x"}}'),
+    "a number of architectures": ("config.json, gpt2", b'{"model_type": "gpt2", "architectures": 4}'),
+    "architectures in lists": ("config.json, gpt2", b'{"model_type": "gpt2", "architectures": [["x"]]}'),
+    "a head without end": ("genai_config.json", b'{"model": {"decoder": {"head_size": Infinity}}}'),
+    "a tensor described by a list": ("safetensors", _safetensors(b'{"a": ["F32", [1], [0, 4]]}', bytes(4))),
+    "images of 14 million pixels a side": (
+        "preprocessor_config.json", b'{"image_processor_type": "ViTImageProcessor", "size": 14258397}',
+    ),
+    "a card with a number without digits": ("metadata of a model card", b"---\n!!int : x\n---\n"),
     "modules that are no text": ("modules.json", b'[{"type": "\x80"}]'),
     "a pooling that is no text": ("1_Pooling/config.json", b'{"pooling_mode": "\xff"}'),
 }  # fmt: skip

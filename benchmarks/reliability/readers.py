@@ -37,7 +37,7 @@ class Reader:
 
 READERS: dict[str, Reader] = {
     "samples, JSON Lines": Reader("samples/rows.jsonl", reading.records, of_json_lines, is_guided=True),
-    "samples, CSV": Reader("samples/rows.csv", reading.records, grammars.CSV, is_guided=True),
+    "samples, CSV": Reader("samples/rows.csv", reading.records, grammars.CSV),
     "samples, TSV": Reader("samples/rows.tsv", reading.records, grammars.CSV),
     "samples, Parquet": Reader("samples/rows.parquet", reading.records, of_bytes),
     **{
@@ -51,7 +51,6 @@ READERS: dict[str, Reader] = {
             f"rows/{rows}.jsonl",
             reading.rows(task, model, metric, rows == "chats"),
             of_json_lines,
-            is_guided=True,
         )
         for task, rows, model, metric in (
             ("text-classification", "classification", "bert", None),
@@ -92,7 +91,7 @@ READERS: dict[str, Reader] = {
         f"artifacts, {kind}": Reader(f"run/{kind}.json", reading.artifact(kind), of_json)
         for kind in ("benchmark", "intervention", "ort_session", "profile", "verification")
     },
-    "artifacts, selection": Reader("run/selection.json", reading.selection, of_json, is_guided=True),
+    "artifacts, selection": Reader("run/selection.json", reading.selection, of_json),
     "artifacts, report, judged": Reader("run/report.json", reading.judged, of_json, writes=True, share=0.2),
     "artifacts, report, compared": Reader(
         "run/report.json", reading.compared, of_json, writes=True, share=0.05
@@ -125,12 +124,12 @@ READERS: dict[str, Reader] = {
             ("vectors", "1_Pooling/config.json"),
         )
     },
-    "safetensors": Reader("bert/model.safetensors", reading.weights, of_safetensors, is_guided=True),
+    "safetensors": Reader("bert/model.safetensors", reading.weights, of_safetensors),
     "index of safetensors": Reader(
         "sharded/model.safetensors.index.json", reading.weights, of_json, is_guided=True
     ),
-    "metadata of a model card": Reader("bert/README.md", reading.card, grammars.YAML, is_guided=True),
+    "metadata of a model card": Reader("bert/README.md", reading.card, grammars.YAML),
     "ONNX": Reader("graph/model.onnx", reading.graph, of_onnx, share=0.2),
     "ONNX with a cache": Reader("graph/cached.onnx", reading.graph, of_onnx, share=0.2),
-    "genai_config.json": Reader("graph/genai_config.json", reading.genai, of_json, is_guided=True),
+    "genai_config.json": Reader("graph/genai_config.json", reading.genai, of_json),
 }

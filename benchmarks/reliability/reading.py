@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 from click.testing import CliRunner
 
 from tapioca_export import graphs
@@ -39,6 +38,7 @@ from tapioca_export.graphs.cutting import cut, find_layers
 from tapioca_export.graphs.files import read_graph
 from tapioca_export.models import LoadOptions, load_model, outline_model
 from tapioca_export.models.graph_network import GraphNetwork
+from tapioca_export.models.loaded import answer_of
 from tapioca_export.models.loading import find_task, load_config, load_processor
 from tapioca_export.models.shards import read_weights
 from tapioca_export.numbering import Numbering, whole_layers
@@ -289,7 +289,7 @@ def graph(file: Path) -> object:
     model = read_graph(file)
     cut(model, find_layers(model.graph), [1])
     network = GraphNetwork(Pieces(file, 1), TASKS["text-generation"], None)
-    return network(input_ids=torch.ones((2, 5), dtype=torch.int64))
+    return answer_of(network, network.task, {"input_ids": np.ones((2, 5), np.int64)})
 
 
 def genai(file: Path) -> object:

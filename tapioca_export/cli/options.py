@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 
 import click
 
+from .. import plain_yaml
 from ..bars import DISABLED
 from ..config import Doses, RunConfig
 from ..errors import ConfigError, LoadError, UnknownNameError, first_line, reason
@@ -276,9 +277,9 @@ def _parse_config(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         raise LoadError(f"Cannot read config file {path}: {reason(error)}.") from error
     try:
-        values = _parse_yaml(text) if path.suffix in (".yaml", ".yml") else _parse_toml(text)
-    except Exception as error:  # of a tag that does not fit its text, PyYAML lets through what Python raises
-        what = " ".join(str(error).split()) or type(error).__name__
+        values = (plain_yaml.load(text) or {}) if path.suffix in (".yaml", ".yml") else _parse_toml(text)
+    except (ValueError, RecursionError) as error:
+        what = " ".join(str(error).split())
         raise LoadError(
             f"Config file {path} is malformed: {what}.", "Write TOML, or YAML in a .yaml file."
         ) from error
@@ -297,19 +298,6 @@ def _parse_toml(text: str) -> Any:
     import tomli
 
     return tomli.loads(text)
-
-
-def _parse_yaml(text: str) -> Any:
-    """Parse YAML without aliases, by which a few lines stand for more than there is memory for."""
-    import yaml
-
-    class Plain(yaml.SafeLoader):  # type: ignore[misc]
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):
-                raise yaml.YAMLError(f"*{self.peek_event().anchor} stands for what is written elsewhere")
-            return super().compose_node(parent, index)
-
-    return yaml.load(text, Plain) or {}
 
 
 VARIANTS = click.option(

@@ -17,7 +17,8 @@ from .base import ProcessorOptions
 SIDE = 1 << 13  # pixels
 # The most of what is counted, by its name; and of anything else. Sounds have up to 192,000 values a second.
 MOST = {
-    **dict.fromkeys(("size", "height", "width", "shortest_edge", "longest_edge", "crop_size", "pad_size"), SIDE),
+    "size": SIDE, "height": SIDE, "width": SIDE, "shortest_edge": SIDE, "longest_edge": SIDE,
+    "crop_size": SIDE, "pad_size": SIDE,
     "feature_size": 1 << 12, "num_mel_bins": 1 << 12, "n_fft": 1 << 16, "chunk_length": 3600,
 }  # fmt: skip
 MOST_OF_ANY = 1 << 24
