@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import pyarrow
 import pytest
+import reports
 from click.testing import CliRunner, Result
 from conftest import save_model, text_records, write_jsonl
 from onnx import TensorProto, helper, numpy_helper
@@ -246,6 +247,14 @@ def test_a_graph_that_nothing_can_run_is_refused(
         refused(call(*readers(file)[name]), words)
 
 
+def test_a_graph_that_does_not_know_its_tokenizers_tokens_is_refused(
+    graph: Callable[..., Path], call: Callable[..., Result]
+) -> None:
+    file = graph(lambda model, folder: None)  # embeds 10 tokens; the tokenizer beside it has 96
+    for name in ("profile", "select", "run"):
+        refused(call(*readers(file)[name]), "does not compute", "indices")
+
+
 def test_a_record_that_names_a_graph_elsewhere_is_refused(
     graph: Callable[..., Path], call: Callable[..., Result]
 ) -> None:
@@ -454,6 +463,34 @@ def test_bounds_are_of_the_largest_tensor_and_of_the_number_of_tensors(checkpoin
             sizes.refuse_numbers(raw, folder)
 
 
+def test_a_model_that_loads_and_does_not_compute_is_refused(
+    checkpoint: Checkpoint, call: Callable[..., Result]
+) -> None:
+    folder, commands = checkpoint
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "chunk_size_feed_forward": 1021}))
+    for name in ("select", "prune"):
+        refused(call(*commands[name]), "does not compute", "1021")
+    refused(call(*commands["export"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("architectures", 4), ("architectures", [["BertModel"]]), ("id2label", ["a"]), ("pad_token_id", "0"),
+        ("eos_token_id", [None]), ("vocab_size", 1.5), ("max_position_embeddings", []),
+    ],
+)  # fmt: skip
+def test_a_config_whose_values_are_of_other_types_is_refused(
+    name: str, value: object, checkpoint: Checkpoint, call: Callable[..., Result]
+) -> None:
+    folder, commands = checkpoint
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, name: value}))
+    for arguments in commands.values():
+        refused(call(*arguments), "config")
+
+
 # --- tokenizer files ------------------------------------------------------------------------
 
 TOKENIZERS: dict[str, tuple[str, str]] = {
@@ -608,6 +645,52 @@ def test_an_index_nested_too_deeply_is_refused(checkpoint: Checkpoint, call: Cal
     (folder / "model.safetensors").rename(folder / "a.safetensors")
     (folder / "model.safetensors.index.json").write_text(DEEP)
     refused(call(*commands["select"]), "model.safetensors.index.json is no index")
+
+
+# --- artifacts ----------------------------------------------------------------------------------
+
+
+def shortened(folder: Path, name: str, *place: str | int) -> None:
+    """Take the last entry of a list in an artifact away."""
+    content = json.loads((folder / name).read_text(encoding="utf-8"))
+    found = content
+    for key in place:
+        found = found[key]
+    found.pop()
+    (folder / name).write_text(json.dumps(content))
+
+
+@pytest.fixture
+def rendered(tmp_path: Path) -> Path:
+    """Write a run folder."""
+    made = reports.report()
+    for name in ("selection", "profile", "benchmark"):
+        write(tmp_path / "run" / f"{name}.json", getattr(made, name))
+    write(tmp_path / "run" / "report.json", made)
+    write(tmp_path / "run" / "run.json", made.run)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("place", [("id", "distances"), ("id", "norms"), ("deviation", "norms")])
+def test_artifacts_that_do_not_fit_together_are_not_rendered(
+    place: tuple[str, ...], rendered: Path, call: Callable[..., Result]
+) -> None:
+    assert call("report", rendered).exit_code == 0
+    before = (rendered / "report.html").read_bytes()
+    shortened(rendered, "profile.json", *place)
+    refused(call("report", rendered), f"The numbers in {rendered} do not fit together")
+    assert (rendered / "report.html").read_bytes() == before
+
+
+def test_a_report_whose_numbers_do_not_fit_together_is_not_judged(
+    rendered: Path, call: Callable[..., Result]
+) -> None:
+    content = json.loads((rendered / "report.json").read_text(encoding="utf-8"))
+    content["benchmark"]["latency"][0]["speedup"]["interval"] = [0.0, 0.0]
+    (rendered / "report.json").write_text(json.dumps(content))
+    arguments = ["check", rendered, "--baseline", rendered, "--junit", "junit.xml"]
+    refused(call(*arguments), "do not fit together")
+    assert not Path("junit.xml").exists()
 
 
 # --- records --------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ import importlib.util
 import json
 import sys
 import tempfile
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,9 @@ from .seeds import make
 from .watching import BYTES, SECONDS
 
 RESULT = Path(__file__).with_suffix(".json")
-# Files for a reader that takes about a millisecond for each, and seconds of guided ones.
-FULL, QUICK, GUIDED = 2200, 25, 15
+# Files of a round for a reader that takes about a millisecond for each, and seconds of guided ones.
+FULL, QUICK, GUIDED = 600, 25, 15
+ROUNDS = 4
 LEAST = 5  # files for any reader
 TRIES = 3  # processes for a reader, where a library takes one with it
 MOST_SECONDS = 120.0  # for a reader, by the clock
@@ -45,14 +45,14 @@ def executions_of(name: str, many: int) -> int:
     return max(LEAST, round(many * READERS[name].share))
 
 
-def fed(name: str, valid: Path, many: int) -> Found:
+def fed(name: str, valid: Path, many: int, number: int) -> Found:
     """Feed a reader, in another process again where one does not survive it."""
     found, wanted = Found(), executions_of(name, many)
-    for number in range(TRIES):
+    for attempt in range(TRIES):
         left = wanted - found.executions
-        if left <= 0 or (number and "the process" not in " ".join(found.broken)):
+        if left <= 0 or (attempt and "the process" not in " ".join(found.broken)):
             break
-        found.join(feed({name: left}, valid, number, MOST_SECONDS)[name])
+        found.join(feed({name: left}, valid, number + attempt * ROUNDS, MOST_SECONDS)[name])
     return found
 
 
@@ -62,11 +62,12 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     files = sum(row["executions"] + row["guided_executions"] for row in readers)
     guided = sum(row["guided_executions"] for row in readers)
     broken = sum(len(row["broken"]) for row in readers)
+    seconds = sum(row["seconds"] + row["guided_seconds"] for row in readers)
     lines = [
         ("readers fed", str(len(readers))),
         (
             "files read, in all",
-            f"{files:,} in {found['seconds'] / 60:.0f} minutes, {guided:,} guided by coverage",
+            f"{files:,} in {seconds / 60:.0f} minutes of a core, {guided:,} guided by coverage",
         ),
         ("files that once broke a reader, fed again", f"{sum(len(row['known']) for row in readers)}"),
         ("promises broken", str(broken)),
@@ -101,41 +102,36 @@ def _row(name: str, plain: Found, guided: Found) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="A hundredth of the files, as CI feeds them.")
+@click.option("--quick", is_flag=True, help="One round of few files, as CI feeds them.")
 @click.option("--only", help="Readers whose name holds this.", default="")
 @click.option("--output", type=click.Path(path_type=Path), default=RESULT)
 def main(quick: bool, only: str, output: Path) -> None:
-    """Feed every reader."""
+    """Feed every reader, in rounds; what was found is written after each."""
     PROCESSES.set_forkserver_preload(list(PRELOADED))
     guides = not quick and importlib.util.find_spec("atheris") is not None
-    begun, made = time.monotonic(), []
+    names = [name for name in READERS if only in name]
+    plain, guided = ({name: Found() for name in names} for _ in range(2))
     with tempfile.TemporaryDirectory(prefix="tapioca-fuzz-valid-") as folder:
         valid = Path(folder) / "valid"
         make(valid)
-        for name in (name for name in READERS if only in name):
-            plain = fed(name, valid, QUICK if quick else FULL)
-            is_guided = guides and READERS[name].is_guided and not plain.broken
-            guided = feed_guided(name, valid, GUIDED) if is_guided else Found()
-            made.append(_row(name, plain, guided))
-            click.echo(
-                f"{name}: {plain.executions:,} + {guided.executions:,} files, "
-                f"{len(made[-1]['broken'])} broke it"
-            )
-            for what, case in made[-1]["broken"].items():
-                click.echo(
-                    f"    {what}: {case['detail'][:200]!r}, {case['bytes']} bytes: {case['file'][:120]!r}"
-                )
-    found = {
-        **origin(),
-        "quick": quick,
-        "guided": guides,
-        "seconds": round(time.monotonic() - begun, 1),
-        "bounds": {"seconds": SECONDS, "bytes": BYTES},
-        "readers": made,
-    }
-    output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    for what, number in rows(found)[:4]:
-        click.echo(f"{what}: {number}")
+        for number in range(1 if quick else ROUNDS):
+            for name in names:
+                plain[name].join(fed(name, valid, QUICK if quick else FULL, number))
+            if guides and number == 0:
+                for name in (name for name in names if READERS[name].is_guided):
+                    guided[name].join(feed_guided(name, valid, GUIDED))
+            made = [_row(name, plain[name], guided[name]) for name in names]
+            found = {
+                **origin(),
+                "quick": quick,
+                "bounds": {"seconds": SECONDS, "bytes": BYTES},
+                "readers": made,
+            }
+            output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            click.echo("\n".join(f"{what}: {words}" for what, words in rows(found)))
+    for row in made:
+        for what, case in row["broken"].items():
+            click.echo(f"{row['name']}: {what}: {case['detail'][:200]!r}, {case['file'][:120]!r}")
     sys.exit(any(row["broken"] for row in made))
 
 
