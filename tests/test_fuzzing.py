@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.reliability import feeding, seeds, watching  # noqa: E402
 from benchmarks.reliability.crashes import CRASHES  # noqa: E402
 from benchmarks.reliability.feeding import Found, feed  # noqa: E402
-from benchmarks.reliability.fuzzing import QUICK, executions_of  # noqa: E402
+from benchmarks.reliability.fuzzing import LEAST, QUICK, RESULT, executions_of, rows  # noqa: E402
 from benchmarks.reliability.mutations import OUTSIDE, Mutants, of_json, of_onnx  # noqa: E402
 from benchmarks.reliability.readers import READERS  # noqa: E402
 from benchmarks.reliability.watching import Outcome, Watch  # noqa: E402
@@ -62,6 +62,18 @@ def test_what_is_nearly_right_is_read_or_refused_with_one_line(part: int, valid:
 
 def test_every_file_that_once_broke_a_reader_is_fed_to_one() -> None:
     assert {reader for reader, _ in CRASHES.values()} <= set(READERS)
+
+
+def test_the_committed_result_is_of_every_reader_and_nothing_broke() -> None:
+    found = json.loads(RESULT.read_text(encoding="utf-8"))
+    assert [row["name"] for row in found["readers"]] == list(READERS)
+    assert all(row["broken"] == {} and row["executions"] >= LEAST for row in found["readers"])
+    assert {crash for row in found["readers"] for crash in row["known"]} == set(CRASHES)
+    words = dict(rows(found))
+    assert words["promises broken"] == "0"
+    for row in found["readers"]:
+        count = row["executions"] + row["guided_executions"]
+        assert words[f"fuzzed: {row['name']}"].startswith(f"{count:,} files")
 
 
 # --- the watch ------------------------------------------------------------------------------
