@@ -312,11 +312,11 @@ def test_ci_calls_commands_that_there_are() -> None:
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
     steps = {name: [step.get("run") for step in job["steps"]] for name, job in workflow["jobs"].items()}
     assert {name: commands[-1] for name, commands in steps.items()} == {
-        "test": "make test", "slow": "make slow",
+        "test": "make test", "slow": "make slow", "fuzz": "make fuzz",
     }  # fmt: skip
     called = re.findall(r"^make (?:-j 2 )?([a-z-]+)$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
     assert called == ["test"]
-    assert {"test", "slow", "lowest", "consumers"} <= targets
+    assert {"test", "slow", "fuzz", "lowest", "consumers"} <= targets
     slow = re.search(r"^slow:\n\t(.*)$", makefile, re.MULTILINE)
     assert slow is not None
     assert {"lowest", "consumers"} <= set(slow[1].split())

@@ -17,6 +17,7 @@ import importlib.util
 import json
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,17 @@ def _row(name: str, plain: Found, guided: Found) -> dict[str, Any]:
     }
 
 
+def _written(
+    output: Path, quick: bool, plain: Mapping[str, Found], guided: Mapping[str, Found]
+) -> list[dict[str, Any]]:
+    """Write what was found so far, print it, and return a row a reader."""
+    made = [_row(name, plain[name], guided[name]) for name in plain]
+    found = {**origin(), "quick": quick, "bounds": {"seconds": SECONDS, "bytes": BYTES}, "readers": made}
+    output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    click.echo("\n".join(f"{what}: {words}" for what, words in rows(found)[:4]))
+    return made
+
+
 @click.command()
 @click.option("--quick", is_flag=True, help="One round of few files, as CI feeds them.")
 @click.option("--only", help="Readers whose name holds this.", default="")
@@ -117,18 +129,12 @@ def main(quick: bool, only: str, output: Path) -> None:
         for number in range(1 if quick else ROUNDS):
             for name in names:
                 plain[name].join(fed(name, valid, QUICK if quick else FULL, number))
-            if guides and number == 0:
-                for name in (name for name in names if READERS[name].is_guided):
-                    guided[name].join(feed_guided(name, valid, GUIDED))
-            made = [_row(name, plain[name], guided[name]) for name in names]
-            found = {
-                **origin(),
-                "quick": quick,
-                "bounds": {"seconds": SECONDS, "bytes": BYTES},
-                "readers": made,
-            }
-            output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-            click.echo("\n".join(f"{what}: {words}" for what, words in rows(found)))
+            made = _written(output, quick, plain, guided)
+        for name in (name for name in names if guides and READERS[name].is_guided):
+            guided[name].join(feed_guided(name, valid, GUIDED))
+            made = _written(output, quick, plain, guided)
+    for name, words in rows({"readers": made})[4:]:
+        click.echo(f"{name}: {words}")
     for row in made:
         for what, case in row["broken"].items():
             click.echo(f"{row['name']}: {what}: {case['detail'][:200]!r}, {case['file'][:120]!r}")
