@@ -33,9 +33,9 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def reason(error: OSError) -> str:
-    """Return why the system refused, in its words; not every library passes them on by themselves."""
-    return error.strerror or first_line(error)
+def reason(error: OSError | ValueError) -> str:
+    """Return why the system refused, or a text was none, in their words, which not every library passes on."""
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def onnxruntime_errors() -> tuple[type[Exception], ...]:
