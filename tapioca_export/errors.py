@@ -34,7 +34,7 @@ def first_line(error: BaseException) -> str:
 
 
 def reason(error: OSError | ValueError) -> str:
-    """Return why the system refused, or a text was none, in their words, which not every library passes on."""
+    """Return why the system refused, or a text is none, in words that not every library passes on."""
     return getattr(error, "strerror", None) or first_line(error)
 
 
