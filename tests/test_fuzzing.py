@@ -30,8 +30,8 @@ from benchmarks.reliability import feeding, seeds, watching  # noqa: E402
 from benchmarks.reliability.crashes import CRASHES  # noqa: E402
 from benchmarks.reliability.feeding import Found, feed  # noqa: E402
 from benchmarks.reliability.fuzzing import LEAST, QUICK, RESULT, executions_of, rows  # noqa: E402
-from benchmarks.reliability.mutations import OUTSIDE, Mutants, of_json, of_onnx  # noqa: E402
 from benchmarks.reliability.readers import READERS  # noqa: E402
+from benchmarks.reliability.spoiling import OUTSIDE, Mutants, of_json, of_onnx  # noqa: E402
 from benchmarks.reliability.watching import Outcome, Watch  # noqa: E402
 from tapioca_export.errors import LoadError  # noqa: E402
 

@@ -26,8 +26,8 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 
 from . import covering
 from .crashes import CRASHES
-from .mutations import OUTSIDE
 from .readers import READERS, Reader
+from .spoiling import OUTSIDE
 from .watching import Outcome, Watch
 
 STUCK = 30  # seconds; then the process is ended

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .mutations import of_text
+from .spoiling import of_text
 
 EXPRESSION = of_text(
     "target", "difference", "low", "speedup", "min(", "max(", "len(", "abs(", " and ", " or ", "not ", "==",

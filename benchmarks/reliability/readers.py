@@ -9,7 +9,7 @@ from pathlib import Path
 from tapioca_export.artifacts import Provenance, Run
 
 from . import grammars, reading
-from .mutations import Mutants, of_bytes, of_json, of_json_lines, of_onnx, of_safetensors
+from .spoiling import Mutants, of_bytes, of_json, of_json_lines, of_onnx, of_safetensors
 
 
 @dataclass(frozen=True)
