@@ -18,12 +18,9 @@ from click.testing import CliRunner
 from conftest import text_records, write_jsonl
 from transformers import pipeline
 
-from tapioca_export import RunConfig
-from tapioca_export.artifacts import Benchmark, read
 from tapioca_export.cli import main
 from tapioca_export.gating import check
 from tapioca_export.gating.expressions import fields_of
-from tapioca_export.reading import load_roles, load_task
 from tapioca_export.selection import CRITERIA
 from tapioca_export.selection.criteria import Candidate, Round, Scored
 
@@ -126,21 +123,6 @@ def test_ten_lines_serve_an_export(finished: Path, capsys: pytest.CaptureFixture
     for row in text_records(6, 3, labelled=False):
         exec(code, {"folder": finished / "pruned/onnx", "text": row["text"]})
         assert capsys.readouterr().out.strip() == ask(row["text"], truncation=True)[0]["label"]
-
-
-@pytest.mark.xdist_group("end-to-end")
-def test_the_stock_pipeline_answers_what_the_benchmark_recorded(finished: Path) -> None:
-    measured = read(finished / "benchmark.json", Benchmark)
-    files = {name: finished.parent / f"{name}.jsonl" for name in ("id", "target")}
-    config = RunConfig(model=str(finished / "pruned/checkpoint"), **files)
-    roles = load_roles(config, *load_task(config))
-    ask = pipeline("text-classification", config.model)
-    for name in files:
-        rows = roles[f"{name}-report"].rows
-        answers = [ask(row.key, truncation=True)[0]["label"] for row in rows]
-        labels = [ask.model.config.id2label[row.label] for row in rows]
-        right = sum(map(str.__eq__, answers, labels))
-        assert right / len(rows) == pytest.approx(measured.accuracy[name].pruned, abs=1e-12)
 
 
 def test_every_option_of_check_verify_and_report_is_documented() -> None:

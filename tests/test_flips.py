@@ -80,6 +80,9 @@ def test_of_each_column_the_beginning_is_shown(record: dict[str, Any], text: str
 
 def test_what_rows_hold_is_inert_and_short_in_the_report() -> None:
     sample = shown({"text": HOSTILE})
+    assert sample.startswith(
+        "text: <script>alert(1)</script> \\u202e \u05d0\u05d1\u05d2 </td>"
+    )  # turns nothing
     flips = {"target": (Flip("<img src=x>, row 1", sample, 1.0, 0.0), Flip("row 2", None, 0.0, 1.0))}
     report = reports.report()
     report = replace(report, benchmark=replace(report.benchmark, flips=flips))

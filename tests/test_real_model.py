@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import corpus
+import numpy as np
 import pytest
 import torch
 import transformers
 from click.testing import CliRunner
 from finetuning import CORPUS_SEED, NUM_TRAINING_ROWS, finetuned_minilm, pretrained_folder
 
+from tapioca_export import RunConfig
 from tapioca_export.artifacts import Benchmark, Export, Profile, Report, Selection, read
 from tapioca_export.cli import main
+from tapioca_export.reading import load_roles, load_task
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.xdist_group("real-model"),
     pytest.mark.skipif(pretrained_folder() is None, reason="the package with MiniLM is not installed"),
 ]
-CACHE = Path(__file__).parent.parent / ".cache"
+ROOT = Path(__file__).parent.parent
+CACHE = ROOT / ".cache"
 NUM_ROWS = 160
 
 
@@ -122,3 +127,34 @@ def test_the_report_states_the_change_with_its_interval(without_one_layer: Path)
     low, high = report.benchmark.accuracy["target"].gain_interval
     assert ("raises the target" in report.verdict) == (low > 0)
     assert low <= report.benchmark.accuracy["target"].gain <= high
+
+
+def test_the_stock_pipeline_and_ten_lines_answer_what_the_benchmark_recorded(
+    without_one_layer: Path, samples: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`transformers.pipeline` on the checkpoint, and docs/serving.md's lines on the exported file."""
+    measured = read(without_one_layer / "benchmark.json", Benchmark)
+    code = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    config = RunConfig(model=str(without_one_layer / "pruned/checkpoint"), max_length=128, **samples)
+    roles = load_roles(config, *load_task(config))
+    ask = transformers.pipeline("text-classification", config.model)
+    for name in samples:
+        texts = {record["where"]: record["text"] for record in numbered(samples[name])}
+        rows = roles[f"{name}-report"].rows
+        answers = [ask(texts[row.where], truncation=True, max_length=128)[0]["label"] for row in rows]
+        assert len(set(answers)) > 1
+        labels = ask.model.config.id2label
+        pairs = list(zip(rows, answers, strict=True))
+        right = {row.where: answer == labels[row.label] for row, answer in pairs}
+        assert np.mean(list(right.values())) == pytest.approx(measured.accuracy[name].pruned, abs=1e-12)
+        for flip in measured.flips[name]:
+            assert right[flip.where] == (flip.pruned == 1.0)
+        for row, answer in pairs[:20]:
+            if len(ask.tokenizer(texts[row.where])["input_ids"]) <= 128:
+                exec(code, {"folder": without_one_layer / "pruned/onnx", "text": texts[row.where]})
+                assert capsys.readouterr().out.strip() == answer
+
+
+def numbered(file: Path) -> list[dict[str, str]]:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return [{**json.loads(line), "where": f"{file}, line {n}"} for n, line in enumerate(lines, start=1)]

@@ -18,8 +18,10 @@ import numpy as np
 import transformers
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import corpus
 import test_whisper as whispers
-from conftest import awaken, save_model, text_records, write_jsonl
+from conftest import awaken
+from finetuning import finetuned_minilm
 from test_generation import (
     CASES,
     DROPPED,
@@ -37,6 +39,8 @@ from tapioca_export.exporting import ExportSettings, export_model
 from tapioca_export.models import LoadedModel, drop_layers, generated, load_model
 from tapioca_export.samples import Samples
 from tapioca_export.tasks import Inputs
+
+CACHE = Path(__file__).parents[2] / ".cache"
 
 
 def write(place: Path, model: LoadedModel, rows: Samples, drop: tuple[Any, ...], inputs: Inputs) -> None:
@@ -58,16 +62,19 @@ def begun(model: LoadedModel, inputs: Inputs) -> Inputs:
 
 def write_run(place: Path) -> None:
     """Write the folder of a run on a classifier, with its report rows and the accuracy on them beside it."""
-    files = {}
-    for seed, name in enumerate(("id", "target", "target_report")):
-        files[name] = write_jsonl(place / f"{name}.jsonl", text_records(80, seed))
+    texts = corpus.rows("target", 240, 1)
+    rows = {"id": corpus.rows("id", 120, 1), "target": texts[:120], "target_report": texts[120:]}
+    files = {name: place / f"{name}.jsonl" for name in rows}
+    for name, file in files.items():
+        corpus.write_jsonl(file, rows[name])
     config = RunConfig(
-        model=str(save_model(place / "model", "bert")), **files, output=place / "run", epsilon=1.0, pick="1",
-        iterations=2, warmup=0, batch_size=(1,), num_threads=1,
+        model=str(finetuned_minilm(CACHE)), **files, output=place / "run", epsilon=1.0, pick="1",
+        iterations=2, warmup=0, batch_size=(1,), num_threads=1, max_length=128,
     )  # fmt: skip
-    recorded = run(config).benchmark.accuracy["target"].pruned
-    rows = [json.loads(line) for line in files["target_report"].read_text(encoding="utf-8").splitlines()]
-    (place / "recorded.json").write_text(json.dumps({"accuracy": recorded, "rows": rows}), encoding="utf-8")
+    measured = run(config).benchmark
+    flips = {int(flip.where.rpartition(" ")[2]): flip.pruned for flip in measured.flips["target"]}
+    recorded = {"accuracy": measured.accuracy["target"].pruned, "rows": texts[120:], "flips": flips}
+    (place / "recorded.json").write_text(json.dumps(recorded), encoding="utf-8")
     print(f"run in {place.name}", flush=True)
 
 
