@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import ConfigError, LoadError, first_line, reason
-from ..external import leads_out
 
 # Bytes. No row that a model is asked about is as long, and one line must not fill the memory.
 LONGEST_LINE = 1 << 24
@@ -210,7 +209,7 @@ def _refuse_elsewhere(folder: Path) -> None:
                 f"{state} names no files of rows: {first_line(error)}.", "Write it with Dataset.save_to_disk."
             ) from error
         for name in names:
-            if not isinstance(name, str) or "\0" in name or leads_out(name) or not _is_within(state, name):
+            if not isinstance(name, str) or "\0" in name or not _is_within(state, name):
                 raise LoadError(f"{state} names {name!r}, outside its own folder.", "Put the file there.")
 
 
