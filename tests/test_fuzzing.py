@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.reliability import feeding, seeds, watching  # noqa: E402
 from benchmarks.reliability.crashes import CRASHES  # noqa: E402
 from benchmarks.reliability.feeding import Found, feed  # noqa: E402
-from benchmarks.reliability.fuzzing import LEAST, QUICK, RESULT, executions_of, rows  # noqa: E402
+from benchmarks.reliability.fuzzing import LEAST, QUICK, RESULT, broken, executions_of, rows  # noqa: E402
 from benchmarks.reliability.readers import READERS  # noqa: E402
 from benchmarks.reliability.spoiling import OUTSIDE, Mutants, of_json, of_onnx  # noqa: E402
 from benchmarks.reliability.watching import Outcome, Watch  # noqa: E402
@@ -76,6 +76,7 @@ def test_the_committed_result_is_of_every_reader_and_nothing_broke() -> None:
     assert {crash for row in found["readers"] for crash in row["known"]} == set(CRASHES)
     words = dict(rows(found))
     assert words["promises broken"] == "0"
+    assert broken(found) == []
     for row in found["readers"]:
         count = row["executions"] + row["guided_executions"]
         assert words[f"fuzzed: {row['name']}"].startswith(f"{count:,} files")

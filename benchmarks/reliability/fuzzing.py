@@ -62,7 +62,6 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     readers = found["readers"]
     files = sum(row["executions"] + row["guided_executions"] for row in readers)
     guided = sum(row["guided_executions"] for row in readers)
-    broken = sum(len(row["broken"]) for row in readers)
     seconds = sum(row["seconds"] + row["guided_seconds"] for row in readers)
     lines = [
         ("readers fed", str(len(readers))),
@@ -71,7 +70,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
             f"{files:,} in {seconds / 60:.0f} minutes of a core, {guided:,} guided by coverage",
         ),
         ("files that once broke a reader, fed again", f"{sum(len(row['known']) for row in readers)}"),
-        ("promises broken", str(broken)),
+        ("promises broken", str(len(broken(found)))),
     ]
     for row in readers:
         count, minutes = (
@@ -83,6 +82,15 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
             (f"fuzzed: {row['name']}", shown + (f"; {len(row['broken'])} broke it" if row["broken"] else ""))
         )
     return lines
+
+
+def broken(found: dict[str, Any]) -> list[str]:
+    """Return each promise that was broken: by which reader, and how."""
+    return [
+        f"{row['name']}: {what}: {' '.join(case['detail'].split())}"
+        for row in found["readers"]
+        for what, case in row["broken"].items()
+    ]
 
 
 def _row(name: str, plain: Found, guided: Found) -> dict[str, Any]:
@@ -135,10 +143,9 @@ def main(quick: bool, only: str, output: Path) -> None:
             made = _written(output, quick, plain, guided)
     for name, words in rows({"readers": made})[4:]:
         click.echo(f"{name}: {words}")
-    for row in made:
-        for what, case in row["broken"].items():
-            click.echo(f"{row['name']}: {what}: {case['detail'][:200]!r}, {case['file'][:120]!r}")
-    sys.exit(any(row["broken"] for row in made))
+    for line in (wrong := broken({"readers": made})):
+        click.echo(line)
+    sys.exit(bool(wrong))
 
 
 if __name__ == "__main__":
