@@ -51,8 +51,8 @@ def render_again(folder: Path, added: Intervention | None = None) -> Report:
     if added is not None:
         texts[INTERVENTION] = to_json(added)
     elif there.is_file():
-        texts[INTERVENTION] = there.read_text(encoding="utf-8")
         added = read(there, Intervention)
+        texts[INTERVENTION] = there.read_text(encoding="utf-8")
     record = replace(_renewed(before, texts), sha256="")
     selection = read(folder / "selection.json", Selection)
     profile = read(folder / "profile.json", Profile)

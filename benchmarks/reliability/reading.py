@@ -188,6 +188,13 @@ def _invoke(*arguments: object) -> None:
         raise TapiocaError(line)
 
 
+def _name_in_record(file: Path) -> None:
+    """Let the record of a run folder name a file as it is, as whoever spoilt it would."""
+    path = file.with_name("run.json")
+    record = read(path, Run)
+    write_sealed(path, replace(record, outputs={**record.outputs, file.name: sha256(file)}))
+
+
 def judged(file: Path) -> None:
     """Judge a report as `check` does, against itself as well."""
     expressions = ["target.difference.low < 0", "speedup.low < 1.1 or size_ratio > 0.9"]
@@ -196,19 +203,20 @@ def judged(file: Path) -> None:
     made = [file.with_name(name) for name in ("junit.xml", "metrics.txt", "summary.md")]
     beside = [part for pair in zip(("--junit", "--metrics", "--summary"), made, strict=True) for part in pair]
     made[2].unlink(missing_ok=True)
+    _name_in_record(file)
     _invoke("check", file, *limits, *asked, "--baseline", file, *beside)
 
 
 def rendered(file: Path) -> None:
     """Render a run folder again, one artifact of which is spoilt."""
+    _name_in_record(file)
     _invoke("report", file.parent)
 
 
 def compared(file: Path) -> None:
     """Put two runs side by side, one of which is spoilt."""
     folder, other = file.parent, file.parent.with_name("other")
-    record = read(folder / "run.json", Run)
-    write_sealed(folder / "run.json", replace(record, outputs={**record.outputs, file.name: sha256(file)}))
+    _name_in_record(file)
     _invoke("report", "--compare", other, folder, "--output", folder.with_name("compared"), "--overwrite")
 
 
