@@ -21,13 +21,15 @@ class Subject:
     """A command, with `{world}` for where its inputs are and `{out}` for its output.
 
     `amends` names a folder of the world, to a copy of which it adds in place of an output of its own;
-    `resumes` says that a killed one leaves a journal.
+    `resumes` says that a killed one leaves a journal, `measures` that neither its numbers nor the bytes of
+    files that PyTorch writes are those of another run.
     """
 
     name: str
     arguments: tuple[str, ...]
     amends: str | None = None
     resumes: bool = False
+    measures: bool = False
     output: str = "out"
 
     def command(self, world: Path, out: str) -> list[str]:
@@ -53,6 +55,7 @@ class Subject:
 
 
 OUT = ("-o", "{out}")
+PYTORCH = ("--format", "torchscript", "--format", "pt2")
 DOSES = ("--layers", "1", "--alphas", "0,1", "--draws", "2")
 LIMITS = ("--min-speedup", "0.001", "--max-size-ratio", "9")
 SUBJECTS = (
@@ -63,17 +66,17 @@ SUBJECTS = (
     Subject("prune FILE.onnx", ("prune", "{world}/run/original/onnx/model.onnx", "--drop", "1", *OUT)),
     Subject("export", ("export", *MODEL, *OUT)),
     Subject("export --quantize", ("export", *MODEL, "--quantize", "int8", "--max-drop", "1", *OUT)),
-    Subject("export, PyTorch's", ("export", *MODEL, "--format", "torchscript", "--format", "pt2", *OUT)),
-    Subject("benchmark", ("benchmark", *EXPORTS, *MODEL[2:], *SAMPLES, *TIMING, *OUT)),
+    Subject("export, PyTorch's", ("export", *MODEL, *PYTORCH, *OUT), measures=True),
+    Subject("benchmark", ("benchmark", *EXPORTS, *MODEL[2:], *SAMPLES, *TIMING, *OUT), measures=True),
     Subject("intervene", ("intervene", *MODEL, *SAMPLES, *DOSES, *OUT)),
     Subject("intervene in a run", ("intervene", *MODEL, *SAMPLES, *DOSES, *OUT), amends="run"),
     Subject("report", ("report", "{out}"), amends="run"),
     Subject("report --compare", ("report", "--compare", "{world}/run", "{world}/run2", *OUT)),
-    Subject("run", ("run", *MODEL, *SAMPLES, *SEARCH, *TIMING, *OUT), resumes=True),
+    Subject("run", ("run", *MODEL, *SAMPLES, *SEARCH, *TIMING, *OUT), resumes=True, measures=True),
     Subject("check --junit", ("check", "{world}/run", *LIMITS, "--junit", "{out}"), output="junit.xml"),
     Subject("init", ("init", "{out}", *MODEL, *SAMPLES), output="tapioca.toml"),
     Subject("verify", ("verify", "{world}/run"), output="nothing"),
-    Subject("demo", ("demo", "--max-drop-layers", "1", "--num-threads", "1", *OUT), resumes=True),
+    Subject("demo", ("demo", *SEARCH[2:4], *LIGHT[:2], *OUT), resumes=True, measures=True),
 )  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 What of a command's output is the same in every run is found out, not assumed: of two undisturbed runs, files
 that are equal to the byte have to be so after a fault; of other JSON, all that is equal in both; the rest has
-to be there, and every record has to name what is beside it.
+to be there, and every record has to name what is beside it. Of a command that measures, numbers and hashes may be
+equal by chance: its JSON has to say as much of the same kinds.
 """
 
 from __future__ import annotations
@@ -36,11 +37,15 @@ def tree(path: Path) -> Tree:
 
 @dataclass(frozen=True)
 class Reference:
-    """What an undisturbed run gives: by file, what is the same in each; its time (s), and its bytes."""
+    """What an undisturbed run gives: by file, what is the same in each; its time (s), and its bytes.
+
+    With `measures`, JSON is held against `shapes`, by file, and other files have to be there.
+    """
 
     files: Mapping[str, Any]
     seconds: float
     num_bytes: int
+    shapes: Mapping[str, Any] | None = None
 
     def differs(self, output: Path) -> str:
         """Return in what an output is not the one of an undisturbed run, or nothing."""
@@ -49,7 +54,10 @@ class Reference:
             return f"files {sorted(found.keys() ^ self.files.keys())} are missing or too many"
         for name, same in self.files.items():
             file = output / name if name else output
-            if isinstance(same, str):
+            if self.shapes is not None:
+                if name in self.shapes and _shape(_plain(file)) != self.shapes[name]:
+                    return f"{name or output.name} says something else"
+            elif isinstance(same, str):
                 if same not in (VARIES, found[name]):
                     return f"{name or output.name} has other bytes"
             elif _common(same, _plain(file)) != same:
@@ -78,7 +86,25 @@ def reference(subject: Subject, world: Path, rooms: Path) -> Reference:
         else:
             files[name] = VARIES
     paths = [outputs[0] / name if name else outputs[0] for name in one]
-    return Reference(files, seconds, sum(path.stat().st_size for path in paths))
+    shapes = None
+    if subject.measures:
+        shapes = {
+            name: _shape(_plain(path))
+            for name, path in zip(one, paths, strict=True)
+            if ".json" in path.suffix
+        }
+    return Reference(files, seconds, sum(path.stat().st_size for path in paths), shapes)
+
+
+def _shape(value: Any) -> Any:
+    """Return a JSON value with kinds in place of numbers, and of texts that may hold some."""
+    if isinstance(value, dict):
+        return {key: _shape(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_shape(part) for part in value]
+    return (
+        "number" if isinstance(value, (int, float)) and not isinstance(value, bool) else type(value).__name__
+    )
 
 
 def _plain(file: Path) -> Any:
