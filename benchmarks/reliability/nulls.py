@@ -153,8 +153,10 @@ def broken(found: dict[str, Any]) -> list[str]:
     if share(found, "target", "gain") > FOOLED:
         lines.append("more than 5 % of the runs claim a gain")
     more_bytes, more_files = growth(found)
-    if more_bytes > GROWTH or more_files > 0:
-        lines.append(f"the process keeps {more_bytes / 1e3:.0f} kB a run and {more_files} files")
+    if more_bytes > GROWTH:
+        lines.append(f"the process grows by {more_bytes / 1e3:.0f} kB a run")
+    if more_files > 0:
+        lines.append(f"the process keeps {more_files} files open")
     return lines
 
 

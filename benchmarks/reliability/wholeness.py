@@ -2,8 +2,8 @@
 
 What of a command's output is the same in every run is found out, not assumed: of two undisturbed runs, files
 that are equal to the byte have to be so after a fault; of other JSON, all that is equal in both; the rest has
-to be there, and every record has to name what is beside it. Of a command that measures, numbers and hashes may be
-equal by chance: its JSON has to say as much of the same kinds.
+to be there, and every record has to name what is beside it. Of a command that measures, numbers and hashes
+may be equal by chance: its JSON has to say as much of the same kinds.
 """
 
 from __future__ import annotations
