@@ -151,7 +151,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
             f"{found['simulations'] // COSTLY}) in each of {len(found['cases'])} settings",
             "; ".join([f"{min(shares):.1%} to {max(shares):.1%}", *outside]),
         ),
-        ("Gains seen where there is none, at most", f"{max(fooled):.1%}"),
+        ("Gains or harms seen where there is neither, each at most", f"{max(fooled):.1%}"),
         (
             f"{agreed['tables']} tables: McNemar's p and Wilson's intervals differ from statsmodels by",
             f"{max(agreed['p_value_off'], agreed['wilson_off']):.0e}",
