@@ -150,7 +150,7 @@ def test_the_stock_pipeline_and_ten_lines_answer_what_the_benchmark_recorded(
         for flip in measured.flips[name]:
             assert right[flip.where] == (flip.pruned == 1.0)
         for row, answer in pairs[:20]:
-            if len(ask.tokenizer(texts[row.where])["input_ids"]) <= 128:
+            if len(ask.tokenizer(texts[row.where])["input_ids"]) <= 64:  # where tokenizer.json cuts by itself
                 exec(code, {"folder": without_one_layer / "pruned/onnx", "text": texts[row.where]})
                 assert capsys.readouterr().out.strip() == answer
 
