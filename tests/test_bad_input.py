@@ -135,7 +135,7 @@ OTHER_FILES: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "all unquoted.csv": (b"text,label\nw1, w2,0\nw1, w3,1\n", ("line 2", "3 fields")),
     "short.csv": (b"text,label\nw1\n", ("short.csv, line 2", "1 fields")),
     "quote.csv": (b'text,label\n"w1,0\nw2,1\n', ("quote.csv, line 3", "malformed")),
-    "twice.csv": (b"text,label,label\nw1,0,1\n", ("two columns", "text, label, label")),
+    "twice.csv": (b"text,label,label\nw1,0,1\n", ("two columns of one name", "label")),
     "latin.csv": (b"text,label\ncaf\xe9,0\n", ("latin.csv is not UTF-8",)),
     "header.csv": (b"text,label\n", ("header.csv holds no rows",)),
     "semicolon.csv": (b"text;label\nw1;0\n", ("no column 'text'", "text;label")),

@@ -420,11 +420,12 @@ def test_the_fresh_process_imports_neither_pytorch_nor_scipy(
         "print([name for name in ('torch', 'transformers', 'scipy') if name in sys.modules])"
     )
     settings = json.dumps(asdict(default_settings("cpu", 1)))
-    arguments = [str(exports[0]), settings, str(tmp_path / "inputs.npz")]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
+    arguments = [str(exports[0]), settings]
+    with (tmp_path / "inputs.npz").open("rb") as inputs:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments], stdin=inputs, capture_output=True, check=True
+        )
+    assert done.stdout.strip() == b"[]"
 
 
 # --- the stage ------------------------------------------------------------------------------

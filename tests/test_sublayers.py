@@ -22,12 +22,13 @@ from test_laws import drop_by_hand, load_rows, some_batches
 from tapioca_export import RunConfig, prune, select
 from tapioca_export.artifacts import Selection, read
 from tapioca_export.cli import main
-from tapioca_export.commands import intervene, plan
+from tapioca_export.commands import intervene
 from tapioca_export.errors import ConfigError, UnsupportedModelError
 from tapioca_export.models import LoadedModel, LoadOptions, load_model, skipping
 from tapioca_export.models.proof import save_pruned
 from tapioca_export.models.rewriting import UnmappedNamesError
 from tapioca_export.numbering import PARTS, Numbering, layer_of, layers_text, num_left, part_of
+from tapioca_export.planning import plan
 from tapioca_export.profiling import Probe
 from tapioca_export.profiling.narrowing import _stays_the_same
 from tapioca_export.samples import Samples

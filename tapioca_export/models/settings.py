@@ -59,7 +59,7 @@ def prove_config(folder: Path, config: Any) -> None:
 
 def _difference(one: Processor, other: Processor) -> str | None:
     """Return what two processors differ by, in words; None where there is nothing."""
-    if one.id2label != other.id2label:
+    if one.id2label and one.id2label != other.id2label:
         return f"labels ({other.id2label})"
     if one.tokenizer is not None and other.tokenizer is not None:
         if one.tokenizer.get_vocab() != other.tokenizer.get_vocab():
