@@ -47,7 +47,7 @@ from tapioca_export.models import (
 from tapioca_export.profiling import Probe
 from tapioca_export.profiling.replaying import passes
 from tapioca_export.samples import Row, Samples, read_samples
-from tapioca_export.tasks import Inputs, Processor
+from tapioca_export.tasks import Inputs, Processor, ProcessorOptions
 from tapioca_export.tasks.causal import padded
 from tapioca_export.tasks.text2text_generation import Text2TextGeneration
 
@@ -66,6 +66,10 @@ class Dictation(Text2TextGeneration):
     """An answer to a spectrogram; the least that a task has to say of Whisper's inputs."""
 
     padding_sides = ("none",)
+
+    def load_processor(self, folder: Path | str, config: Any, options: ProcessorOptions) -> Processor:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        return Processor(str(folder), "answer-start", LONGEST, tokenizer)
 
     def encode(self, rows: Sequence[Row], processor: Processor, padding_side: str | None = None) -> Inputs:
         answers = [(*processor.prompt, *row.features["answers"][0][:-1]) for row in rows]
