@@ -8,8 +8,10 @@ import logging
 import os
 import random
 import subprocess
+import tempfile
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,9 @@ from transformers import (
 from tapioca_export import pipeline
 from tapioca_export.benchmarking import memory
 from tapioca_export.cli import main
-from tapioca_export.models import LoadedModel, load_model, proof
+from tapioca_export.models import LoadedModel, LoadOptions, load_model, load_processor, proof
 from tapioca_export.polynomial import PolynomialConfig, PolynomialModel, sample_prompts
+from tapioca_export.tasks import TASKS, Processor
 
 pytest.register_assert_rewrite("planting")
 
@@ -150,6 +153,17 @@ def make_tokenizer(family: str) -> transformers.PreTrainedTokenizerBase:
         tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
         unk_token="[UNK]", model_max_length=64, model_input_names=["input_ids", "attention_mask"],
     )  # fmt: skip
+
+
+def processor_of(
+    network: transformers.PreTrainedModel, tokenizer: Any, task: str, **changes: Any
+) -> Processor:
+    """Return what a folder of both is read with: some types of models read tokenizers in their own way."""
+    with tempfile.TemporaryDirectory() as folder:
+        network.config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        read = load_processor(TASKS[task], folder, network.config, LoadOptions(local_files_only=True))
+    return replace(read, folder=network.config.model_type, **changes)
 
 
 def save_model(folder: Path, family: str, **overrides: object) -> Path:

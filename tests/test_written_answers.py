@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import awaken
+from conftest import awaken, processor_of
 from test_causal_tasks import (
     ANSWERS,
     CHOICES,
@@ -255,12 +255,12 @@ def test_a_search_of_an_encoder_decoder_goes_by_what_is_written(translator: Load
 
 
 @pytest.mark.slow
-def test_an_exported_decoder_is_scored_by_what_its_graph_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Its tokenizer was made by hand, and is none that a folder could be read with.
-    monkeypatch.setattr("tapioca_export.exporting.stage.prove_settings", lambda *_: None)
+def test_an_exported_decoder_is_scored_by_what_its_graph_writes(tmp_path: Path) -> None:
     model = written("llama", r"w[1-4]\d")
+    own = model.processor
+    read = processor_of(model.network, own.tokenizer, ANSWERS, max_length=own.max_length)
+    read = replace(read, prompting=own.prompting, generation_config=own.generation_config)
+    model = replace(model, processor=read)
     samples, _ = asked(model, 12)
     export_model(model, samples, tmp_path, ExportSettings())
     found = score_exported(tmp_path, model.task, samples, model.processor)

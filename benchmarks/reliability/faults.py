@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ import click
 
 from benchmarks.recording import origin
 from benchmarks.reliability import filling, forks, interfering, killing, starving, subjects
+from benchmarks.reliability.ending import finish, write
 from benchmarks.reliability.subjects import Subject
 from benchmarks.reliability.wholeness import Reference, reference
 
@@ -195,6 +195,12 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
+def broken(found: dict[str, Any]) -> list[str]:
+    """Name every case that is a problem."""
+    cases = [(kind, case) for kind, cases in found["cases"].items() for case in cases if case["problem"]]
+    return [f"{kind}, {case['command']}: {' '.join(case['problem'].split())}" for kind, case in cases]
+
+
 @click.command(help=__doc__)
 @click.option("--quick", is_flag=True, help="A few cases of each kind.")
 @click.option("--output", type=click.Path(path_type=Path), default=OUTPUT, show_default=True)
@@ -223,11 +229,8 @@ def main(
                 cases.append(case)
                 click.echo(f"{kind}: {json.dumps(case)}", err=True)
                 found["cases"] = {name: found["cases"][name] for name in KINDS if name in found["cases"]}
-                output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    for line in rows(found):
-        click.echo(": ".join(line))
-    problems = [case for cases in found["cases"].values() for case in cases if case["problem"]]
-    sys.exit(1 if problems else 0)
+                write(found, output)
+    finish(rows(found), broken(found))
 
 
 if __name__ == "__main__":

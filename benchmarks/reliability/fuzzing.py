@@ -14,8 +14,6 @@ Python. Prints a table, writes JSON with environment and commit; exit code 1 if 
 from __future__ import annotations
 
 import importlib.util
-import json
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -25,6 +23,7 @@ from typing import Any
 import click
 
 from benchmarks.recording import origin
+from benchmarks.reliability.ending import finish, write
 
 from .feeding import PROCESSES, Found, feed, feed_guided
 from .readers import READERS
@@ -116,7 +115,7 @@ def _written(
     """Write what was found so far, print it, and return a row a reader."""
     made = [_row(name, plain[name], guided[name]) for name in plain]
     found = {**origin(), "quick": quick, "bounds": {"seconds": SECONDS, "bytes": BYTES}, "readers": made}
-    output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write(found, output)
     click.echo("\n".join(f"{what}: {words}" for what, words in rows(found)[:4]))
     return made
 
@@ -141,11 +140,7 @@ def main(quick: bool, only: str, output: Path) -> None:
         for name in (name for name in names if guides and READERS[name].is_guided):
             guided[name].join(feed_guided(name, valid, GUIDED))
             made = _written(output, quick, plain, guided)
-    for name, words in rows({"readers": made})[4:]:
-        click.echo(f"{name}: {words}")
-    for line in (wrong := broken({"readers": made})):
-        click.echo(line)
-    sys.exit(bool(wrong))
+    finish(rows({"readers": made})[4:], broken({"readers": made}))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ interval.
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -32,6 +30,7 @@ from tapioca_export.benchmarking.statistics import LEVEL, bootstrap_interval, co
 from tapioca_export.reporting.wording import effect
 from tapioca_export.tasks import Scores
 
+from .ending import finish, write
 from .populations import CLASSIFICATION, POPULATIONS, REGRESSION, Population, speedups, squared_errors
 
 COVER, FOOLED = (0.93, 0.97), 0.05
@@ -201,12 +200,8 @@ def main(quick: bool, simulations: int, jobs: int, output: Path) -> None:
     found = {**origin(), **measure(chosen, *given, jobs, quick=quick)}
     found["minutes"] = round((time.perf_counter() - clock) / 60, 1)
     click.echo("\n".join(table(found)))
-    for what, number in rows(found):
-        click.echo(f"{what}: {number}")
-    output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    for line in broken(found):
-        click.echo(f"BROKEN: {line}", err=True)
-    sys.exit(1 if broken(found) else 0)
+    write(found, output)
+    finish(rows(found), broken(found))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ import click
 from benchmarks.recording import origin
 
 from . import tiny
+from .ending import finish, write
 
 NUM_LAYERS, DEEP_LAYERS = 64, 40
 CANDIDATES = 500
@@ -213,14 +214,10 @@ def main(sizes: Sequence[int], part: str | None, output: Path) -> None:
             found |= {"runs": runs, "of_runs": {**origin(), "minutes": minutes}}
         if part in (None, "journal"):
             found |= {"journal": resume(Path(scratch)), "of_journal": origin()}
-    output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write(found, output)
     if not {"runs", "journal"} <= found.keys():
         return
-    for what, number in rows(found):
-        click.echo(f"{what}: {number}")
-    for line in broken(found):
-        click.echo(f"BROKEN: {line}", err=True)
-    sys.exit(1 if broken(found) else 0)
+    finish(rows(found), broken(found))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ command fails with nothing broken.
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +19,7 @@ from typing import Any
 import click
 
 from benchmarks.recording import origin
+from benchmarks.reliability.ending import finish, write
 
 OUTPUT = Path(__file__).with_suffix(".json")
 
@@ -110,11 +109,9 @@ def main(is_quick: bool, only: str, output: Path) -> None:
     mutants = quick(all_mutants()) if is_quick else all_mutants()
     mutants = [mutant for mutant in mutants if only in mutant.full_name]
     found = measure(mutants)
-    for name, number in rows(found):
-        click.echo(f"{name}: {number}")
     if not only and not is_quick:
-        output.write_text(json.dumps({**origin(), **found}, indent=1) + "\n", encoding="utf-8")
-    sys.exit(bool(broken(found)))
+        write({**origin(), **found}, output)
+    finish(rows(found), broken(found))
 
 
 if __name__ == "__main__":

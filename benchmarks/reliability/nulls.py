@@ -20,10 +20,8 @@ was warm, or its memory has grown by more than half a megabyte a run since then.
 from __future__ import annotations
 
 import gc
-import json
 import random
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -38,6 +36,7 @@ import psutil
 from benchmarks.recording import origin
 
 from . import tiny
+from .ending import finish, write
 
 FOOLED, GROWTH = 0.05, 0.5e6  # bytes a run
 WARM = 20  # runs until what libraries keep once is there
@@ -188,12 +187,8 @@ def main(runs: int, output: Path) -> None:
     clock = time.perf_counter()
     found = {**origin(), "rows": ROWS, "runs": measure(runs)}
     found["minutes"] = round((time.perf_counter() - clock) / 60, 1)
-    for what, number in rows(found):
-        click.echo(f"{what}: {number}")
-    output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    for line in broken(found):
-        click.echo(f"BROKEN: {line}", err=True)
-    sys.exit(1 if broken(found) else 0)
+    write(found, output)
+    finish(rows(found), broken(found))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import click
 
 from benchmarks.recording import origin
 
+from .ending import finish, write
 from .tiny import Job, jobs
 
 HASH_SEED = "PYTHONHASHSEED"
@@ -164,10 +165,8 @@ def main(quick: bool, output: Path) -> None:
     clock = time.perf_counter()
     found = {**origin(), "cases": measure(quick)}
     found["minutes"] = round((time.perf_counter() - clock) / 60, 1)
-    output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    for line in broken(found):
-        click.echo(f"BROKEN: {line}", err=True)
-    sys.exit(1 if broken(found) else 0)
+    write(found, output)
+    finish(rows(found), broken(found))
 
 
 if __name__ == "__main__":

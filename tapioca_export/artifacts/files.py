@@ -13,7 +13,7 @@ from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import LoadError, first_line
+from ..errors import LoadError, first_line, reason
 from ..stopping import unstopped
 from .locks import is_inode, locked, not_written
 from .records import SCHEMA_VERSION, SPARSE
@@ -145,7 +145,7 @@ def read(path: Path, cls: type[T]) -> T:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise LoadError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from error
+        raise LoadError(f"Cannot read {path}: {reason(error)}.") from error
     try:
         artifact: T = _adapter(cls).validate_json(text)
         _refuse_newer(path, artifact)

@@ -10,7 +10,7 @@ from .casting import cast
 from .damping import Damped, Offsets
 from .folding import damping_weights
 from .graph_network import GraphNetwork, refuse_graph
-from .loaded import SPREAD, LoadedModel, LoadOptions, generated
+from .loaded import FAILURES, SPREAD, LoadedModel, LoadOptions, generated
 from .loading import find_task, load_config, load_model, load_processor, outline_model
 from .proof import prove_saved, reference_logits, refuse_larger_than_memory, save_pruned
 from .rewriting import mend_config_file, write_pruned
@@ -36,6 +36,7 @@ from .surgery import drop_layers, droppable_layers
 
 __all__ = [
     "DROPPED",
+    "FAILURES",
     "INTACT",
     "SPREAD",
     "Change",

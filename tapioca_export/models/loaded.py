@@ -201,11 +201,12 @@ class LoadedModel:
         mask = (np.arange(ids.shape[1]) < ends[:, None]).astype(np.int64)
         step = {"decoder_input_ids": ids} if beside else {"input_ids": ids, "attention_mask": mask}
         inputs = {**to_tensors(step, self.device), **beside, **self.forward_options}
-        if self.network.get_output_embeddings() is None:
-            logits = self.network(**inputs).logits[rows, ends - 1]
-        else:
-            with running(self.network), _reading(self.network, last):
-                logits = self.network(**inputs).logits[0]
+        with running(self.network):
+            if self.network.get_output_embeddings() is None:
+                logits = self.network(**inputs).logits[rows, ends - 1]
+            else:
+                with _reading(self.network, last):
+                    logits = self.network(**inputs).logits[0]
         return np.asarray(logits.argmax(dim=-1).cpu())
 
     @property

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ..errors import NotFiniteError, UnsupportedModelError
-from ..models import DROPPED, LoadedModel, changing
+from ..models import DROPPED, FAILURES, LoadedModel, changing
 from ..samples import Samples
 from ..tasks import Batch, Processor
 
@@ -91,7 +91,7 @@ def _stays_the_same(model: LoadedModel, batch: Batch, samples: Samples, read: np
             with narrowed(layer, read):
                 found = model.answers(batch)
         # What a module makes of fewer tokens than its layer has is its own affair.
-        except (UnsupportedModelError, RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+        except (UnsupportedModelError, *FAILURES):
             return False
         expected = model.answers(batch)
     try:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import UnsupportedModelError
-from ..models import LoadedModel
+from ..models import FAILURES, LoadedModel
 from ..samples import Samples
 from ..tasks import Processor
 
@@ -36,7 +36,7 @@ def shares_context(model: LoadedModel, samples: Samples) -> Processor:
     try:
         one = model.answers(task.batch(samples, rows, shared))
     # What a model does with a mask or positions that it does not know is its own affair.
-    except (UnsupportedModelError, RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+    except (UnsupportedModelError, *FAILURES):
         return apart
     other = model.answers(task.batch(samples, rows, apart))
     is_equal = np.allclose(one[..., 0], other[..., 0], rtol=TOLERANCE, atol=TOLERANCE)

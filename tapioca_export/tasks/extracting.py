@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import LoadError, first_line
 from .base import ProcessorOptions
+from .beside import text_beside
 
 SIDE = 1 << 13  # pixels
 # The most of what is counted, by its name; and of anything else. Sounds have up to 192,000 values a second.
@@ -60,26 +61,18 @@ def _refuse_sizes(folder: Path | str, options: ProcessorOptions) -> None:
     """Refuse sizes that no model has, before anything as large is made to see what comes out.
 
     Raises:
-        LoadError: Naming the first.
+        LoadError: Naming the first; or if a file cannot be read.
     """
-    from transformers.utils import cached_file
-
     for name in ("preprocessor_config.json", "processor_config.json"):
-        found = cached_file(
-            str(folder),
-            name,
-            local_files_only=options.local_files_only,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
         try:
-            settings = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
-        except (OSError, ValueError, RecursionError):  # which is said when it is loaded
+            settings = json.loads(text_beside(folder, name, options) or "{}")
+        except (ValueError, RecursionError):  # which is said when it is loaded
             continue
         for key, value in _numbers(settings):
             if abs(value) > (most := MOST.get(key, MOST_OF_ANY)):
                 raise LoadError(
-                    f"{found} says {key} {value:.6g}, but no model has more than {most:,}.", "Save it again."
+                    f"{name} of {folder} says {key} {value:.6g}, but no model has more than {most:,}.",
+                    "Save it again.",
                 )
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..errors import ConfigError, LoadError, first_line
+from ..errors import ConfigError, LoadError
 from ..samples import Row, Samples
 from .base import (
     TASKS,
@@ -27,6 +27,7 @@ from .base import (
     check_finite,
     no_training_loss,
 )
+from .beside import text_beside
 from .labels import is_missing, listed, numbers
 from .scoring import Scores
 from .tokenizing import content_of, require_text, weights_at
@@ -84,7 +85,7 @@ class FeatureExtraction(TokenTask):
         files = {
             name: text
             for name in (MODULES_FILE, POOLING_FILE)
-            if (text := _file(folder, name, options)) is not None
+            if (text := text_beside(folder, name, options)) is not None
         }
         position = _position(files, str(folder))
         return replace(processor, position=position, files=files)
@@ -262,23 +263,6 @@ def vectors(states: np.ndarray, row: Row) -> np.ndarray:
 
 
 # --- what stands beside a checkpoint --------------------------------------------------------
-
-
-def _file(folder: Path | str, name: str, options: ProcessorOptions) -> str | None:
-    """Return the text of a file beside a checkpoint, None where there is none."""
-    from transformers.utils import cached_file
-
-    path = cached_file(
-        str(folder),
-        name,
-        local_files_only=options.local_files_only,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    try:
-        return None if path is None else Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LoadError(f"Cannot read {path}: {first_line(error)}.", "Save the model again.") from error
 
 
 def _position(files: Mapping[str, str], folder: str) -> Position:

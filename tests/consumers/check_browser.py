@@ -35,10 +35,17 @@ WAIT = """
 const all = document.querySelectorAll(".plot"), latest = performance.now() + 20000;
 const drawn = () => [...all].filter(plot => plot.querySelector(".main-svg")).length;
 while (drawn() < all.length && performance.now() < latest) await new Promise(next => setTimeout(next, 5));
+const seconds = performance.now() / 1000;
+const folded = () => [...document.querySelectorAll("details")].map(part => part.open);
+const before = String(folded());
+window.dispatchEvent(new Event("beforeprint"));
+const unfolded = folded().every(Boolean);
+window.dispatchEvent(new Event("afterprint"));
 const [painted] = performance.getEntriesByName("first-contentful-paint");
 const found = {
   drawn: drawn(), plots: all.length, title: document.title,
-  opened: (painted || {startTime: Infinity}).startTime / 1000, seconds: performance.now() / 1000,
+  opened: (painted || {startTime: Infinity}).startTime / 1000, seconds,
+  prints: unfolded && String(folded()) === before,
 };
 console.log("FOUND " + JSON.stringify(found) + " END");
 """
@@ -53,13 +60,17 @@ HOSTILE = (
 
 @dataclass(frozen=True)
 class Opened:
-    """What a browser made of a page: plots drawn and wanted, its title, seconds until text, and plots."""
+    """What a browser made of a page: plots drawn and wanted, its title, seconds until text, and plots.
+
+    `prints` tells that all that can be unfolded is so on paper, and on the screen as it was afterwards.
+    """
 
     drawn: int
     plots: int
     title: str
     opened: float | None
     seconds: float
+    prints: bool
     errors: tuple[str, ...] = ()
     requests: tuple[str, ...] = ()
 
@@ -95,6 +106,7 @@ def check(file: Path) -> None:
     assert not opened.errors, opened.errors
     assert not opened.requests, opened.requests
     assert opened.drawn == opened.plots > 0, opened
+    assert opened.prints, opened
     title = re.search("<title>(.*?)</title>", file.read_text(encoding="utf-8"))
     assert title is not None
     assert opened.title == html.unescape(title[1]), opened.title
