@@ -62,7 +62,8 @@ consumers: .venv/ready .cache/consumers/venv/ready
 	touch $@
 
 browser: .venv/ready
-	$(BIN)/python tests/consumers/check_browser.py
+	$(BIN)/tapioca-export demo --output .cache/browser --overwrite --quiet
+	$(BIN)/python tests/consumers/check_browser.py .cache/browser/report.html
 
 junit: .venv/ready .cache/junit/junit-10.xsd
 	PYTHONPATH=$(CURDIR):.cache/junit $(BIN)/python tests/consumers/check_junit.py .cache/junit/junit-10.xsd

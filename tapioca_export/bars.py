@@ -1,19 +1,50 @@
-"""Progress bars: on stderr, and silent where nobody looks or wants to.
+"""Progress on stderr: bars on a terminal, a line now and then in a log, nothing where nobody wants to look.
 
 Knows nothing about what is counted.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
+import time
 from typing import Any
 
 # Set by `--quiet`: an environment variable, as tqdm itself has it.
 DISABLED = "TQDM_DISABLE"
+SECONDS_A_LINE = 30.0
+_LINE = "{desc}: {n_fmt} of {total_fmt} ({percentage:.0f} %) in {elapsed}, {remaining} left"
+
+logger = logging.getLogger(__name__)
 
 
-def progress_bar(*arguments: Any, **options: Any) -> Any:
-    """Return tqdm's bar, which shows only where stderr is a terminal and `TQDM_DISABLE` is not set."""
+def progress_bar(*arguments: Any, desc: str, **options: Any) -> Any:
+    """Return tqdm's bar of a stage: drawn on a terminal, logged every 30 seconds where stderr is none.
+
+    A terminal that cannot go back in a line (`TERM=dumb`) counts as none. `TQDM_DISABLE` turns both off.
+    """
     from tqdm import tqdm
 
-    return tqdm(*arguments, disable=bool(os.environ.get(DISABLED)) or None, **options)
+    disable = bool(os.environ.get(DISABLED))
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        return tqdm(*arguments, desc=desc, disable=disable, **options)
+    # A bar in a bar would move the cursor: here all are at place 0.
+    options |= {"file": _Lines(), "position": 0, "leave": False, "bar_format": _LINE}
+    return tqdm(*arguments, desc=desc, disable=disable, **options)
+
+
+class _Lines:
+    """A stream of what tqdm shows, most of it left out."""
+
+    def __init__(self) -> None:
+        self.next = time.monotonic() + SECONDS_A_LINE
+
+    def write(self, text: str) -> None:
+        """Log the line, if it is time for one."""
+        if (line := text.strip()) and time.monotonic() >= self.next:
+            self.next = time.monotonic() + SECONDS_A_LINE
+            logger.info("%s", line)
+
+    def flush(self) -> None:
+        """Do nothing: a line was logged, or was not."""

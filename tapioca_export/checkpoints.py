@@ -5,6 +5,7 @@ Knows which layers go, and nothing of why.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from .models import Damped, LoadedModel, damping_weights, save_pruned, write_pru
 from .numbering import lone_parts, whole_layers
 from .samples import Samples
 from .tasks import Inputs
+
+logger = logging.getLogger(__name__)
 
 
 def proof_batches(model: LoadedModel, rows: Samples | None) -> list[Inputs]:
@@ -44,6 +47,7 @@ def save_checkpoint(
         UnsupportedModelError: If the checkpoint is not the model without these layers, or a layer cannot
             be damped.
     """
+    logger.info("Writing the pruned checkpoint, and proving it")
     folder.mkdir(parents=True, exist_ok=True)
     digests: dict[str, str] = {}
     if batches is None:

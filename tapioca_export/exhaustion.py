@@ -16,12 +16,14 @@ from .errors import OutOfMemoryError, OutputError, TapiocaError
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # Of safetensors (Rust), ONNX Runtime (C++) and processes of our own, of which only the last line is known.
 _SAYS_NO_ROOM = re.compile(r"No space left on device|Disk quota exceeded|StorageFull")
-# PyTorch's writers do not say why they fail.
-_SAYS_NOT_WRITTEN = re.compile(r"PytorchStreamWriter failed|file write failed|iostream error|unexpected pos")
-# Of PyTorch on CPU and GPU, NumPy, ONNX Runtime, Python, C++ and the system, in this order.
+# PyTorch's writers do not say why they fail; onnx's does not say that it does, and what it wrote is not read.
+_SAYS_NOT_WRITTEN = re.compile(
+    r"PytorchStreamWriter failed|file write failed|iostream error|unexpected pos|DecodeError"
+)
+# Of PyTorch on CPU and GPU, NumPy, ONNX Runtime, Python, C++, the system and protobuf, in this order.
 _SAYS_NO_MEMORY = re.compile(
     r"can't allocate memory|out of memory|Unable to allocate|Failed to allocate|MemoryError|bad_alloc"
-    r"|Cannot allocate memory"
+    r"|Cannot allocate memory|Failed to serialize proto"
 )
 
 

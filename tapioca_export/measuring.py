@@ -5,6 +5,7 @@ Knows what is held against what, and nothing of how a profile is taken.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,11 +13,15 @@ from .artifacts import Damping, Deviation, DomainProfile, LayerName, Profile
 from .models import LoadedModel
 from .profiling import Probe
 
+logger = logging.getLogger(__name__)
+
 
 def measure(
     model: LoadedModel, probe: Probe, drop: Sequence[LayerName], damp: Sequence[Damping] = ()
 ) -> Profile:
     """Profile ID and target, before and after layers are dropped, and damped to scales of the probe's."""
+    sizes = [len(probe.samples[name]) for name in ("id", "target")]
+    logger.info("Profiling %d ID and %d target rows", *sizes)
     before, numbering = probe.deviation(), model.numbering
     result = Profile(
         model=model.source,

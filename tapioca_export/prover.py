@@ -5,6 +5,7 @@ Knows where the record says that model and rows are, and nothing of how a proof 
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from .provenance import HUB, RECORD, SAMPLE_FILES
 from .samples import Samples
 
 EXPORT, SELECTION = "export.json", "selection.json"
+
+logger = logging.getLogger(__name__)
 
 
 class NotMadeError(Exception):
@@ -47,6 +50,7 @@ class Prover:
             name: How to name it.
             places: Where its record's paths lead.
         """
+        logger.info("Proving %s again", name)
         record = read(folder / RECORD, Provenance)
         is_export = (folder / EXPORT).is_file()
         recorded = read(folder / EXPORT, Export) if is_export else read(folder / SELECTION, Selection)

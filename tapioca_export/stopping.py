@@ -11,12 +11,15 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Timer
 from time import monotonic
 from types import FrameType
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 # So long a second Ctrl-C changes nothing: the first is cleaning up. Later, something has swallowed it.
 PATIENCE_S = 5.0
+# So long after it came in a destructor, a signal comes again.
+AGAIN_S = 0.01
 
 
 class _Stopping:
@@ -26,6 +29,7 @@ class _Stopping:
         self.held = 0
         self._waiting: int | None = None
         self._stopped_at = -PATIENCE_S
+        self._is_said = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Stop, unless that is under way; while it is held back, remember."""
@@ -33,10 +37,24 @@ class _Stopping:
             self._waiting = number
         elif monotonic() - self._stopped_at >= PATIENCE_S:
             self._stopped_at = monotonic()
-            name = signal.Signals(number).name
-            line = f"Error: Stopped by {name}; what was there is whole.\nHint: Give the same command again.\n"
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())
+            if not self._is_said:
+                self._say(f"Stopped by {signal.Signals(number).name}; what was there is whole.")
+            self._is_said = False
             raise SystemExit(128 + number)
+
+    @staticmethod
+    def _say(what: str) -> None:
+        line = f"Error: {what}\nHint: Give the same command again.\n"
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())
+
+    def arrive_again(self, ignored: sys.UnraisableHookArgs) -> None:
+        """Stop a moment later where Python lets nothing through: it came amid an object's destructor."""
+        code = getattr(ignored.exc_value, "code", None)
+        if ignored.exc_type is not SystemExit or not isinstance(code, int) or code <= 128:
+            sys.__unraisablehook__(ignored)
+            return
+        self._stopped_at, self._is_said = -PATIENCE_S, True
+        Timer(AGAIN_S, os.kill, (os.getpid(), code - 128)).start()
 
     def release(self) -> None:
         """Let a signal that was held back arrive."""
@@ -60,9 +78,11 @@ def stopped_by_signals() -> Iterator[None]:
     ours = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
     for number in ours:
         signal.signal(number, _STOPPING)
+    sys.unraisablehook = _STOPPING.arrive_again
     try:
         yield
     finally:
+        sys.unraisablehook = sys.__unraisablehook__
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
 

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import re
 import subprocess
 import tempfile
 import weakref
@@ -23,7 +24,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import pytest
 import torch
 import transformers
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from forbidding import forbid_network_everywhere
 from forking import fork_measures, fork_proofs
 from quickening import collect_less, quicken
@@ -185,6 +186,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return folders[family]
 
     return checkpoint
+
+
+def complaint(result: Result) -> list[str]:
+    """Return the lines of a command's stderr but those that say what it is at."""
+    return [line for line in result.stderr.splitlines() if not re.match(r"\[\d+:\d\d\] \w", line)]
 
 
 def text_records(num_rows: int, seed: int, *, labelled: bool = True) -> list[dict[str, str]]:

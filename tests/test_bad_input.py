@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import NUM_LAYERS, save_model, text_records, write_jsonl
+from conftest import NUM_LAYERS, complaint, save_model, text_records, write_jsonl
 from reports import report, selection
 from safetensors.torch import load_file, save_file
 
@@ -51,7 +51,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
 
 def refused(result: Result, *words: str, code: int = 1) -> None:
     """Check that the command ended in one line that names the culprit, and a hint."""
-    lines = result.stderr.splitlines()
+    lines = complaint(result)
     assert isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code == code, result.output
     assert lines[0].startswith("Error: ")
@@ -299,7 +299,7 @@ def test_a_checkpoint_with_nan_is_neither_pruned_nor_exported(
     more = ["--drop", "1"] if command == "prune" else ["--format", "torchscript"]
     result = call(command, "-m", model, "--id", files["id"], "-o", OUT, *more)
     assert result.exit_code == 1
-    assert result.stderr.startswith("Error: ")
+    assert complaint(result)[0].startswith("Error: ")
     assert not list(Path(OUT).rglob("*.safetensors"))
 
 

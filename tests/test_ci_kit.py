@@ -168,7 +168,8 @@ def test_an_input_of_the_action_cannot_become_a_command(folders: dict[str, Path]
 
 def test_the_action_and_the_template_have_every_threshold() -> None:
     check = {option for p in main.commands["check"].params for option in p.opts if option.startswith("--")}
-    thresholds = check - {"--junit", "--summary", "--metrics", "--help"}
+    files = {"--junit", "--summary", "--metrics"}
+    thresholds = check - files - {"--json", "--quiet", "--verbose"}
     assert thresholds == {f"--{name}" for name in (*THRESHOLDS, "max-regression")}
     for inputs in (ACTION["inputs"], SPEC["spec"]["inputs"]):
         assert thresholds <= {f"--{name}" for name in inputs}

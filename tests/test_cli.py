@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -262,7 +263,7 @@ def test_a_run_prints_its_verdict_and_where_the_report_is(received: list[RunConf
     assert lines[-1] == f"Report: {Path('there/report.html').resolve()}"
 
 
-def test_a_real_search_prints_one_json_object_and_no_progress(
+def test_a_real_search_prints_one_json_object_and_what_it_is_at_beside_it(
     tiny: Tiny, sample_files: Files, tmp_path: Path
 ) -> None:
     paths = sample_files("polynomial")
@@ -270,7 +271,8 @@ def test_a_real_search_prints_one_json_object_and_no_progress(
     result = call("select", "-m", tiny("polynomial"), *files, "-o", tmp_path / "out", "--json")
     assert result.exit_code == 0, result.stderr
     assert result.stdout == (tmp_path / "out" / "selection.json").read_text(encoding="utf-8")
-    assert result.stderr == ""
+    beginnings = [re.match(r"\[\d+:\d\d\] (\w+) ", line) for line in result.stderr.splitlines()]
+    assert [found and found.group(1) for found in beginnings] == ["Selecting", "Search"]
 
 
 def test_list_names_every_entry_of_every_table() -> None:

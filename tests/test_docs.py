@@ -129,9 +129,32 @@ def test_every_option_of_check_verify_and_report_is_documented() -> None:
     for command, name in (("check", "ci.md"), ("verify", "provenance.md"), ("report", "comparing.md")):
         text = (ROOT / "docs" / name).read_text(encoding="utf-8")
         options = [p.opts[-1] for p in main.commands[command].params if p.opts[-1].startswith("--")]
-        assert [
-            option for option in options if option not in ("--json", "--quiet") and option not in text
-        ] == []
+        everywhere = ("--json", "--quiet", "--verbose")  # these are in docs/cli.md
+        assert [option for option in options if option not in everywhere and option not in text] == []
+
+
+TYPED = sorted(
+    {
+        (page.name, line)
+        for page in PAGES
+        for line in re.findall(r"(?:^|`)(tapioca-export [^`\n]+)", page.read_text(encoding="utf-8"), re.M)
+        if "..." not in line
+    }
+)
+
+
+@pytest.mark.parametrize(("page", "line"), TYPED)
+def test_every_command_in_the_documents_is_one_that_parses(page: str, line: str) -> None:
+    _, name, *arguments = shlex.split(line, comments=True)
+    command = main.commands[name]
+    context = click.Context(command, info_name=name)
+    command.make_parser(context).parse_args(arguments)  # an option that is not there is an error
+
+
+def test_the_page_of_the_command_line_names_every_command_and_exit_code() -> None:
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert [name for name in main.commands if f"tapioca-export {name}" not in text] == ["export", "benchmark"]
+    assert {"--json", "--quiet", "--verbose", "`-q`", "`-v`"} <= set(re.findall(r"--\w+|`-\w`", text))
 
 
 def test_the_documents_expressions_are_understood() -> None:

@@ -6,20 +6,29 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import onnx
 import pytest
+from onnx_graphs import pre_norm
 
-from tapioca_export import RunConfig, TapiocaError, provenance, stopping
+from tapioca_export import RunConfig, TapiocaError, exhaustion, provenance, stopping
 from tapioca_export.artifacts import Selection, locked, read, staged, write_text, write_together
 from tapioca_export.artifacts import staging as staging_module
 from tapioca_export.cli import main
 from tapioca_export.errors import LoadError, OutOfMemoryError, OutputError, reason
 from tapioca_export.exhaustion import exhausted
+from tapioca_export.exporting import quantizing
+from tapioca_export.exporting.formats import FORMATS, Dialect
+from tapioca_export.exporting.quieting import quiet
+from tapioca_export.models import load_model
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -168,6 +177,80 @@ def test_ctrl_c_during_imports_is_one_line(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert (process.returncode, len(said.splitlines())) == (130, 2)
+
+
+LATE = """
+import os, signal, time
+from tapioca_export.stopping import stopped_by_signals
+class Kept:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)  # here it arrives, and nothing that is raised gets out
+with stopped_by_signals():
+    kept = Kept()
+    del kept
+    try:
+        time.sleep(20)
+    finally:
+        print("cleaned", flush=True)
+    print("went on", flush=True)
+"""
+
+
+def test_a_signal_that_arrives_in_a_destructor_stops_the_work() -> None:
+    begun = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (143, "cleaned\n")
+    assert done.stderr == (
+        "Error: Stopped by SIGTERM; what was there is whole.\nHint: Give the same command again.\n"
+    )
+    assert time.monotonic() - begun < 10
+
+
+def test_other_errors_in_destructors_are_shown_as_python_shows_them() -> None:
+    code = (
+        "from tapioca_export.stopping import stopped_by_signals\n"
+        "class Kept:\n"
+        "    def __del__(self): raise SystemExit('a library ends')\n"
+        "with stopped_by_signals(): Kept(); print('on')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, "on\n")
+    assert "Exception ignored in" in done.stderr
+
+
+# --- full disks ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("format_", "name"), [("pt2", "model.pt2"), ("torchscript", "model.pt")])
+def test_pytorchs_files_on_a_full_disk_are_an_error_and_no_crash(
+    format_: str, name: str, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """PyTorch's own writer ends the process, in a destructor that raises."""
+    model = load_model(str(tiny("polynomial")))
+    if not Path("/dev/full").exists():
+        pytest.skip("here is no file that is always full")
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"), quiet():
+        FORMATS[format_].write(model, model.task.examples(model.processor)[0], tmp_path, Dialect(None, None))
+
+
+def test_a_graph_that_was_cut_short_by_a_full_disk_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX's writers say nothing; what they wrote cannot be read."""
+    graph = tmp_path / "model.onnx"
+    onnx.save(pre_norm().model(), graph)
+
+    def cut_short(source: Path, target: Path, *rest: Any, **more: Any) -> None:
+        onnx.load_model_from_string(source.read_bytes()[:-7])
+
+    monkeypatch.setattr(quantizing, "_dynamically", cut_short)
+    for free, told in ((0, "Cannot write .*: No space left on device"), (1 << 30, "cannot quantise")):
+        usage = shutil.disk_usage(tmp_path)._replace(free=free)
+        monkeypatch.setattr(exhaustion.shutil, "disk_usage", lambda path, usage=usage: usage)
+        with pytest.raises(TapiocaError, match=told):
+            quantizing.quantize(graph, "int8")
 
 
 # --- folders ------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import ALL_FAMILIES, SPECIAL, save_model, text_records, write_jsonl
+from conftest import ALL_FAMILIES, SPECIAL, complaint, save_model, text_records, write_jsonl
 from safetensors.torch import load_file, save_file
 
 from tapioca_export import RunConfig
@@ -51,7 +51,7 @@ def test_the_layer_and_the_first_row_are_named(
     poison(model, layer, value)
     files = sample_files(family)
     for name in ("profile", "select"):
-        said = command(name, model, files, tmp_path / "out").stderr
+        (said, *_) = complaint(command(name, model, files, tmp_path / "out"))
         assert said.startswith(f"Error: The states behind layer {layer} are not finite"), said
         assert any(f"for {file}, line " in said for file in files.values())
 

@@ -31,6 +31,7 @@ from reports import (
 from tapioca_export import artifacts
 from tapioca_export.artifacts import Pair, Prediction, Ratio, Report
 from tapioca_export.reporting import render_html, render_markdown, write_report
+from tapioca_export.reporting.wording import size_text
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
 
@@ -280,7 +281,7 @@ def test_every_plot_has_its_place_and_words():
     places = [attrs for _, attrs in page.tags if "data-figure" in attrs]
     assert {attrs["data-figure"] for attrs in places} == set(page.specs())
     assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in places)
-    assert len(places) == 9
+    assert len(places) == 10
 
 
 def test_dropped_layers_are_marked_between_their_boundaries():
@@ -293,6 +294,29 @@ def test_the_picked_depth_and_the_rejected_round_are_drawn():
     assert traces["picked"]["x"] == [len(DROP)]
     assert set(traces["rejected candidate"]["x"]) == {3}
     assert traces["accepted"]["y"] == [0.72, 0.741, 0.779]
+
+
+def test_size_and_memory_are_drawn_as_shares_of_the_original():
+    spec = Page(render_html(report())).specs()["sizes"]
+    original, pruned = spec["data"]
+    names = spec["layout"]["yaxis"]["ticktext"]
+    measured = report().benchmark
+    size, memory = measured.size_bytes, measured.peak_memory_bytes
+    assert names[:2] == ["file size", "peak memory"]
+    assert set(original["x"]) == {1.0}
+    assert pruned["x"][:2] == pytest.approx(
+        [size.pruned / size.original, memory.pruned / memory.original], abs=5e-4
+    )
+    assert pruned["text"][0] == size_text(size.pruned)
+    assert [round(y) for y in pruned["y"]] == spec["layout"]["yaxis"]["tickvals"]  # each beside its name
+
+
+def test_what_was_not_measured_has_no_share():
+    nothing = Pair(0.0, 0.0)
+    measured = benchmark(size_bytes=nothing, peak_memory_bytes=nothing)
+    assert Page(render_html(report(benchmark=measured))).specs()["sizes"]["layout"]["yaxis"]["ticktext"] == [
+        "load time"
+    ]
 
 
 def test_a_search_without_metric_plots_the_score():

@@ -90,6 +90,30 @@ def test_importing_the_package_switches_reports_off_unless_the_user_has_set_one(
     assert json.loads(child.stdout) == [found, is_off]
 
 
+def test_onnxruntime_reports_nothing_from_its_import_on(tmp_path: Path) -> None:
+    """What would report leaves a session's and a device's number on the disk."""
+    code = "from tapioca_export.telemetry import import_onnxruntime as load; load().get_available_providers()"
+    unset = (*telemetry.SWITCHES, telemetry.ONNXRUNTIME, "XDG_CACHE_HOME", "XDG_DATA_HOME")
+    left = {name: value for name, value in os.environ.items() if name not in unset}
+    here = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=left | here, check=True)
+    assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [({}, "1"), ({"DO_NOT_TRACK": "0"}, None), ({telemetry.ONNXRUNTIME: "0"}, "0")]
+)
+def test_whoever_lets_onnxruntime_report_is_left_alone(
+    given: dict[str, str], found: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (*telemetry.SWITCHES, telemetry.ONNXRUNTIME):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    telemetry.switch_off()
+    assert os.environ.get(telemetry.ONNXRUNTIME) == found
+
+
 def opened() -> dict[str, Callable[[], object]]:
     graph = pre_norm().model().SerializeToString()
     return {

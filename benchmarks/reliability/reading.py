@@ -182,7 +182,8 @@ def _invoke(*arguments: object) -> None:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     if result.exit_code not in (0, 3):
-        line, *hint = result.stderr.splitlines()
+        # Lines that say what a command is at begin with the time.
+        line, *hint = [line for line in result.stderr.splitlines() if not line.startswith("[")]
         if not line.startswith("Error: ") or len(hint) > 1:
             raise AssertionError(f"{result.stderr!r} is not one line and a hint")
         raise TapiocaError(line)

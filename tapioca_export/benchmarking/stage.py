@@ -5,6 +5,7 @@ Knows which measurement comes when and what to leave out; how each is done is it
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from .tuning import tune
 SESSION_FILE = "ort_session.json"
 NO_STEPS = "Single tokens were not timed: layers cache keys and values of several shapes."
 _DEFAULTS = BenchmarkSettings()
+
+logger = logging.getLogger(__name__)
 
 
 def benchmark(
@@ -59,6 +62,8 @@ def benchmark(
         BenchmarkError: If the folders do not belong together, are not usable exports, or a
             provider that was asked for cannot be used; or if a layer is fused in one and not in the other.
     """
+    sizes = (f"{len(rows)} {name}" for name, rows in samples.items())
+    logger.info("Benchmarking on %s rows", " and ".join(sizes))
     before, after = open_pair(original, pruned, task, settings)
     providers = tuple(dict.fromkeys(map(resolve_provider, settings.providers)))
     rows = samples.get("target") or samples["id"]

@@ -11,8 +11,9 @@ import click
 import tapioca_export as library
 
 from ..errors import LoadError, OutputError
-from .commands import _prepare_libraries, _show, main
+from .commands import _prepare_libraries, main
 from .options import printing
+from .results import show
 
 if TYPE_CHECKING:
     from ..artifacts import Report
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 @click.option(
     "--metrics", type=click.Path(path_type=Path), help="Write the report's numbers as OpenMetrics too."
 )
+@printing
 def check(
     folder: Path,
     fail_if: tuple[str, ...],
@@ -51,6 +53,8 @@ def check(
     junit: Path | None,
     summary: Path | None,
     metrics: Path | None,
+    as_json: bool,
+    quiet: bool,
     **thresholds: float | None,
 ) -> None:
     """Gate a run folder on interval bounds: exit code 3 when a threshold is missed."""
@@ -68,7 +72,8 @@ def check(
             write_text(metrics, gating.render_metrics(report))
         if summary is not None:
             append_text(summary, gating.render_summary(report, verdict))
-    click.echo(gating.render_markdown(verdict))
+    if not quiet:
+        click.echo(gating.render_json(verdict) if as_json else gating.render_markdown(verdict))
     sys.exit(verdict.exit_code)
 
 
@@ -122,5 +127,5 @@ def verify(
     found = library.verify(folder, proofs=not hashes_only, strict=strict, trust_remote_code=trust_remote_code)
     if attestation is not None and found.passed:
         write_text(attestation, attest(folder))
-    _show(found, as_json, quiet, lambda: "\n".join(found.verdict))
+    show(found, as_json, quiet, lambda: "\n".join(found.verdict))
     sys.exit(found.exit_code)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from ..config import RunConfig
 from ..errors import ConfigError, TapiocaError
 from ..exhaustion import exhausted
 from ..numbering import LayerName, Numbering, whole_layers
+from .logs import is_verbose, one_line, show_logs
 from .options import FIELDS, VARIANTS, _scales, comparing, options, planning
+from .results import counts, damped, join, show, show_comparison, show_plan, show_report, show_selection
 
 LOADING = (
     "model", "task", "max_length", "trust_remote_code", "local_files_only", "num_threads", "seed",
@@ -77,15 +79,9 @@ def _see_help(ctx: click.Context) -> str:
 
 def _fail(ctx: click.Context, code: int, message: str, hint: str) -> None:
     """Print one line and a hint, and end."""
-    click.echo(f"Error: {_one_line(message)}", err=True)
-    click.echo(f"Hint: {_one_line(hint)}", err=True)
+    click.echo(f"Error: {one_line(message)}", err=True)
+    click.echo(f"Hint: {one_line(hint)}", err=True)
     ctx.exit(code)
-
-
-def _one_line(text: str) -> str:
-    """Return a text without line breaks, and what a terminal would obey as Python would write it."""
-    line = " ".join(text.split())
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line)
 
 
 def _config(flags: Mapping[str, Any], *, loads: bool = True, fills: bool = True) -> RunConfig:
@@ -113,25 +109,10 @@ def _prepare_libraries() -> None:
     import huggingface_hub
     import transformers
 
-    huggingface_hub.logging.set_verbosity_error()  # or every retry is a line before ours
-    transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-
-
-def _show(artifact: Any, as_json: bool, quiet: bool, text: Callable[[], str]) -> None:
-    """Print an artifact (or a dict of several) as JSON, or a few lines of text, or nothing."""
-    if quiet:
-        return
-    if not as_json:
-        click.echo(text())
-        return
-    from ..artifacts import to_json
-
-    if isinstance(artifact, dict):
-        parts = {name: json.loads(to_json(part)) for name, part in artifact.items()}
-        click.echo(json.dumps(parts, indent=1, ensure_ascii=False))
-    else:
-        click.echo(to_json(artifact), nl=False)
+    if not is_verbose():
+        huggingface_hub.logging.set_verbosity_error()  # or every retry is a line before ours
+        transformers.logging.set_verbosity_error()
 
 
 # --- commands -------------------------------------------------------------------------------
@@ -141,6 +122,7 @@ def _show(artifact: Any, as_json: bool, quiet: bool, text: Callable[[], str]) ->
 @click.version_option(library.__version__, package_name="tapioca-export")
 def main() -> None:
     """Remove the layers that hurt a transformer on its target domain, and prove what that does."""
+    show_logs(logging.INFO)
 
 
 @main.command()
@@ -156,22 +138,14 @@ def demo(as_json: bool, quiet: bool, **flags: Any) -> None:
 def run(dry_run: bool, as_json: bool, quiet: bool, **flags: Any) -> None:
     """Profile, select, prune, export, benchmark and report."""
     if dry_run:
-        _show_plan(library.plan(_config(flags), "run"), as_json, quiet)
+        show_plan(library.plan(_config(flags), "run"), as_json, quiet)
     else:
         _run_and_show("run", flags, as_json, quiet)
 
 
 def _run_and_show(verb: str, flags: Mapping[str, Any], as_json: bool, quiet: bool) -> None:
     config = _config(flags)
-    _show_report(getattr(library, verb)(config), config.output, as_json, quiet)
-
-
-def _show_report(report: Any, folder: Path, as_json: bool, quiet: bool) -> None:
-    def text() -> str:
-        findings = "\n".join(f"  - {finding}" for finding in report.findings)
-        return f"{report.verdict}\n{findings}\n\nReport: {(folder / 'report.html').resolve()}"
-
-    _show(report, as_json, quiet, text)
+    show_report(getattr(library, verb)(config), config.output, as_json, quiet)
 
 
 @main.command()
@@ -194,7 +168,7 @@ def profile(as_json: bool, quiet: bool, **flags: Any) -> None:
         floor = deviation.noise_floor.mean
         lines.append(f"Mean deviation {deviation.mean:.3f}; two halves of ID differ by up to {floor:.3f}.")
         if result.deviation_removed is not None:
-            lines.append(f"Dropping {_join(result.drop)} removes {result.deviation_removed:.0%} of it.")
+            lines.append(f"Dropping {join(result.drop)} removes {result.deviation_removed:.0%} of it.")
         if result.targets:
             from ..reporting import domain_table, render_text
 
@@ -202,7 +176,7 @@ def profile(as_json: bool, quiet: bool, **flags: Any) -> None:
             lines += [f"{table.caption}:", render_text(table)]
         return "\n".join(lines)
 
-    _show(result, as_json, quiet, text)
+    show(result, as_json, quiet, text)
 
 
 @main.command()
@@ -216,11 +190,11 @@ def select(compare: tuple[str, ...] | None, dry_run: bool, as_json: bool, quiet:
     config = _config(flags)
 
     if dry_run:
-        _show_plan(library.plan(config), as_json, quiet)
+        show_plan(library.plan(config), as_json, quiet)
     elif compare is None:
-        _show_selection(library.select(config), as_json, quiet)
+        show_selection(library.select(config), as_json, quiet)
     else:
-        _show_comparison(library.compare(config, compare), as_json, quiet)
+        show_comparison(library.compare(config, compare), as_json, quiet)
 
 
 def _refuse_beside_compare(*names: str) -> None:
@@ -234,65 +208,6 @@ def _refuse_beside_compare(*names: str) -> None:
         if source_of(name) is click.core.ParameterSource.COMMANDLINE:
             option = "--" + name.replace("_", "-")
             raise ConfigError(f"{option} has no say in --compare.", "Give one of them.")
-
-
-def _show_selection(selection: Any, as_json: bool, quiet: bool) -> None:
-    def text() -> str:
-        lines = []
-        if selection.baseline_metric is not None:
-            lines.append(f"baseline: {selection.metric} {selection.baseline_metric:.4g}")
-        for step in selection.steps:
-            metric = "" if step.metric is None else f": {selection.metric} {step.metric:.4g}"
-            doing = f"damp layer {step.layer} to {step.scale:g}" if step.scale else f"drop layer {step.layer}"
-            lines.append(f"{doing}{metric}")
-        if selection.invalid is not None:
-            lines.append(f"invalid answers: {_counts(selection.invalid)} of {selection.num_samples}")
-            if selection.invalid.original == selection.num_samples:
-                lines.append(
-                    "No answer of the original matches --extract: look at the rule, and at what it writes."
-                )
-        lines.append(f"stopped: {selection.stop_reason}")
-        if selection.points:
-            from ..reporting import render_text, trade_off_table
-
-            table = trade_off_table(selection)
-            lines += ["", f"{table.caption}:", "", render_text(table), ""]
-        lines.append(f"Drop: {_join(selection.drop)} (pick {selection.pick})")
-        if selection.damp:
-            lines.append(f"Damp: {_damped(selection)}")
-        return "\n".join(lines)
-
-    _show(selection, as_json, quiet, text)
-
-
-def _show_plan(plan: Any, as_json: bool, quiet: bool) -> None:
-    def text() -> str:
-        from ..reporting import render_plan
-
-        return render_plan(plan)
-
-    _show(plan, as_json, quiet, text)
-
-
-def _show_comparison(comparison: Any, as_json: bool, quiet: bool) -> None:
-    def text() -> str:
-        from ..reporting import comparison_table, render_text
-
-        table = comparison_table(comparison)
-        asked, criteria = comparison.max_drop_layers, comparison.criteria
-        short = [
-            f"{row.criterion} dropped {row.depth} of {asked} layers: {row.stop_reason}."
-            for row in criteria
-            if row.depth < asked
-        ]
-        lines = [
-            *(f"{table.caption}.", "", render_text(table), "", *short),
-            "A forward is one sequence through one layer; scoring the original and each step counts too.",
-            f"Each interval is of one criterion: the best of {len(criteria)} looks better than it is.",
-        ]
-        return "\n".join(lines)
-
-    _show(comparison, as_json, quiet, text)
 
 
 @main.command()
@@ -332,11 +247,11 @@ def prune(
 
     result = library.prune(config, chosen, proof, scale)
     left = result.num_layers - len(whole_layers(result.drop))
-    text = f"{config.output}: {left} of {result.num_layers} layers (dropped: {_join(result.drop)})."
+    text = f"{config.output}: {left} of {result.num_layers} layers (dropped: {join(result.drop)})."
     if result.damp:
-        text += f"\nDamped: {_damped(result)}."
+        text += f"\nDamped: {damped(result)}."
     text += f"\n{result.note}" if result.note else ""
-    _show(result, as_json, quiet, lambda: text)
+    show(result, as_json, quiet, lambda: text)
 
 
 @main.command()
@@ -358,7 +273,7 @@ def export(variants: str | None, as_json: bool, quiet: bool, **flags: Any) -> No
         return "\n".join(line for name in results for line in export_lines(folders[name], results[name]))
 
     one, *others = results.values()
-    _show(results if others else one, as_json, quiet, text)
+    show(results if others else one, as_json, quiet, text)
 
 
 @main.command()
@@ -381,7 +296,7 @@ def benchmark(original: Path, pruned: Path, as_json: bool, quiet: bool, **flags:
                 f"(difference {row.difference:+.4g}, 95 % interval {low:+.4g} to {high:+.4g}, n={row.n})"
             )
             if row.invalid is not None:
-                lines.append(f"{role}: invalid answers {_counts(row.invalid)} of {row.n}")
+                lines.append(f"{role}: invalid answers {counts(row.invalid)} of {row.n}")
         for cell in result.latency:
             low, high = cell.speedup.interval
             lines.append(
@@ -392,7 +307,7 @@ def benchmark(original: Path, pruned: Path, as_json: bool, quiet: bool, **flags:
         lines += [*about_sessions(result), *result.skipped]
         return "\n".join(lines)
 
-    _show(result, as_json, quiet, text)
+    show(result, as_json, quiet, text)
 
 
 @main.command("list")
@@ -435,15 +350,3 @@ def doctor() -> None:
         click.echo(f"  {package:18s} {version}")
     click.echo(f"ONNX Runtime providers: {', '.join(onnxruntime.get_available_providers())}")
     click.echo(missing_for_gpu() or "CUDAExecutionProvider starts.")
-
-
-def _join(layers: tuple[LayerName, ...]) -> str:
-    return ", ".join(map(str, layers)) or "nothing"
-
-
-def _damped(selection: Any) -> str:
-    return ", ".join(f"{part.layer} times {part.scale:g}" for part in selection.damp)
-
-
-def _counts(pair: Any) -> str:
-    return f"{pair.original:.0f} -> {pair.pruned:.0f}"

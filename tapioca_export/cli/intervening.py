@@ -11,8 +11,9 @@ import tapioca_export as library
 
 from ..config import Doses, Scaling
 from ..numbering import LayerName
-from .commands import LOADING, OUTPUT, PROBING, PROMPTS, SAMPLES, _config, _show, main
+from .commands import LOADING, OUTPUT, PROBING, PROMPTS, SAMPLES, _config, main
 from .options import _layers, _numbers, options
+from .results import show
 
 
 def _dosing(command: Any) -> Any:
@@ -75,4 +76,4 @@ def intervene(
         table = dose_table(result)
         return "\n".join([f"{table.caption}.", "", render_text(table), "", *result.verdict])
 
-    _show(result, as_json, quiet, text)
+    show(result, as_json, quiet, text)

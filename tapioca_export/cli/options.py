@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from ..bars import DISABLED
 from ..config import Doses, RunConfig
 from ..errors import ConfigError, LoadError, UnknownNameError, first_line, reason
 from ..numbering import LayerName
+from .logs import show_logs
 
 FIELDS = {item.name: item for item in fields(RunConfig)}
 TYPES = get_type_hints(RunConfig)
@@ -179,19 +181,30 @@ def options(*names: str, prints: bool = True) -> Callable[[Any], Any]:
 
 
 def printing(command: Any) -> Any:
-    """Add how to print."""
+    """Add how much to print, and how."""
     quiet = click.option(
         "-q", "--quiet", is_flag=True, is_eager=True, callback=_silence, help="Print nothing but errors."
     )
+    verbose = click.option(
+        "-v", "--verbose", is_flag=True, is_eager=True, expose_value=False, callback=_show_all,
+        help="Print what is found on the way, and what libraries warn of.",
+    )  # fmt: skip
     as_json = click.option("--json", "as_json", is_flag=True, help="Print the artifact, and nothing else.")
-    return quiet(as_json(command))
+    return quiet(verbose(as_json(command)))
 
 
 def _silence(ctx: click.Context, parameter: click.Parameter, quiet: bool) -> bool:
-    """Keep progress bars away, in worker processes too."""
+    """Keep progress away, in worker processes too."""
     if quiet:
         os.environ[DISABLED] = "1"
+        show_logs(logging.ERROR)
     return quiet
+
+
+def _show_all(ctx: click.Context, parameter: click.Parameter, verbose: bool) -> None:
+    """Show all that is logged; where nothing is to be printed, too."""
+    if verbose:
+        show_logs(logging.DEBUG)
 
 
 def comparing(command: Any) -> Any:

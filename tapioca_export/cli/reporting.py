@@ -11,8 +11,9 @@ import tapioca_export as library
 
 from ..config import COMPARISON
 from ..errors import ConfigError
-from .commands import _show, _show_report, main
+from .commands import main
 from .options import printing
+from .results import show, show_report
 
 
 @main.command()
@@ -36,7 +37,7 @@ def report(
         raise ConfigError(f"{name} is for --compare: a report stands in its run folder.", "Add --compare.")
     if len(runs) != 1:
         raise click.UsageError(f"Give one run folder, or several with --compare; {len(runs)} were given.")
-    _show_report(library.report(runs[0]), runs[0], as_json, quiet)
+    show_report(library.report(runs[0]), runs[0], as_json, quiet)
 
 
 def _compare(runs: tuple[Path, ...], output: Path, overwrite: bool, as_json: bool, quiet: bool) -> None:
@@ -49,4 +50,4 @@ def _compare(runs: tuple[Path, ...], output: Path, overwrite: bool, as_json: boo
         page = (output / "run_comparison.html").resolve()
         return f"{found.verdict}\n\n{table.caption}:\n\n{render_text(table)}\n\nReport: {page}"
 
-    _show(found, as_json, quiet, text)
+    show(found, as_json, quiet, text)

@@ -16,6 +16,7 @@ from ..programs import open_program
 from ..tasks import Inputs
 from .formats import FORMATS, Dialect, Format, Written
 from .tracing import dynamic, exported, exporter_name
+from .writing import written
 
 MODEL_FILE = "model.pt2"
 
@@ -38,7 +39,10 @@ def write_pt2(model: LoadedModel, example: Inputs, folder: Path, dialect: Dialec
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # lines of source under the paths of this machine
     try:
-        torch.export.save(program, folder / MODEL_FILE)
+        with written(folder / MODEL_FILE) as stream:
+            torch.export.save(program, stream)
+    except OSError:
+        raise
     # Of what has no place in the file, PyTorch's serializer raises errors of its own.
     except Exception as error:
         raise ExportError(f"torch.export cannot save {model.source}: {first_line(error)}") from error

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import ExportError, ParityError, first_line
+from ..exhaustion import exhausted
 from ..telemetry import import_onnxruntime
 from .graphs import replace_graph
 
@@ -67,7 +68,7 @@ def quantize(file: Path, kind: str, *, per_channel: bool = False, calibration: F
                 _dynamically(source, target, per_channel)
         # The quantisers raise errors of their own, of Python, onnx and ONNX Runtime, without a common base.
         except Exception as error:
-            raise ExportError(
+            raise exhausted(error, file.parent) or ExportError(
                 f"ONNX Runtime cannot quantise the graph to {kind}: {type(error).__name__}: "
                 f"{first_line(error)}",
                 "Leave out --quantize, or try it without --optimize.",

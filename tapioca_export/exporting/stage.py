@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
@@ -21,6 +22,8 @@ from .graphs import data_file
 from .parity import ALLOWANCE, Reference, prove_generation, prove_outputs
 from .quieting import quiet
 from .treating import Job, treat
+
+logger = logging.getLogger(__name__)
 
 
 def export_model(
@@ -50,6 +53,7 @@ def export_model(
         ParityError: If file and model differ, or a treated file loses too much; it is then `<name>.invalid`.
         UnsupportedModelError: If config or tokenizer, read back, are others than the model's.
     """
+    logger.info("Exporting %s as %s, and proving it", model.source, settings.format)
     format_ = FORMATS[settings.format]
     assert not any(module.training for module in model.network.modules())
     same = model if settings.dtype == FULL else cast(model, settings.dtype)
@@ -92,6 +96,10 @@ def export_model(
         **{**proof, "tolerance": proof["tolerance"] if isfinite(proof["tolerance"]) else None},
     )
     write(folder / "export.json", export)
+    logger.debug(
+        "Largest difference %s on %d rows (%s)",
+        export.max_abs_difference, export.rows_checked, export.reference,
+    )  # fmt: skip
     return export
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,7 @@ def write_torchscript(model: LoadedModel, example: Inputs, folder: Path, dialect
         with torch.no_grad():
             tensors = to_tensors(example, dtype=model.network.dtype)
             traced = torch.jit.trace(_tensors_only(model, names), tuple(tensors.values()))
-            torch.jit.save(traced, str(folder / MODEL_FILE))
-        _forget_sources(folder / MODEL_FILE)
+            _save(traced, folder / MODEL_FILE)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ExportError(f"TorchScript cannot trace {model.source}: {first_line(error)}") from error
     return Written(
@@ -68,11 +68,13 @@ FORMATS.add("torchscript")(
 )
 
 
-def _forget_sources(file: Path) -> None:
-    """Leave out what of a file is for debugging: lines of source under the paths of this machine."""
-    aside = file.with_name(f".{file.name}")
-    with zipfile.ZipFile(file) as before, zipfile.ZipFile(aside, "w") as after:
+def _save(traced: Any, file: Path) -> None:
+    """Write a file without what is for debugging: lines of source under the paths of this machine.
+
+    It is made in memory: on a full disk, PyTorch's own writer ends the process.
+    """
+    made = io.BytesIO(traced.save_to_buffer())
+    with zipfile.ZipFile(made) as before, zipfile.ZipFile(file, "w") as after:
         for entry in before.infolist():
             if not entry.filename.endswith(".debug_pkl"):
                 after.writestr(entry, before.read(entry))
-    aside.replace(file)

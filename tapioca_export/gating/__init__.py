@@ -3,7 +3,7 @@
     thresholds.py    the four that have an option each
     expressions.py   any other, over the fields of the report
     baselines.py     no worse than the last release
-    rendering.py     Markdown, JUnit XML, OpenMetrics
+    rendering.py     Markdown, JSON, JUnit XML, OpenMetrics
 
 Thresholds act on the unfavourable bound of a 95 % interval, never on the estimate, so that a lucky
 draw does not pass a gate. A quantity that was not measured fails its check.
@@ -23,7 +23,7 @@ Codes 0 and 3 come from `Verdict.exit_code`; 1 and 2 from the command line. Know
 a number was measured.
 """
 
-from .rendering import render_junit, render_markdown, render_metrics, render_summary
+from .rendering import render_json, render_junit, render_markdown, render_metrics, render_summary
 from .stage import check
 from .thresholds import Thresholds
 from .verdicts import Check, Verdict
@@ -33,6 +33,7 @@ __all__ = [
     "Thresholds",
     "Verdict",
     "check",
+    "render_json",
     "render_junit",
     "render_markdown",
     "render_metrics",

@@ -1,9 +1,11 @@
-"""A verdict for people and pipelines: Markdown, JUnit XML, and the numbers behind it as OpenMetrics."""
+"""A verdict for people and pipelines: Markdown, JSON, JUnit XML, and the numbers behind it as OpenMetrics."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
 from xml.etree import ElementTree
 
 from ..artifacts import Report
@@ -24,6 +26,12 @@ def render_markdown(verdict: Verdict) -> str:
         result = "pass" if item.passed else "**FAIL**"
         lines.append(f"| {item.name} | {result} | {_cell(item.message)} |")
     return "\n".join(lines) + "\n"
+
+
+def render_json(verdict: Verdict) -> str:
+    """Return the verdict as JSON: whether the gate was passed, and every check."""
+    checks = [asdict(item) for item in verdict.checks]
+    return json.dumps({"passed": verdict.passed, "checks": checks}, indent=1, ensure_ascii=False)
 
 
 def render_junit(verdict: Verdict) -> str:

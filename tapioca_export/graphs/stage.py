@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,8 @@ COMPARED = {
 }
 # Writes the config of a model in a folder without layers.
 MendConfig = Callable[[Path, Path, Sequence[int], int], None]
+
+logger = logging.getLogger(__name__)
 
 
 def prune_graph(
@@ -82,6 +85,7 @@ def prune_graph(
         )
     whole = belongings(model.graph, layers)
     cut(model, layers, drop)
+    logger.info("Cutting layers out of %s, and proving it", source)
     file = folder / source.name
     write_graph(model, file, source.parent)
     for companion in companions(source):

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from ..artifacts import Choices, Deviation, Evaluation, LayerProfile, Ledger
+from ..bars import progress_bar
 from ..domains import Domains
 from ..engines import Engine, open_engine
 from ..models import LoadedModel, StandIn, stand_ins
@@ -378,7 +379,8 @@ class Probe:
         task = self.model.task
         self._layer_forwards = self._layer_tokens = 0
         with stand_ins(self.model) as places:
-            for indices in self.profile_batches(samples):
+            batches = self.profile_batches(samples)
+            for indices in progress_bar(batches, desc=f"Profiling {samples.role}", unit="batch", leave=False):
                 batch = task.profile_batch(samples, indices, self.processor)
                 for key, trace in passes(self.model, places, batch, base, layers, self.changes, whole=True):
                     yield batch, key, trace

@@ -59,7 +59,7 @@ def sensitivities(model: LoadedModel, samples: Samples, batch_size: int) -> tupl
     batches = task.batches(samples, model.processor, batch_size)
     total = -(-len(samples) // batch_size)
     with _gradients_of_the_stack(model):
-        for batch in progress_bar(batches, total=total, leave=False, unit="batch"):
+        for batch in progress_bar(batches, desc="Weighing", total=total, leave=False, unit="batch"):
             inputs = {**batch.inputs, **task.training_inputs(batch, samples)}
             output = model.network(**to_tensors(inputs, model.device), **model.forward_options)
             # The loss is a mean over the batch: with its share of the rows, the sum is the mean of all.

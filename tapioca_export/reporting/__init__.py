@@ -14,6 +14,7 @@
     runs.py, run_tables.py, run_figures.py
                   finished runs side by side, and which of them are comparable
     notebooks.py  results as a notebook shows them
+    summary.py    a run at a glance, in one table
     sessions.py   what ONNX Runtime's sessions were opened with, in words
     tradeoffs.py  several target domains: what each number of layers trades, and their profiles
     planning.py   what a search would cost -> a few lines
@@ -39,6 +40,7 @@ from .rendering import render_html, render_markdown, render_text
 from .run_tables import brief_runs_table
 from .runs import run_verdict, write_run_comparison
 from .sessions import about_sessions
+from .summary import summary_table
 from .tables import comparison_table
 from .tradeoffs import domain_table, trade_off_table
 from .wording import findings, setting_text, verdict
@@ -65,6 +67,7 @@ __all__ = [
     "rendered",
     "run_verdict",
     "setting_text",
+    "summary_table",
     "trade_off_table",
     "write_report",
     "write_run_comparison",

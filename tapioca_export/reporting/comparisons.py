@@ -1,4 +1,4 @@
-"""Plots of original against pruned: task metric and latency."""
+"""Plots of original against pruned: task metric, latency, size, memory and loading."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from .drawing import (
     vertical_line,
     whisker_trace,
 )
+from .tables import resource_table
 from .wording import provider_text, role_text
 
 # --- accuracy -------------------------------------------------------------------------------
@@ -145,3 +146,38 @@ def _short_setting(row: Latency, rows: Sequence[Latency]) -> str:
     if len({other.runtime for other in rows}) > 1:
         lines.append(row.runtime)
     return f"{lines[0]}\n{', '.join(lines[1:])}"
+
+
+# --- size, memory and loading ---------------------------------------------------------------
+
+
+def resource_figure(benchmark: Benchmark) -> Figure | None:
+    """Draw what the pruned file takes of what the original takes, of each quantity that was measured."""
+    table = resource_table(benchmark)
+    shares = [(row, float(row[-1])) for row in table.rows if row[-1] != "n/a"]
+    if not shares:
+        return None
+    names = [row[0] for row, _ in shares]
+    traces = [
+        _shares("original", [1.0] * len(shares), [row[1] for row, _ in shares], 0.14)
+        | {"marker": {"color": GREY, "symbol": "circle", "size": 11}},
+        _shares("pruned", [share for _, share in shares], [row[2] for row, _ in shares], -0.14)
+        | {"marker": {"color": GREEN, "symbol": "triangle-up", "size": 11}},
+    ]
+    layout = rows_layout(names, "share of the original")
+    layout["shapes"] = [vertical_line(1.0)]
+    layout["xaxis"]["rangemode"] = "tozero"
+    caption = "Left of 1 is smaller, or loads faster. One measurement each, without an interval."
+    return Figure("sizes", "Size, memory and loading", caption, plot_spec(traces, layout))
+
+
+def _shares(name: str, shares: list[float], values: list[str], offset: float) -> Spec:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": shares,
+        "y": [offset - row for row in range(len(shares))],
+        "text": values,
+        "hovertemplate": f"{name}: %{{text}} (%{{x:.3f}})<extra></extra>",
+    }

@@ -234,7 +234,8 @@ def search_figure(selection: Selection) -> Figure | None:
     layout |= _levels(selection) if measured else {}
     caption = (
         f"Each mark is the model with one more layer {changed}, on the {selection.num_samples} rows "
-        f"that drove the search ({selection.select_on}). Search ended: {selection.stop_reason}"
+        f"that drove the search ({selection.select_on}); the accepted path names that layer. "
+        f"Search ended: {selection.stop_reason}"
     ).rstrip(".") + "."
     if any(c.outcome == "abandoned" for candidates in rounds for c in candidates):
         caption += (
@@ -291,11 +292,11 @@ def _hover(candidate: Candidate) -> str:
 def _path(selection: Selection, field: str) -> list[Spec]:
     """The accepted path from the original model on, and the point on it that was picked."""
     points = [
-        (depth, getattr(step, field), f"{'damp' if step.scale else 'drop'} {escape(choice_text(step))}")
+        (depth, getattr(step, field), escape(choice_text(step)))
         for depth, step in enumerate(selection.steps, start=1)
     ]
     if field == "metric" and selection.baseline_metric is not None:
-        points.insert(0, (0, selection.baseline_metric, "original"))
+        points.insert(0, (0, selection.baseline_metric, ""))  # the line of its level is named
     path = line_trace("accepted", [p[0] for p in points], [p[1] for p in points], BLUE)
     # The picked point's label is left to the star, which knows how much room the star takes.
     picked = [p for p in points if p[0] == selection.num_changed]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..artifacts import Benchmark, Intervention, Profile, Report, RunComparison, Selection
 from ..errors import ConfigError
-from .comparisons import accuracy_figures, speedup_figure
+from .comparisons import accuracy_figures, resource_figure, speedup_figure
 from .doses import dose_figures
 from .drawing import Figure, Spec
 from .figures import profile_figures, search_figures
@@ -74,8 +74,8 @@ def plot(result: Report | Profile | Selection | Benchmark | Intervention | RunCo
 
 
 def _benchmark_figures(found: Benchmark) -> list[Figure]:
-    speed = speedup_figure(found.latency)
-    return [*accuracy_figures(found), *([speed] if speed else [])]
+    others = (speedup_figure(found.latency), resource_figure(found))
+    return [*accuracy_figures(found), *(figure for figure in others if figure)]
 
 
 def _report_figures(found: Report) -> list[Figure]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import shutil
+import sys
 from dataclasses import dataclass
 
 from ..artifacts import Benchmark, Intervention, Report
@@ -11,6 +14,8 @@ from .markdown import json_text, md_captioned, md_json, md_table, md_text
 from .pages import Section, render_page
 from .tables import TextTable
 from .wording import damped_text, effect, model_text, number, size_text
+
+_UNLIMITED = 10_000
 
 
 @dataclass(frozen=True)
@@ -71,17 +76,29 @@ def _md_intervention(found: Intervention) -> list[str]:
 
 
 def render_text(table: TextTable) -> str:
-    """Return a table in aligned columns for a terminal, without its caption.
+    """Return a table in aligned columns, without its caption, as wide as it is or as the terminal.
 
-    The first and the last column are aligned left: the last may be long, and then only its end wraps.
+    The first and the last column are aligned left. Where a terminal is too narrow, cells are broken
+    into lines; what a program reads has a line a row.
     """
-    lines = [table.columns, *table.rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = []
-    for first, *middle, last in lines:
-        cells = [first.ljust(widths[0]), *map(str.rjust, middle, widths[1:]), last]
-        text.append("  ".join(cells).rstrip())
-    return "\n".join(text)
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    last = len(table.columns) - 1
+    for place, column in enumerate(table.columns):
+        drawn.add_column(Text(column), justify="left" if place in (0, last) else "right")
+    for row in table.rows:
+        drawn.add_row(*map(Text, row))
+    page = io.StringIO()
+    Console(file=page, width=_width(), color_system=None).print(drawn)
+    return "\n".join(line.rstrip() for line in page.getvalue().splitlines())
+
+
+def _width() -> int:
+    """Return the columns of the terminal that is written to, or more than any table has."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else _UNLIMITED
 
 
 # --- HTML -----------------------------------------------------------------------------------
@@ -155,12 +172,7 @@ def _sections(report: Report) -> list[Section]:
         *([_dose_section(report.intervention)] if report.intervention else []),
         _accuracy_section(report),
         _latency_section(report),
-        Section(
-            "resources",
-            "Size, memory and loading",
-            "",
-            tables=(tables.resource_table(report.benchmark),),
-        ),
+        _resource_section(report),
         _export_section(report),
     ]
 
@@ -229,6 +241,12 @@ def _latency_section(report: Report) -> Section:
     if report.benchmark.sessions:
         shown.append(tables.session_table(report.benchmark))
     return Section("latency", "Latency", intro, figures=(plot,), tables=tuple(shown))
+
+
+def _resource_section(report: Report) -> Section:
+    plot = comparisons.resource_figure(report.benchmark)
+    shown = (tables.resource_table(report.benchmark),)
+    return Section("resources", "Size, memory and loading", figures=(plot,) if plot else (), tables=shown)
 
 
 def _export_section(report: Report) -> Section:

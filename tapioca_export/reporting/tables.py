@@ -23,6 +23,7 @@ from ..artifacts import (
     Timing,
     Verification,
 )
+from ..numbering import whole_layers
 from .sessions import gain_text, session_text
 from .wording import (
     choice_text,
@@ -311,13 +312,14 @@ def export_table(exports: dict[str, Export]) -> TextTable:
 def _export_cells(export: Export) -> dict[str, str]:
     parts = [f"dropped {', '.join(map(str, export.drop))}"] if export.drop else []
     parts += [f"damped {', '.join(map(choice_text, export.damp))}"] if export.damp else []
+    left = export.num_layers - len(whole_layers(export.drop))
     return {
         "format": export.format,
         "files": ", ".join(export.files),
         "exporter": export.exporter,
         "precision": export.dtype,
         "opset": "n/a" if export.opset is None else str(export.opset),
-        "layers": f"{export.num_layers}" + (f" ({'; '.join(parts)})" if parts else ""),
+        "layers": f"{left} of {export.num_layers}" + (f" ({'; '.join(parts)})" if parts else ""),
         "inputs": ", ".join(export.inputs),
         "outputs": ", ".join(export.outputs),
         "largest difference": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from types import TracebackType
 
@@ -9,6 +10,8 @@ from ..artifacts import Candidate
 from ..bars import progress_bar
 from .rounds import Prober, SelectionSettings
 from .searches import BudgetSpent
+
+logger = logging.getLogger(__name__)
 
 
 class Progress:
@@ -94,6 +97,9 @@ class Progress:
             if getattr(candidate, name) is not None:
                 line[name] = getattr(candidate, name)
         self.probe.ledger.note(line)
+        layer = self.settings.choices(self.probe.num_layers).name(candidate.layer)
+        scored = (self.metric, candidate.metric, candidate.loss)
+        logger.debug("Round %d: layer %s %s (%s %s, loss %s)", self.round, layer, candidate.outcome, *scored)
         self.num_finished += 1
         self.num_pending = max(0, self.num_pending - (candidate.rows or self.probe.num_rows))
         self._move()

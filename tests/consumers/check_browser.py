@@ -1,7 +1,7 @@
 """Open reports in a headless Chromium: plots are drawn, no request leaves the page, hostile text is inert.
 
-    python tests/consumers/check_browser.py               # a report of hostile texts
-    python tests/consumers/check_browser.py RUN/report.html ...
+    python tests/consumers/check_browser.py                      # a report of hostile texts
+    python tests/consumers/check_browser.py RUN/report.html ...  # and those of runs
 
 Needs Chromium or Chrome. What the browser asks for on its own behalf has no page as its origin, and is no
 matter here.
@@ -127,9 +127,9 @@ def hostile(folder: Path) -> Path:
 
 
 def main(files: list[str]) -> None:
-    """Check these reports, or a hostile one; and that a bad page would be seen."""
+    """Check these reports and a hostile one; and that a bad page would be seen."""
     with tempfile.TemporaryDirectory() as folder:
-        for file in [Path(name) for name in files] or [hostile(Path(folder))]:
+        for file in (*map(Path, files), hostile(Path(folder))):
             check(file)
         bad = Path(folder) / "bad.html"
         bad.write_text('<body><img src="http://127.0.0.1:9/x.png"><script>nonsense()</script></body>')

@@ -1,0 +1,221 @@
+"""What is seen while a command runs, and how wide: on a terminal, in a pipe, in a log."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import pty
+import re
+import struct
+import sys
+import termios
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import reports
+from click.testing import CliRunner, Result
+
+from tapioca_export import artifacts, bars
+from tapioca_export.cli import main
+from tapioca_export.cli.logs import LOGGER, show_logs
+from tapioca_export.reporting import render_text, summary_table
+from tapioca_export.reporting.tables import TextTable
+
+Tiny = Callable[[str], Path]
+Files = Callable[[str], dict[str, Path]]
+COUNTING = """
+import logging, sys, time
+logging.basicConfig(format="%(message)s", level="INFO")
+from tapioca_export import bars
+bars.SECONDS_A_LINE = 0.05
+for _ in bars.progress_bar(range(10), desc="Counting", leave=False):
+    time.sleep(0.02)
+"""
+
+
+@pytest.fixture(autouse=True)
+def loud(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever `-q` of another test left in the environment."""
+    monkeypatch.setenv(bars.DISABLED, "")
+
+
+def on_terminal(*arguments: str, columns: int = 80, term: str = "xterm") -> str:
+    """Return what Python writes where a terminal is its stdout and stderr."""
+    child, terminal = pty.fork()
+    if child == 0:
+        fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        os.execve(sys.executable, [sys.executable, *arguments], {**os.environ, "TERM": term})
+    written = b""
+    while True:
+        try:
+            part = os.read(terminal, 1 << 16)
+        except OSError:  # how Linux says that the other side is closed
+            break
+        if not part:
+            break
+        written += part
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, written
+    return written.decode()
+
+
+# --- progress -------------------------------------------------------------------------------
+
+
+def test_a_terminal_has_a_bar_that_fits() -> None:
+    written = on_terminal("-c", COUNTING, columns=60)
+    frames = [frame for frame in written.split("\r") if frame.strip()]
+    assert any(re.match(r"Counting:  *\d+%\|.*\| \d+/10 \[", frame) for frame in frames)
+    assert max(map(len, frames)) <= 60
+    assert " left" not in written
+
+
+def test_a_terminal_that_cannot_go_back_has_lines() -> None:
+    lines = on_terminal("-c", COUNTING, term="dumb").split("\r\n")
+    said = [line for line in lines if line]
+    assert 2 <= len(said) <= 5
+    assert all(re.fullmatch(r"Counting: \d+ of 10 \(\d+ %\) in 00:00, 00:00 left", line) for line in said)
+
+
+def test_a_log_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    moments = iter(range(100))
+    monkeypatch.setattr(bars.time, "monotonic", lambda: 10.0 * next(moments))
+    bar = bars.progress_bar(total=9, desc="Outer")
+    inner = bars.progress_bar(total=5, desc="Inner", leave=False)  # moves no cursor
+    for _ in range(9):
+        bar.update()
+        bar.refresh()
+    inner.close()
+    bar.close()
+    assert [record.getMessage().partition(":")[0] for record in caplog.records].count("Outer") in (2, 3)
+    assert not any(sign in record.getMessage() for record in caplog.records for sign in "\r\n\x1b")
+
+
+def test_nobody_who_wants_no_progress_gets_any(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setenv(bars.DISABLED, "1")
+    monkeypatch.setattr(bars, "SECONDS_A_LINE", 0.0)
+    assert list(bars.progress_bar(range(3), desc="Silent")) == [0, 1, 2]
+    assert caplog.records == []
+
+
+# --- lines ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def search(tiny: Tiny, sample_files: Files, tmp_path: Path) -> Callable[..., Result]:
+    paths = sample_files("polynomial")
+    files = ["--id", paths["id"], "--target", paths["target"], "-o", tmp_path / "out"]
+
+    def call(*flags: str) -> Result:
+        arguments = ["select", "-m", tiny("polynomial"), *files, *flags]
+        result = CliRunner().invoke(main, list(map(str, arguments)))
+        assert result.exit_code == 0, result.output
+        return result
+
+    return call
+
+
+def test_verbose_names_every_candidate(search: Callable[..., Result], tmp_path: Path) -> None:
+    result = search("-v", "--full-scores", "--json")
+    found = artifacts.read(tmp_path / "out/selection.json", artifacts.Selection)
+    rounds = [step.candidates for step in found.steps] + ([found.rejected] if found.rejected else [])
+    said = re.findall(r"Round (\d+): layer (\d+) full ", result.stderr)
+    told = {(str(number), str(c.layer)) for number, part in enumerate(rounds, 1) for c in part}
+    assert told
+    assert set(said) == told
+    assert json.loads(result.stdout)["kind"] == "selection"  # with all that, stdout stays what it is
+
+
+def test_candidates_are_not_named_unasked(search: Callable[..., Result]) -> None:
+    assert "Round" not in search().stderr
+
+
+def test_quiet_says_nothing_on_either_stream(search: Callable[..., Result]) -> None:
+    result = search("-q")
+    assert (result.stdout, result.stderr) == ("", "")
+
+
+def test_a_line_is_one_line_and_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    show_logs(logging.INFO)
+    LOGGER.info("Exporting %s", "a\nmodel\x1b[2J\u202e")
+    LOGGER.debug("not asked for")
+    show_logs(logging.ERROR)
+    LOGGER.info("not asked for")
+    assert capsys.readouterr().err == "[0:00] Exporting a model\\x1b[2J\\u202e\n"
+
+
+def test_commands_one_after_another_say_things_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(3):
+        show_logs(logging.INFO)
+    LOGGER.info("once")
+    assert capsys.readouterr().err == "[0:00] once\n"
+
+
+# --- tables ---------------------------------------------------------------------------------
+
+WIDE = TextTable(
+    "Wide",
+    ("row", "number", "words"),
+    (("first", "1.25", "word " * 20), ("second", "22.5", "[red]x[/] :+1:")),
+)
+
+
+def test_what_a_program_reads_has_a_line_a_row() -> None:
+    lines = render_text(WIDE).splitlines()
+    assert [len(line.split()) for line in lines] == [3, 22, 4]
+    assert lines[1].index("1.25") + len("1.25") == lines[2].index("22.5") + len("22.5")  # numbers end alike
+    assert lines[2].endswith("[red]x[/] :+1:")  # text is no markup
+
+
+def test_on_a_terminal_cells_are_broken_into_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = render_text(WIDE).splitlines()
+    assert max(map(len, lines)) <= 40
+    assert sum(line.count("word") for line in lines[1:]) == 20
+
+
+def test_the_summary_of_a_run_has_the_reports_numbers() -> None:
+    report = reports.report()
+    rows = {row[0]: row[1:] for row in summary_table(report).rows}
+    assert rows["layers"] == ("12", "10", "dropping layers 4 and 7")
+    target, cell = report.benchmark.accuracy["target"], report.benchmark.latency[0]
+    low, high = target.interval
+    change = f"+{target.difference:.3f} (+{low:.3f} to +{high:.3f})"
+    assert rows["target accuracy, 500 rows"] == (f"{target.original:.3f}", f"{target.pruned:.3f}", change)
+    low, high = cell.speedup.interval
+    speed = f"{cell.speedup.median:.2f}x the speed ({low:.2f} to {high:.2f})"
+    times = (f"{cell.original.p50_ms:.2f} ms", f"{cell.pruned.p50_ms:.2f} ms")
+    assert (*times, speed) in rows.values()
+    assert list(rows)[-2:] == ["file size", "peak memory"]
+
+
+def test_a_run_prints_a_table_that_fits_a_terminal(tmp_path: Path) -> None:
+    """Sentences too; only a path may be longer."""
+    artifacts.write(tmp_path / "report.json", reports.report())
+    code = (
+        "import sys; sys.path[:0] = ['tests']; import reports, tapioca_export, tapioca_export.cli as cli;"
+        "tapioca_export.report = lambda folder: reports.report(); cli.main(['report', 'there'])"
+    )
+    lines = on_terminal("-c", code, columns=80).split("\r\n")
+    assert max(len(line) for line in lines if not line.startswith("Report: ")) <= 80
+    text = " ".join(" ".join(lines).split())
+    assert reports.report().verdict in text
+    assert all(finding in text for finding in reports.report().findings)
+
+
+def test_check_prints_json_or_nothing(tmp_path: Path) -> None:
+    artifacts.write(tmp_path / "report.json", reports.report())
+    gate = ["check", str(tmp_path), "--min-speedup"]
+    for least, passed in (("1.1", True), ("1.2", False)):
+        found = CliRunner().invoke(main, [*gate, least, "--json"])
+        said = json.loads(found.stdout)
+        assert (said["passed"], found.exit_code) == (passed, 0 if passed else 3)
+        assert [(c["name"], c["passed"]) for c in said["checks"]] == [("min_speedup", passed)]
+        silent = CliRunner().invoke(main, [*gate, least, "-q"])
+        assert (silent.output, silent.exit_code) == ("", found.exit_code)
