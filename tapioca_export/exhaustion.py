@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .errors import OutOfMemoryError, OutputError, TapiocaError
 
+BLOCK = 1 << 16  # bytes; a disk with less is full
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # Of safetensors (Rust), ONNX Runtime (C++) and processes of our own, of which only the last line is known.
 _SAYS_NO_ROOM = re.compile(r"No space left on device|Disk quota exceeded|StorageFull")
@@ -27,12 +28,13 @@ _SAYS_NO_MEMORY = re.compile(
 )
 
 
-def exhausted(error: BaseException, place: Path | None = None) -> TapiocaError | None:
+def exhausted(error: BaseException, place: Path | None = None, needed: int = BLOCK) -> TapiocaError | None:
     """Return what a user is told where a machine ran out of something, else None.
 
     Args:
         error: Any error; those that it was raised from are looked at too.
         place: Where something was being written, if it was.
+        needed: Bytes of which what was written took more than there were left, if a writer does not say.
     """
     for cause in _causes(error):
         if isinstance(cause, MemoryError) or _errno(cause) == errno.ENOMEM or _says(cause, _SAYS_NO_MEMORY):
@@ -41,7 +43,7 @@ def exhausted(error: BaseException, place: Path | None = None) -> TapiocaError |
                 "Use a machine with more, a smaller --eval-batch-size or --batch-size, or fewer workers.",
             )
     for cause in _causes(error):
-        is_full = _says(cause, _SAYS_NOT_WRITTEN) and place is not None and _is_full(place)
+        is_full = _says(cause, _SAYS_NOT_WRITTEN) and place is not None and _is_full(place, needed)
         if _errno(cause) in NO_ROOM or _says(cause, _SAYS_NO_ROOM) or is_full:
             where = getattr(cause, "filename", None) or place or "a file"
             reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else None
@@ -70,11 +72,11 @@ def _says(error: BaseException, pattern: re.Pattern[str]) -> bool:
     return isinstance(error, Exception) and pattern.search(f"{type(error).__name__}: {error}") is not None
 
 
-def _is_full(place: Path) -> bool:
-    """Tell whether the disk of a folder, or of what is left of its path, has no block free."""
+def _is_full(place: Path, needed: int) -> bool:
+    """Tell whether the disk of a folder, or of what is left of its path, has less than so many bytes free."""
     while not place.exists():
         place = place.parent
-    return shutil.disk_usage(place).free < 1 << 16
+    return shutil.disk_usage(place).free < needed
 
 
 def _brief(error: BaseException) -> str:

@@ -435,7 +435,7 @@ def test_a_writer_that_gives_no_reason_is_believed_to_lack_room_on_a_full_disk(
 ) -> None:
     from tapioca_export import exhaustion
 
-    monkeypatch.setattr(exhaustion, "_is_full", lambda place: place == tmp_path)
+    monkeypatch.setattr(exhaustion, "_is_full", lambda place, needed: place == tmp_path)
     found = exhausted(
         RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), tmp_path
     )

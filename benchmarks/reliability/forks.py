@@ -22,6 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 PATIENCE_S = 300.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MODULES = (
     "tapioca_export.pipeline", "tapioca_export.renewing", "tapioca_export.starting", "tapioca_export.prover",
     "tapioca_export.collating", "tapioca_export.gating", "onnxruntime.quantization",
@@ -97,8 +98,11 @@ class Running:
 def start(arguments: Sequence[str], room: Room, injury: Injury | None = None) -> Running:
     """Start `tapioca-export` with these arguments in a fork; `injury` is done there first."""
     sys.stdout.flush()
+    # What arrives before the command could take it waits: no user's process is a fork.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.setpgid(pid, pid)
         return Running(pid, room, time.monotonic())
@@ -116,12 +120,15 @@ def start(arguments: Sequence[str], room: Room, injury: Injury | None = None) ->
 
 def _run(arguments: Sequence[str], injury: Injury | None) -> int:
     from tapioca_export.__main__ import start as start_command
+    from tapioca_export.stopping import stopped_by_signals
 
     sys.argv = ["tapioca-export", *arguments]
     try:
-        if injury is not None:
-            injury()
-        start_command()
+        with stopped_by_signals():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            if injury is not None:
+                injury()
+            start_command()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(bool(end.code))
     except BaseException:

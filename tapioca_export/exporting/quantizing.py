@@ -68,7 +68,8 @@ def quantize(file: Path, kind: str, *, per_channel: bool = False, calibration: F
                 _dynamically(source, target, per_channel)
         # The quantisers raise errors of their own, of Python, onnx and ONNX Runtime, without a common base.
         except Exception as error:
-            raise exhausted(error, file.parent) or ExportError(
+            size = sum(part.stat().st_size for part in Path(scratch).iterdir())  # it is copied as a whole
+            raise exhausted(error, file.parent, size) or ExportError(
                 f"ONNX Runtime cannot quantise the graph to {kind}: {type(error).__name__}: "
                 f"{first_line(error)}",
                 "Leave out --quantize, or try it without --optimize.",

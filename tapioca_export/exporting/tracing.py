@@ -5,6 +5,7 @@ Knows nothing about formats, tasks, or what is made of a trace.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
@@ -51,10 +52,25 @@ def exported(source: str, network: Any, sample: dict[str, Any], exporter: Any, c
         raise ExportError(
             f"{type(exporter).__name__} refuses {source}: {type(error).__name__}: {first_line(error)}"
         ) from error
+    finally:
+        _forget_shapes()
     # transformers 5.23 returns a model of its own; 5.20 (Python 3.10) torch's ExportedProgram or ONNXProgram.
     if hasattr(found, "program"):
         return found.program
     return getattr(found, "model", found)
+
+
+def _forget_shapes() -> None:
+    """Empty the caches of traces' symbolic shapes: PyTorch would keep them, and so the traces, for good.
+
+    Their entries refer to sizes that tensors of C++ hold, where no garbage collection looks. Exporters do
+    not say which environment a trace had; a cache that is needed fills again.
+    """
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    for found in gc.get_objects():
+        if type(found) is ShapeEnv:
+            found.fake_tensor_cache.clear()
 
 
 def _taking_values_as_finite() -> Any:
