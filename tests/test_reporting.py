@@ -296,6 +296,15 @@ def test_the_picked_depth_and_the_rejected_round_are_drawn():
     assert traces["accepted"]["y"] == [0.72, 0.741, 0.779]
 
 
+@pytest.mark.parametrize(("higher_is_better", "side"), [(True, "top center"), (False, "bottom center")])
+def test_the_accepted_path_is_labelled_where_no_candidate_is(higher_is_better: bool, side: str):
+    chosen = replace(report().selection, higher_is_better=higher_is_better)
+    traces = {t["name"]: t for t in Page(render_html(report(selection=chosen))).specs()["search"]["data"]}
+    assert {traces[name]["textposition"] for name in ("accepted", "picked")} == {side}
+    assert traces["accepted"]["text"] == ["", "7", ""]  # the star has the label of its own point
+    assert traces["picked"]["text"] == ["4"]
+
+
 def test_size_and_memory_are_drawn_as_shares_of_the_original():
     spec = Page(render_html(report())).specs()["sizes"]
     original, pruned = spec["data"]

@@ -309,7 +309,10 @@ def _path(selection: Selection, field: str) -> list[Spec]:
         "text": [p[2] for p in picked],
         "marker": {"symbol": "star", "size": 17, "color": VERMILION},
     }
-    labelled = {"mode": "markers+text", "textposition": "top center", "cliponaxis": False}
+    # On the side where a candidate would have been better, there is none.
+    falls = field == "metric" and not selection.higher_is_better
+    side = "bottom center" if falls else "top center"
+    labelled = {"mode": "markers+text", "textposition": side, "cliponaxis": False}
     hover = {"hovertemplate": "%{x} dropped: %{y:.4g}<extra></extra>"}
     return [
         path | labelled | hover | {"mode": "lines+markers+text", "text": labels},

@@ -168,11 +168,13 @@ def _add_trace(axes: Axes, trace: Spec) -> None:
                 x, y, fmt="none", ecolor=colour, elinewidth=width, capsize=bars["width"] / 2, **ends
             )
     if "text" in modes:
-        side = "left" if trace["textposition"].endswith("right") else "center"
+        upright, across = trace["textposition"].split()
+        side, up = ("left" if across == "right" else "center"), (-1 if upright == "bottom" else 1)
         for at, text in zip(zip(x, y, strict=True), trace["text"], strict=True):
             axes.annotate(
-                _plain(text), at, xytext=(0, 7), textcoords="offset points", ha=side, fontsize="small"
-            )
+                _plain(text), at, xytext=(0, 7 * up), textcoords="offset points", ha=side,
+                va="top" if up < 0 else "baseline", fontsize="small",
+            )  # fmt: skip
 
 
 def _marker(marker: Spec) -> dict[str, Any]:
