@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import struct
+import subprocess
 import sys
 import termios
 from collections.abc import Callable
@@ -147,6 +148,28 @@ def test_a_line_is_one_line_and_moves_no_cursor(capsys: pytest.CaptureFixture[st
     show_logs(logging.ERROR)
     LOGGER.info("not asked for")
     assert capsys.readouterr().err == "[0:00] Exporting a model\\x1b[2J\\u202e\n"
+
+
+def test_a_signal_amid_a_line_stops_the_work_behind_it() -> None:
+    code = (
+        "import logging, os, signal, tqdm\n"
+        "from tapioca_export.cli.logs import LOGGER, show_logs\n"
+        "from tapioca_export.stopping import stopped_by_signals\n"
+        "write = tqdm.tqdm.write\n"
+        "def late(*given, **named):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    write(*given, **named)\n"
+        "tqdm.tqdm.write = late\n"
+        "with stopped_by_signals():\n"
+        "    show_logs(logging.INFO)\n"
+        "    LOGGER.info('here')\n"
+        "    print('went on')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    lines = done.stderr.splitlines()
+    assert (done.returncode, done.stdout, len(lines)) == (143, "", 3)
+    assert lines[0] == "[0:00] here"
+    assert lines[1].startswith("Error: Stopped by SIGTERM")
 
 
 def test_commands_one_after_another_say_things_once(capsys: pytest.CaptureFixture[str]) -> None:

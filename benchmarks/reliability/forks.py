@@ -18,8 +18,11 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import RLock
 from types import SimpleNamespace
 from typing import Any
+
+from tqdm import tqdm
 
 PATIENCE_S = 300.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -123,6 +126,7 @@ def _run(arguments: Sequence[str], injury: Injury | None) -> int:
     from tapioca_export.stopping import stopped_by_signals
 
     sys.argv = ["tapioca-export", *arguments]
+    tqdm.set_lock(RLock())  # or forks share one, and who is killed with it in hand keeps it
     try:
         with stopped_by_signals():
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

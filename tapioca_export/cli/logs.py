@@ -6,6 +6,8 @@ import logging
 import sys
 import time
 
+from ..stopping import unstopped
+
 LOGGER = logging.getLogger("tapioca_export")
 
 
@@ -47,6 +49,7 @@ class _Lines(logging.Handler):
         from tqdm import tqdm
 
         try:
-            tqdm.write(self.format(record), file=sys.stderr)
+            with unstopped():  # a signal would leave tqdm's lock half taken
+                tqdm.write(self.format(record), file=sys.stderr)
         except Exception:
             self.handleError(record)
