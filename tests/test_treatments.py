@@ -35,6 +35,7 @@ from tapioca_export.exporting import (
     Written,
     export_model,
     graphs,
+    quantizing,
     treating,
 )
 from tapioca_export.exporting.fusing import fusions, layered
@@ -45,10 +46,13 @@ from tapioca_export.models import LoadedModel, drop_layers, load_model
 from tapioca_export.samples import Samples, read_samples
 from tapioca_export.treatments import Treatment
 
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+from benchmarks.reliability.mutations import altering  # noqa: E402
+
 Tiny = Callable[[str], Path]
 Files = Callable[[str], dict[str, Path]]
 Bert = tuple[LoadedModel, Samples, Path]
-ROOT = Path(__file__).parent.parent
 HAS_FUSIONS = sys.version_info >= (3, 11)  # transformers 5.23 needs it
 fusing = pytest.mark.skipif(not HAS_FUSIONS, reason="the oldest transformers has no fusions")
 
@@ -294,6 +298,28 @@ def test_every_product_with_weights_is_quantised(bert: Bert, plain: Path, kind: 
     assert 1e-4 < difference(plain, bert[2] / "model.onnx") < 0.5
     kinds = {w.dims[0] for w in onnx.load(plain).graph.initializer if "scale" in w.name and len(w.dims) == 1}
     assert any(size > 1 for size in kinds) == ("per channel" in kind)
+
+
+@pytest.mark.parametrize(
+    ("change", "bits"),
+    [
+        (altering.block_scales_swapped, 4), (altering.block_scale_doubled, 4), (altering.halves_swapped, 4),
+        (altering.scales_swapped, 8), (altering.scale_doubled, 8), (altering.zero_point_off, 8),
+    ],
+)  # fmt: skip
+def test_a_weight_that_is_not_what_it_was_is_refused(
+    plain: Path, change: altering.Change, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "_in_blocks" if bits == 4 else "_dynamically"
+    write = getattr(quantizing, name)
+
+    def spoilt(source: Path, target: Path, *rest: object) -> None:
+        write(source, target, *rest)
+        altering.change_graph(target, change)
+
+    monkeypatch.setattr(quantizing, name, spoilt)
+    with pytest.raises(ParityError, match=rf"in {bits} bits is off by .* steps"):
+        quantize(plain, f"int{bits}")
 
 
 def test_weights_in_constant_nodes_are_quantised_too(plain: Path) -> None:

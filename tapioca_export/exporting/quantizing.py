@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Weights of one column that share a scale in 4 bits, and how products with them are computed: in int8.
 BLOCK_SIZE, COMPUTE_IN_INT8 = 32, 4
-# What stands for a weight in 8 bits, by what is added to its name; and how far rounding takes one, in steps.
+# What stands for a weight in 8 bits, by what is added to its name; and how far rounding takes any, in steps.
 _PARTS = ("quantized", "scale", "zero_point")
 HALF_A_STEP = 0.51
 # What weights are multiplied in.
@@ -47,7 +47,7 @@ def quantize(file: Path, kind: str, *, per_channel: bool = False, calibration: F
 
     Raises:
         ExportError: If the quantiser refuses the graph.
-        ParityError: If a weight in 8 bits is not what it was, rounded.
+        ParityError: If a weight is not what it was, rounded.
     """
     import onnx_ir
     from onnx_ir.passes.common import LiftConstantsToInitializersPass
@@ -75,29 +75,66 @@ def quantize(file: Path, kind: str, *, per_channel: bool = False, calibration: F
                 "Leave out --quantize, or try it without --optimize.",
             ) from error
         replace_graph(onnx_ir.load(target), file)
-        if kind == "int8":
-            _refuse_other_weights(onnx_ir.load(source), onnx_ir.load(file))
+        _refuse_other_weights(kind, onnx_ir.load(source), onnx_ir.load(file))
 
 
-def _refuse_other_weights(source: ir.Model, quantized: ir.Model) -> None:
-    """Refuse weights in 8 bits that are not, to half a step, what they were: metrics may not tell.
+def _refuse_other_weights(kind: str, source: ir.Model, quantized: ir.Model) -> None:
+    """Refuse quantised weights that are not, to half a step, what they were: metrics may not tell.
 
     Raises:
         ParityError: Naming one, and how far it is off.
     """
-    for name, value in source.graph.initializers.items():
-        parts = [quantized.graph.initializers.get(f"{name}_{part}") for part in _PARTS]
-        if any(part is None or part.const_value is None for part in parts):
-            continue
-        exact = value.const_value.numpy().astype(np.float32)
-        stored, scale, zero = (part.const_value.numpy() for part in parts if part is not None)
-        steps = stored.astype(np.int32)
-        off = min(_steps_off(exact, steps, scale, zero, axis) for axis in range(exact.ndim))
+    bits, found = (8, _off_in_8_bits) if kind == "int8" else (4, _off_in_blocks)
+    for name, off in found(source.graph.initializers, quantized.graph):
         if not off <= HALF_A_STEP:
             raise ParityError(
-                f"the weight {name} in 8 bits is off by {off:.3g} steps, and rounding takes half of one.",
+                f"the weight {name} in {bits} bits is off by {off:.3g} steps; rounding takes half of one.",
                 "Leave out --quantize, and report the versions of the libraries.",
             )
+
+
+def _off_in_8_bits(exact: Mapping[str, ir.Value], quantized: ir.Graph) -> Iterator[tuple[str, float]]:
+    """Yield each weight that has a twin in 8 bits, and how many steps that is off at most."""
+    for name, value in exact.items():
+        parts = [quantized.initializers.get(f"{name}_{part}") for part in _PARTS]
+        if any(part is None or part.const_value is None for part in parts):
+            continue
+        floats = _array(value).astype(np.float32)
+        stored, scale, zero = (_array(part) for part in parts if part is not None)
+        steps = stored.astype(np.int32)
+        yield name, min(_steps_off(floats, steps, scale, zero, axis) for axis in range(floats.ndim))
+
+
+def _off_in_blocks(exact: Mapping[str, ir.Value], quantized: ir.Graph) -> Iterator[tuple[str, float]]:
+    """Yield each weight in 4 bits, and how many steps it is off at most.
+
+    Source: ONNX Runtime, "Contrib operators", MatMulNBits: N columns of K weights, two in a byte, the low
+    half first; a scale a block; without zero points, 8 stands for 0.
+    """
+    for node in quantized:
+        if node.op_type != "MatMulNBits":
+            continue
+        packed, scale = (_array(value) for value in node.inputs[1:3])
+        name = str(node.inputs[1].name).removesuffix("_Q4")
+        num_rows, num_columns = (node.attributes[key].as_int() for key in "KN")
+        halves = np.stack([packed & 15, packed >> 4], axis=-1).reshape(num_columns, -1)[:, :num_rows]
+        scales = np.repeat(scale.reshape(num_columns, -1), BLOCK_SIZE, axis=1)[:, :num_rows]
+        # A Gemm, which is made a MatMul first, may have its weight the other way round.
+        floats = _array(exact.get(name) or exact[name.removesuffix("_Transposed")]).astype(np.float32)
+        turned = [way for way in (floats.T, floats) if way.shape == halves.shape]
+        yield name, min(_block_steps_off(way, halves.astype(np.int32) - 8, scales) for way in turned)
+
+
+def _block_steps_off(exact: np.ndarray, steps: np.ndarray, scales: np.ndarray) -> float:
+    """Return how many steps a weight is off at most; what is beyond the last step is clipped there."""
+    wanted = np.clip(exact / np.where(scales == 0, 1, scales), -8, 7)
+    return float(np.abs(wanted - steps).max(initial=0.0))
+
+
+def _array(value: ir.Value | None) -> np.ndarray:
+    assert value is not None
+    assert value.const_value is not None
+    return np.asarray(value.const_value.numpy())
 
 
 def _steps_off(exact: np.ndarray, steps: np.ndarray, scale: np.ndarray, zero: np.ndarray, axis: int) -> float:

@@ -221,6 +221,34 @@ def scale_doubled(graph: Any) -> None:
     _put(value, value.const_value.numpy() * 2)
 
 
+def _block_scales(graph: Any) -> list[Any]:
+    return [v for n, v in sorted(graph.initializers.items()) if n.endswith("_scales") and v.uses()]
+
+
+def block_scales_swapped(graph: Any) -> None:
+    """Of one matrix in 4 bits, two blocks have each other's scales."""
+    value = _block_scales(graph)[0]
+    scales = value.const_value.numpy().copy()
+    flat = scales.reshape(-1)
+    flat[[0, -1]] = flat[[-1, 0]]
+    _put(value, scales)
+
+
+def block_scale_doubled(graph: Any) -> None:
+    """Of one matrix in 4 bits, one block is twice as large."""
+    value = _block_scales(graph)[0]
+    scales = value.const_value.numpy().copy()
+    scales.reshape(-1)[0] *= 2
+    _put(value, scales)
+
+
+def halves_swapped(graph: Any) -> None:
+    """Of one matrix, the two weights in each byte are in each other's place."""
+    value = next(v for n, v in sorted(graph.initializers.items()) if n.endswith("_Q4") and v.uses())
+    packed = value.const_value.numpy()
+    _put(value, (packed >> 4) | (packed << 4))
+
+
 def zero_point_off(graph: Any) -> None:
     """One matrix has a zero point that is off by eight."""
     value = next(v for n, v in sorted(graph.initializers.items()) if n.endswith("_zero_point") and v.uses())

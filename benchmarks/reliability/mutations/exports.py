@@ -172,15 +172,16 @@ def short_weights(patch: Patch, job: Job) -> None:
 
 
 def in_quantized(change: altering.Change) -> Callable[[Patch, Job], None]:
-    """Change what the quantiser wrote."""
+    """Change what the quantiser wrote, in 8 bits or in 4."""
 
     def spoil(patch: Patch, job: Job) -> None:
-        behind(
-            patch,
-            quantizing,
-            "_dynamically",
-            lambda _, __, target, *___: altering.change_graph(target, change),
-        )
+        for written_by in ("_dynamically", "_in_blocks"):
+            behind(
+                patch,
+                quantizing,
+                written_by,
+                lambda _, __, target, *___: altering.change_graph(target, change),
+            )
 
     return spoil
 
@@ -246,6 +247,7 @@ LLAMA, GPT2, GEMMA2 = (
 EVEN = exporting("bert", samples="one-length", is_quick=False)
 INT8 = exporting("bert", is_quick=False, quantize="int8", max_drop=1.0)
 INT8_CHANNEL = exporting("bert", is_quick=False, quantize="int8", per_channel=True, max_drop=1.0)
+INT4 = exporting("bert", is_quick=False, quantize="int4", max_drop=1.0)
 HALF = exporting("bert", is_quick=False, dtype="fp16")
 
 MUTANTS = (
@@ -373,6 +375,18 @@ MUTANTS = (
             ("a swapped scale", "two matrices have each other's scales", altering.scales_swapped),
             ("a doubled scale", "one matrix is twice as large", altering.scale_doubled),
             ("a zero point off", "one matrix has another zero point", altering.zero_point_off),
+        )
+    ),
+    *(
+        Mutant(name, what, INT4, in_quantized(change))
+        for name, what, change in (
+            (
+                "a swapped scale",
+                "two blocks of a matrix have each other's scales",
+                altering.block_scales_swapped,
+            ),
+            ("a doubled scale", "one block of a matrix is twice as large", altering.block_scale_doubled),
+            ("halves of bytes swapped", "two weights are in each other's place", altering.halves_swapped),
         )
     ),
     Mutant(
