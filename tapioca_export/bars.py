@@ -14,9 +14,14 @@ from typing import Any
 # Set by `--quiet`: an environment variable, as tqdm itself has it.
 DISABLED = "TQDM_DISABLE"
 SECONDS_A_LINE = 30.0
-_LINE = "{desc}: {n_fmt} of {total_fmt} ({percentage:.0f} %) in {elapsed}, {remaining} left"
+_LINE = "{desc}: {n_fmt} of {total_fmt} {unit}s ({percentage:.0f} %) in {elapsed}, {remaining} left"
 
 logger = logging.getLogger(__name__)
+
+
+def is_terminal(stream: Any) -> bool:
+    """Tell whether somebody looks at a stream; one that cannot say is no terminal."""
+    return bool(getattr(stream, "isatty", lambda: False)())
 
 
 def progress_bar(*arguments: Any, desc: str, **options: Any) -> Any:
@@ -27,14 +32,15 @@ def progress_bar(*arguments: Any, desc: str, **options: Any) -> Any:
     from tqdm import tqdm
 
     disable = bool(os.environ.get(DISABLED))
-    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+    if is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb":
         return tqdm(*arguments, desc=desc, disable=disable, **options)
     # A bar in a bar would move the cursor: here all are at place 0.
-    options |= {"file": _Lines(), "position": 0, "leave": False, "bar_format": _LINE}
+    # With one as the least number of steps, tqdm's thread has no part in it, nor in the locks of logging.
+    options |= {"file": _LogStream(), "position": 0, "leave": False, "bar_format": _LINE, "miniters": 1}
     return tqdm(*arguments, desc=desc, disable=disable, **options)
 
 
-class _Lines:
+class _LogStream:
     """A stream of what tqdm shows, most of it left out."""
 
     def __init__(self) -> None:

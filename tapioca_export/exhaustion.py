@@ -34,7 +34,7 @@ def exhausted(error: BaseException, place: Path | None = None, needed: int = BLO
     Args:
         error: Any error; those that it was raised from are looked at too.
         place: Where something was being written, if it was.
-        needed: Bytes of which what was written took more than there were left, if a writer does not say.
+        needed: Bytes that had to fit; a writer that gives no reason is believed where fewer are free.
     """
     for cause in _causes(error):
         if isinstance(cause, MemoryError) or _errno(cause) == errno.ENOMEM or _says(cause, _SAYS_NO_MEMORY):
@@ -83,5 +83,7 @@ def _brief(error: BaseException) -> str:
     """Return what is worth reading of a library's message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     found = next((line for line in lines if _SAYS_NO_MEMORY.search(line)), lines[0] if lines else "")
+    if "serialize proto" in found:
+        return f"{found.rstrip('.')}, or a graph takes over 2 GB without its weights"
     found = re.sub(r"^\[enforce fail at [^\]]*\]\s*(data\.?|err == 0\.?)?\s*", "", found)
     return found.rstrip(".") or "an allocation failed"

@@ -11,7 +11,8 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Timer
+from functools import partial
+from threading import Timer, current_thread, main_thread
 from time import monotonic
 from types import FrameType
 
@@ -27,6 +28,7 @@ class _Stopping:
 
     def __init__(self) -> None:
         self.held = 0
+        self.hook = sys.__unraisablehook__
         self._waiting: int | None = None
         self._stopped_at = -PATIENCE_S
         self._is_said = False
@@ -44,17 +46,20 @@ class _Stopping:
 
     @staticmethod
     def _say(what: str) -> None:
-        line = f"Error: {what}\nHint: Give the same command again.\n"
-        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())
+        stderr = sys.__stderr__.fileno() if sys.__stderr__ else 2
+        clear = "\r\x1b[K" if os.isatty(stderr) else ""  # a bar may be there
+        os.write(stderr, f"{clear}Error: {what}\nHint: Give the same command again.\n".encode())
 
     def arrive_again(self, ignored: sys.UnraisableHookArgs) -> None:
         """Stop a moment later where Python lets nothing through: it came amid an object's destructor."""
         code = getattr(ignored.exc_value, "code", None)
         if ignored.exc_type is not SystemExit or not isinstance(code, int) or code <= 128:
-            sys.__unraisablehook__(ignored)
+            self.hook(ignored)
             return
         self._stopped_at, self._is_said = -PATIENCE_S, True
-        Timer(AGAIN_S, os.kill, (os.getpid(), code - 128)).start()
+        # To the process, so that it wakes the main thread; Windows would end it there and then.
+        again = signal.raise_signal if os.name == "nt" else partial(os.kill, os.getpid())
+        Timer(AGAIN_S, again, (code - 128,)).start()
 
     def release(self) -> None:
         """Let a signal that was held back arrive."""
@@ -78,18 +83,22 @@ def stopped_by_signals() -> Iterator[None]:
     ours = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
     for number in ours:
         signal.signal(number, _STOPPING)
-    sys.unraisablehook = _STOPPING.arrive_again
+    before = sys.unraisablehook
+    _STOPPING.hook, sys.unraisablehook = before, _STOPPING.arrive_again
     try:
         yield
     finally:
-        sys.unraisablehook = sys.__unraisablehook__
+        sys.unraisablehook = before
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
 def unstopped() -> Iterator[None]:
-    """Hold back signals that would stop the block; they arrive at its end."""
+    """Hold back signals that would stop the block; they arrive at its end, and in the main thread alone."""
+    if current_thread() is not main_thread():
+        yield
+        return
     _STOPPING.held += 1
     try:
         yield

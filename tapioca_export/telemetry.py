@@ -14,7 +14,7 @@ from typing import Any
 # the one that is set here; the last is of no library, and other programs read it too.
 SWITCHES = ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK")
 DO_NOT_TRACK = SWITCHES[-1]
-# What ONNX Runtime reads when it is imported: its builds for Linux and macOS report too, 1.32 at the latest.
+# What ONNX Runtime reads when it is imported: its builds for Linux and macOS report too, 1.32 among them.
 ONNXRUNTIME = "ORT_DISABLE_TELEMETRY"
 
 

@@ -235,6 +235,33 @@ def test_pytorchs_files_on_a_full_disk_are_an_error_and_no_crash(
         FORMATS[format_].write(model, model.task.examples(model.processor)[0], tmp_path, Dialect(None, None))
 
 
+def test_a_signal_amid_pytorchs_writing_waits_for_its_end(tmp_path: Path) -> None:
+    """Anything raised within the writer ends the process, with nothing cleaned up."""
+    code = (
+        "import os, signal, sys, torch\n"
+        "from pathlib import Path\n"
+        "from tapioca_export.exporting import pt2, writing\n"
+        "from tapioca_export.exporting.formats import Dialect\n"
+        "from tapioca_export.exporting.quieting import quiet\n"
+        "from tapioca_export.models import load_model\n"
+        "from tapioca_export.stopping import stopped_by_signals\n"
+        "write = writing._Patient.write\n"
+        "def late(self, data):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return write(self, data)\n"
+        "writing._Patient.write = late\n"
+        "model = load_model('tapioca_export/polynomial_weights')\n"
+        "example = model.task.examples(model.processor)[0]\n"
+        "with stopped_by_signals():\n"
+        "    try:\n"
+        "        with quiet(): pt2.write_pt2(model, example, Path(sys.argv[1]), Dialect())\n"
+        "    finally:\n"
+        "        print('cleaned', flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (143, "cleaned\n"), done.stderr[-500:]
+
+
 def test_a_graph_that_was_cut_short_by_a_full_disk_is_told_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def loud(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(bars.DISABLED, "")
 
 
-def on_terminal(*arguments: str, columns: int = 80, term: str = "xterm") -> str:
+def on_terminal(*arguments: str, columns: int = 80, term: str = "xterm", code: int = 0) -> str:
     """Return what Python writes where a terminal is its stdout and stderr."""
     child, terminal = pty.fork()
     if child == 0:
@@ -59,7 +60,7 @@ def on_terminal(*arguments: str, columns: int = 80, term: str = "xterm") -> str:
             break
         written += part
     os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, written
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code, written
     return written.decode()
 
 
@@ -78,7 +79,7 @@ def test_a_terminal_that_cannot_go_back_has_lines() -> None:
     lines = on_terminal("-c", COUNTING, term="dumb").split("\r\n")
     said = [line for line in lines if line]
     assert 2 <= len(said) <= 5
-    assert all(re.fullmatch(r"Counting: \d+ of 10 \(\d+ %\) in 00:00, 00:00 left", line) for line in said)
+    assert all(re.fullmatch(r"Counting: \d+ of 10 its \(\d+ %\) in 00:00, 00:00 left", line) for line in said)
 
 
 def test_a_log_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
@@ -107,6 +108,46 @@ def test_nobody_who_wants_no_progress_gets_any(monkeypatch: pytest.MonkeyPatch, 
 # --- lines ----------------------------------------------------------------------------------
 
 
+STOPPED = """
+import os, signal, time
+from tapioca_export import bars
+from tapioca_export.stopping import stopped_by_signals
+with stopped_by_signals():
+    for number in bars.progress_bar(range(100), desc="Counting"):
+        time.sleep(0.02)
+        if number == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_on_a_terminal_the_line_that_says_why_is_not_behind_a_bar() -> None:
+    written = on_terminal("-c", STOPPED, code=143)
+    assert "\r\x1b[KError: Stopped by SIGTERM; what was there is whole." in written
+
+
+def test_a_bar_in_a_log_needs_no_thread_of_tqdms() -> None:
+    """Which would take the locks of bars and of logging the other way round."""
+    code = (
+        "import threading, time, tqdm\n"
+        "tqdm.tqdm.monitor_interval = 0.05\n"
+        "from tapioca_export import bars\n"
+        "bar = bars.progress_bar(total=10**9, desc='Counting')\n"
+        "bar.maxinterval = 0.05\n"
+        "here = threading.current_thread()\n"
+        "bar.refresh = lambda *_, **__: threading.current_thread() is here or print('from a thread')\n"
+        "for _ in range(8): bar.update(1000); time.sleep(0.1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("both", [("-q", "-v"), ("-v", "-q")])
+def test_quiet_and_verbose_exclude_each_other(both: tuple[str, str]) -> None:
+    found = CliRunner().invoke(main, ["verify", "nowhere", *both])
+    assert found.exit_code == 2
+    assert "--quiet and --verbose exclude each other" in found.stderr
+
+
 @pytest.fixture
 def search(tiny: Tiny, sample_files: Files, tmp_path: Path) -> Callable[..., Result]:
     paths = sample_files("polynomial")
@@ -125,7 +166,7 @@ def test_verbose_names_every_candidate(search: Callable[..., Result], tmp_path: 
     result = search("-v", "--full-scores", "--json")
     found = artifacts.read(tmp_path / "out/selection.json", artifacts.Selection)
     rounds = [step.candidates for step in found.steps] + ([found.rejected] if found.rejected else [])
-    said = re.findall(r"Round (\d+): layer (\d+) full ", result.stderr)
+    said = re.findall(r"Round (\d+): layer (\d+), full: ", result.stderr)
     told = {(str(number), str(c.layer)) for number, part in enumerate(rounds, 1) for c in part}
     assert told
     assert set(said) == told
@@ -195,12 +236,23 @@ def test_what_a_program_reads_has_a_line_a_row() -> None:
     assert lines[2].endswith("[red]x[/] :+1:")  # text is no markup
 
 
-def test_on_a_terminal_cells_are_broken_into_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    monkeypatch.setenv("COLUMNS", "40")
-    lines = render_text(WIDE).splitlines()
+def test_on_a_terminal_cells_are_broken_into_lines_and_nothing_is_left_out() -> None:
+    long = "a_name_without_a_space_in_it_that_fills_a_line_by_itself"
+    table = replace(WIDE, rows=(*WIDE.rows, (long, "0.123456789", "end")))
+    lines = render_text(table, 40).splitlines()
     assert max(map(len, lines)) <= 40
     assert sum(line.count("word") for line in lines[1:]) == 20
+    cells = "".join("".join(row) for row in (table.columns, *table.rows))
+    assert sorted("".join(lines).replace(" ", "")) == sorted(cells.replace(" ", ""))
+
+
+def test_a_stream_that_cannot_say_what_it_is_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Plain:
+        def write(self, text: str) -> None: ...
+
+    for stream in (Plain(), None):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert list(bars.progress_bar(range(2), desc="Counting")) == [0, 1]
 
 
 def test_the_summary_of_a_run_has_the_reports_numbers() -> None:
@@ -218,11 +270,11 @@ def test_the_summary_of_a_run_has_the_reports_numbers() -> None:
     assert list(rows)[-2:] == ["file size", "peak memory"]
 
 
-def test_a_run_prints_a_table_that_fits_a_terminal(tmp_path: Path) -> None:
+def test_a_run_prints_a_table_that_fits_a_terminal() -> None:
     """Sentences too; only a path may be longer."""
-    artifacts.write(tmp_path / "report.json", reports.report())
     code = (
-        "import sys; sys.path[:0] = ['tests']; import reports, tapioca_export, tapioca_export.cli as cli;"
+        f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]\n"
+        "import reports, tapioca_export, tapioca_export.cli as cli\n"
         "tapioca_export.report = lambda folder: reports.report(); cli.main(['report', 'there'])"
     )
     lines = on_terminal("-c", code, columns=80).split("\r\n")

@@ -15,10 +15,20 @@ import tapioca_export as library
 from ..config import RunConfig
 from ..errors import ConfigError, TapiocaError
 from ..exhaustion import exhausted
-from ..numbering import LayerName, Numbering, whole_layers
+from ..numbering import LayerName, whole_layers
 from .logs import is_verbose, one_line, show_logs
 from .options import FIELDS, VARIANTS, _scales, comparing, options, planning
-from .results import counts, damped, join, show, show_comparison, show_plan, show_report, show_selection
+from .results import (
+    counts,
+    damped,
+    join,
+    show,
+    show_comparison,
+    show_plan,
+    show_report,
+    show_selection,
+    table_text,
+)
 
 LOADING = (
     "model", "task", "max_length", "trust_remote_code", "local_files_only", "num_threads", "seed",
@@ -157,23 +167,18 @@ def profile(as_json: bool, quiet: bool, **flags: Any) -> None:
     result = library.profile(config, config.drop)
 
     def text() -> str:
-        deviation = result.deviation
-        numbering = Numbering.of(result.stacks, len(result.layers))
-        behind = [boundary for part in numbering.boundaries for boundary in part[1:]]
-        columns = (result.id.norms, result.target.norms, deviation.norms, deviation.distances)
-        rows = zip(result.layers, *([column[b] for b in behind] for column in columns), strict=True)
-        width = max(5, *(len(str(layer)) for layer in result.layers))
-        lines = [f"{'layer':>{width}s}   ID norm  target norm  norm deviation  distance deviation"]
-        lines += [f"{n!s:>{width}s}  {a:8.4g}  {b:11.4g}  {c:14.3f}  {d:18.3f}" for n, a, b, c, d in rows]
-        floor = deviation.noise_floor.mean
-        lines.append(f"Mean deviation {deviation.mean:.3f}; two halves of ID differ by up to {floor:.3f}.")
+        from ..reporting import layer_table
+
+        lines = [table_text(layer_table(result))]
+        mean, floor = result.deviation.mean, result.deviation.noise_floor.mean
+        lines.append(f"Mean deviation {mean:.3f}; two halves of ID differ by up to {floor:.3f}.")
         if result.deviation_removed is not None:
             lines.append(f"Dropping {join(result.drop)} removes {result.deviation_removed:.0%} of it.")
         if result.targets:
-            from ..reporting import domain_table, render_text
+            from ..reporting import domain_table
 
             table = domain_table(result)
-            lines += [f"{table.caption}:", render_text(table)]
+            lines += [f"{table.caption}:", table_text(table)]
         return "\n".join(lines)
 
     show(result, as_json, quiet, text)

@@ -13,7 +13,7 @@ from ..config import Doses, Scaling
 from ..numbering import LayerName
 from .commands import LOADING, OUTPUT, PROBING, PROMPTS, SAMPLES, _config, main
 from .options import _layers, _numbers, options
-from .results import show
+from .results import show, table_text
 
 
 def _dosing(command: Any) -> Any:
@@ -71,9 +71,9 @@ def intervene(
     result = library.intervene(config, layers, chosen, doses)
 
     def text() -> str:
-        from ..reporting import dose_table, render_text
+        from ..reporting import dose_table
 
         table = dose_table(result)
-        return "\n".join([f"{table.caption}.", "", render_text(table), "", *result.verdict])
+        return "\n".join([f"{table.caption}.", "", table_text(table), "", *result.verdict])
 
     show(result, as_json, quiet, text)

@@ -20,9 +20,9 @@ def one_line(text: str) -> str:
 def show_logs(level: int) -> None:
     """Show what the library logs at this level or above."""
     LOGGER.setLevel(level)
-    for handler in [handler for handler in LOGGER.handlers if isinstance(handler, _Lines)]:
+    for handler in [handler for handler in LOGGER.handlers if isinstance(handler, _LineHandler)]:
         LOGGER.removeHandler(handler)  # of a command before, in the same process
-    LOGGER.addHandler(_Lines())
+    LOGGER.addHandler(_LineHandler())
 
 
 def is_verbose() -> bool:
@@ -30,7 +30,7 @@ def is_verbose() -> bool:
     return LOGGER.isEnabledFor(logging.DEBUG)
 
 
-class _Lines(logging.Handler):
+class _LineHandler(logging.Handler):
     """Writes a line with the time since the command began, above a bar if there is one."""
 
     def __init__(self) -> None:

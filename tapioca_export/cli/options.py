@@ -187,7 +187,7 @@ def printing(command: Any) -> Any:
     )
     verbose = click.option(
         "-v", "--verbose", is_flag=True, is_eager=True, expose_value=False, callback=_show_all,
-        help="Print what is found on the way, and what libraries warn of.",
+        help="Print what is found on the way, and what transformers warns of.",
     )  # fmt: skip
     as_json = click.option("--json", "as_json", is_flag=True, help="Print the artifact, and nothing else.")
     return quiet(verbose(as_json(command)))
@@ -196,15 +196,22 @@ def printing(command: Any) -> Any:
 def _silence(ctx: click.Context, parameter: click.Parameter, quiet: bool) -> bool:
     """Keep progress away, in worker processes too."""
     if quiet:
+        _refuse_both(ctx, "quiet")
         os.environ[DISABLED] = "1"
         show_logs(logging.ERROR)
     return quiet
 
 
 def _show_all(ctx: click.Context, parameter: click.Parameter, verbose: bool) -> None:
-    """Show all that is logged; where nothing is to be printed, too."""
+    """Show all that is logged."""
     if verbose:
+        _refuse_both(ctx, "verbose")
         show_logs(logging.DEBUG)
+
+
+def _refuse_both(ctx: click.Context, asked: str) -> None:
+    if ctx.meta.setdefault("tapioca_export.loudness", asked) != asked:
+        raise click.UsageError("--quiet and --verbose exclude each other.")
 
 
 def comparing(command: Any) -> Any:

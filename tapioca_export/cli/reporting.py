@@ -13,7 +13,7 @@ from ..config import COMPARISON
 from ..errors import ConfigError
 from .commands import main
 from .options import printing
-from .results import show, show_report
+from .results import show, show_report, table_text
 
 
 @main.command()
@@ -44,10 +44,10 @@ def _compare(runs: tuple[Path, ...], output: Path, overwrite: bool, as_json: boo
     found: Any = library.compare_runs(runs, output, overwrite=overwrite)
 
     def text() -> str:
-        from ..reporting import brief_runs_table, render_text
+        from ..reporting import brief_runs_table
 
         table = brief_runs_table(found)
         page = (output / "run_comparison.html").resolve()
-        return f"{found.verdict}\n\n{table.caption}:\n\n{render_text(table)}\n\nReport: {page}"
+        return f"{found.verdict}\n\n{table.caption}:\n\n{table_text(table)}\n\nReport: {page}"
 
     show(found, as_json, quiet, text)

@@ -8,11 +8,15 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..bars import is_terminal
 from ..numbering import LayerName
+
+if TYPE_CHECKING:
+    from ..reporting.tables import TextTable
 
 
 def show(artifact: Any, as_json: bool, quiet: bool, text: Callable[[], str]) -> None:
@@ -33,21 +37,33 @@ def show(artifact: Any, as_json: bool, quiet: bool, text: Callable[[], str]) -> 
 
 def wrapped(sentence: str, mark: str = "") -> str:
     """Return a sentence behind a mark: on a terminal in lines of its width, else in one line."""
-    if not sys.stdout.isatty():
+    width = _terminal_width()
+    if width is None:
         return mark + sentence
-    width = shutil.get_terminal_size().columns
     return textwrap.fill(sentence, width, initial_indent=mark, subsequent_indent=" " * len(mark))
+
+
+def table_text(table: TextTable) -> str:
+    """Return a table: on a terminal of its width, else with a row in one line."""
+    from ..reporting import render_text
+
+    return render_text(table, _terminal_width())
+
+
+def _terminal_width() -> int | None:
+    """Return the columns of the terminal that results go to, if they go to one."""
+    return shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
 
 
 def show_report(report: Any, folder: Path, as_json: bool, quiet: bool) -> None:
     """Print a report: verdict, numbers, findings, and where its page is."""
 
     def text() -> str:
-        from ..reporting import render_text, summary_table
+        from ..reporting import summary_table
 
         findings = "\n".join(wrapped(finding, "  - ") for finding in report.findings)
         page = (folder / "report.html").resolve()
-        table = render_text(summary_table(report))
+        table = table_text(summary_table(report))
         return f"{wrapped(report.verdict)}\n\n{table}\n\n{findings}\n\nReport: {page}"
 
     show(report, as_json, quiet, text)
@@ -72,10 +88,10 @@ def show_selection(selection: Any, as_json: bool, quiet: bool) -> None:
                 )
         lines.append(f"stopped: {selection.stop_reason}")
         if selection.points:
-            from ..reporting import render_text, trade_off_table
+            from ..reporting import trade_off_table
 
             table = trade_off_table(selection)
-            lines += ["", f"{table.caption}:", "", render_text(table), ""]
+            lines += ["", f"{table.caption}:", "", table_text(table), ""]
         lines.append(f"Drop: {join(selection.drop)} (pick {selection.pick})")
         if selection.damp:
             lines.append(f"Damp: {damped(selection)}")
@@ -99,7 +115,7 @@ def show_comparison(comparison: Any, as_json: bool, quiet: bool) -> None:
     """Print criteria side by side."""
 
     def text() -> str:
-        from ..reporting import comparison_table, render_text
+        from ..reporting import comparison_table
 
         table = comparison_table(comparison)
         asked, criteria = comparison.max_drop_layers, comparison.criteria
@@ -109,7 +125,7 @@ def show_comparison(comparison: Any, as_json: bool, quiet: bool) -> None:
             if row.depth < asked
         ]
         lines = [
-            *(f"{table.caption}.", "", render_text(table), "", *short),
+            *(f"{table.caption}.", "", table_text(table), "", *short),
             "A forward is one sequence through one layer; scoring the original and each step counts too.",
             f"Each interval is of one criterion: the best of {len(criteria)} looks better than it is.",
         ]

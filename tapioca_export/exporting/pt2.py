@@ -13,6 +13,7 @@ from pathlib import Path
 from ..errors import ExportError, first_line
 from ..models import LoadedModel, to_tensors
 from ..programs import open_program
+from ..stopping import unstopped
 from ..tasks import Inputs
 from .formats import FORMATS, Dialect, Format, Written
 from .tracing import dynamic, exported, exporter_name
@@ -39,9 +40,10 @@ def write_pt2(model: LoadedModel, example: Inputs, folder: Path, dialect: Dialec
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # lines of source under the paths of this machine
     try:
-        with written(folder / MODEL_FILE) as stream:
+        # Whatever is raised within PyTorch's writer, by a signal too, ends the process.
+        with unstopped(), written(folder / MODEL_FILE) as stream:
             torch.export.save(program, stream)
-    except OSError:
+    except OSError:  # of a full disk, which is told as such
         raise
     # Of what has no place in the file, PyTorch's serializer raises errors of its own.
     except Exception as error:

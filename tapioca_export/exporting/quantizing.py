@@ -172,9 +172,9 @@ def _options() -> dict[str, Any]:
 
 
 def _dynamically(source: Path, target: Path, per_channel: bool) -> None:
+    import_onnxruntime()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    import_onnxruntime()
     quantize_dynamic(
         source,
         target,
@@ -188,6 +188,7 @@ def _dynamically(source: Path, target: Path, per_channel: bool) -> None:
 def _statically(
     files: tuple[Path, Path], per_channel: bool, calibration: Feeds, excluded: Sequence[str]
 ) -> None:
+    import_onnxruntime()
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -197,7 +198,6 @@ def _statically(
         def get_next(self) -> Any:
             return next(self.feeds, None)
 
-    import_onnxruntime()
     quantize_static(
         *files,
         Reader(),
@@ -217,6 +217,7 @@ def _statically(
 
 
 def _in_blocks(source: Path, target: Path) -> None:
+    import_onnxruntime()
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
     from onnxruntime.quantization.onnx_model import ONNXModel

@@ -73,7 +73,7 @@ FORMATS.add("torchscript")(
 def _save(traced: Any, file: Path) -> None:
     """Write a file without what is for debugging: lines of source under the paths of this machine.
 
-    It is made in memory: on a full disk, PyTorch's own writer ends the process.
+    It is made in memory, where it takes its size once: on a full disk, PyTorch's own writer ends the process.
     """
     made = io.BytesIO(traced.save_to_buffer())
     with zipfile.ZipFile(made) as before, zipfile.ZipFile(file, "w") as after:

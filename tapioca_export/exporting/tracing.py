@@ -53,14 +53,14 @@ def exported(source: str, network: Any, sample: dict[str, Any], exporter: Any, c
             f"{type(exporter).__name__} refuses {source}: {type(error).__name__}: {first_line(error)}"
         ) from error
     finally:
-        _forget_shapes()
+        _clear_fake_tensor_caches()
     # transformers 5.23 returns a model of its own; 5.20 (Python 3.10) torch's ExportedProgram or ONNXProgram.
     if hasattr(found, "program"):
         return found.program
     return getattr(found, "model", found)
 
 
-def _forget_shapes() -> None:
+def _clear_fake_tensor_caches() -> None:
     """Empty the caches of traces' symbolic shapes: PyTorch would keep them, and so the traces, for good.
 
     Their entries refer to sizes that tensors of C++ hold, where no garbage collection looks. Exporters do

@@ -75,6 +75,7 @@ def prune_graph(
         ParityError: If the file is not what was meant; it is then `<name>.invalid`.
         OutputError: If the folder cannot be written.
     """
+    logger.info("Cutting layers out of %s, and proving it", source)
     model = read_graph(source)
     weights = {name: value.const_value for name, value in model.graph.initializers.items()}
     layers = find_layers(model.graph)
@@ -85,7 +86,6 @@ def prune_graph(
         )
     whole = belongings(model.graph, layers)
     cut(model, layers, drop)
-    logger.info("Cutting layers out of %s, and proving it", source)
     file = folder / source.name
     write_graph(model, file, source.parent)
     for companion in companions(source):

@@ -7,6 +7,7 @@ Shapes: A alphas, L+S boundaries, R bootstrap replicates.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -37,6 +38,8 @@ from ..samples import Samples
 from .controls import random_sets
 from .judging import flatness, rank, trend
 
+logger = logging.getLogger(__name__)
+
 
 def intervene(
     config: RunConfig,
@@ -57,6 +60,7 @@ def intervene(
     Returns:
         Everything but the verdict in words.
     """
+    logger.info("Scaling what layers add, on report rows")
     started = time.perf_counter()
     here = replace(config, engine="local", num_workers=1)
     with ExitStack() as open_probes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ _MALFORMED = (
 # Of what a tokenizer reads, what is written again as it is.
 COPIED_AS_TEXT = ("chat_template*", "additional_chat_templates/*", "vocab.txt", "merges.txt")
 
+logger = logging.getLogger(__name__)
+
 
 def load_model(source: str | Path, task: str = "auto", options: LoadOptions | None = None) -> LoadedModel:
     """Load a checkpoint with its tokenizer, in float32, and find its layers.
@@ -53,6 +56,7 @@ def load_model(source: str | Path, task: str = "auto", options: LoadOptions | No
             where they may go alone.
     """
     options = options or LoadOptions()
+    logger.info("Loading %s", source)
     if is_graph(source):
         config = load_config(source, options)
         chosen = find_task(config, task, options)

@@ -41,7 +41,7 @@ from .run_tables import brief_runs_table
 from .runs import run_verdict, write_run_comparison
 from .sessions import about_sessions
 from .summary import summary_table
-from .tables import comparison_table
+from .tables import comparison_table, layer_table
 from .tradeoffs import domain_table, trade_off_table
 from .wording import findings, setting_text, verdict
 
@@ -57,6 +57,7 @@ __all__ = [
     "dose_table",
     "export_lines",
     "intervention_verdict",
+    "layer_table",
     "make_report",
     "plot",
     "render_html",

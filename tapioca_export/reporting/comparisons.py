@@ -19,7 +19,7 @@ from .drawing import (
     vertical_line,
     whisker_trace,
 )
-from .tables import resource_table
+from .tables import resources
 from .wording import provider_text, role_text
 
 # --- accuracy -------------------------------------------------------------------------------
@@ -153,18 +153,18 @@ def _short_setting(row: Latency, rows: Sequence[Latency]) -> str:
 
 def resource_figure(benchmark: Benchmark) -> Figure | None:
     """Draw what the pruned file takes of what the original takes, of each quantity that was measured."""
-    table = resource_table(benchmark)
-    shares = [(row, float(row[-1])) for row in table.rows if row[-1] != "n/a"]
-    if not shares:
+    found = [part for part in resources(benchmark) if part[1].original > 0]
+    if not found:
         return None
-    names = [row[0] for row, _ in shares]
+    shares = [pair.pruned / pair.original for _, pair, _ in found]
+    before, after = [text(pair.original) for _, pair, text in found], [text(p.pruned) for _, p, text in found]
     traces = [
-        _shares("original", [1.0] * len(shares), [row[1] for row, _ in shares], 0.14)
+        _shares("original", [1.0] * len(found), before, 0.14)
         | {"marker": {"color": GREY, "symbol": "circle", "size": 11}},
-        _shares("pruned", [share for _, share in shares], [row[2] for row, _ in shares], -0.14)
+        _shares("pruned", shares, after, -0.14)
         | {"marker": {"color": GREEN, "symbol": "triangle-up", "size": 11}},
     ]
-    layout = rows_layout(names, "share of the original")
+    layout = rows_layout([name for name, _, _ in found], "share of the original")
     layout["shapes"] = [vertical_line(1.0)]
     layout["xaxis"]["rangemode"] = "tozero"
     caption = "Left of 1 is smaller, or loads faster. One measurement each, without an interval."

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-import shutil
-import sys
 from dataclasses import dataclass
+from typing import Literal
 
 from ..artifacts import Benchmark, Intervention, Report
 from ..numbering import layers_text
@@ -14,8 +13,6 @@ from .markdown import json_text, md_captioned, md_json, md_table, md_text
 from .pages import Section, render_page
 from .tables import TextTable
 from .wording import damped_text, effect, model_text, number, size_text
-
-_UNLIMITED = 10_000
 
 
 @dataclass(frozen=True)
@@ -75,12 +72,13 @@ def _md_intervention(found: Intervention) -> list[str]:
 # --- plain text -----------------------------------------------------------------------------
 
 
-def render_text(table: TextTable) -> str:
-    """Return a table in aligned columns, without its caption, as wide as it is or as the terminal.
+def render_text(table: TextTable, width: int | None = None) -> str:
+    """Return a table in aligned columns, without its caption, as wide as it is, or at most so many columns.
 
-    The first and the last column are aligned left. Where a terminal is too narrow, cells are broken
-    into lines; what a program reads has a line a row.
+    The first and the last column are aligned left. Where the width is too small, cells are broken into
+    lines; without one, a row is a line.
     """
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -88,17 +86,15 @@ def render_text(table: TextTable) -> str:
     drawn = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     last = len(table.columns) - 1
     for place, column in enumerate(table.columns):
-        drawn.add_column(Text(column), justify="left" if place in (0, last) else "right")
+        side: Literal["left", "right"] = "left" if place in (0, last) else "right"
+        drawn.add_column(Text(column), justify=side, overflow="fold")
     for row in table.rows:
         drawn.add_row(*map(Text, row))
+    columns = zip(table.columns, *table.rows, strict=True)
+    whole = sum(2 + max(map(cell_len, column)) for column in columns)
     page = io.StringIO()
-    Console(file=page, width=_width(), color_system=None).print(drawn)
+    Console(file=page, width=width or whole, color_system=None).print(drawn)
     return "\n".join(line.rstrip() for line in page.getvalue().splitlines())
-
-
-def _width() -> int:
-    """Return the columns of the terminal that is written to, or more than any table has."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else _UNLIMITED
 
 
 # --- HTML -----------------------------------------------------------------------------------

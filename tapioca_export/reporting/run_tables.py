@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..artifacts import Accuracy, ComparedRun, Interval, Pair, RunComparison
 from ..numbering import layers_text
 from .tables import Row, TextTable, accuracy_table, latency_table
-from .wording import damped_text, model_text, number, saving_text, signed, size_text, span
+from .wording import change_text, damped_text, model_text, number, saving_text, signed, size_text, span
 
 
 def _numbered(found: RunComparison) -> list[tuple[str, ComparedRun]]:
@@ -51,7 +51,7 @@ def _accuracy_cells(accuracy: Accuracy | None) -> Row:
         return ("not measured", "not measured")
     return (
         f"{accuracy.metric} {number(accuracy.original)} → {number(accuracy.pruned)}",
-        f"{signed(accuracy.difference)} ({span(accuracy.interval, sign=True)})",
+        change_text(accuracy),
     )
 
 

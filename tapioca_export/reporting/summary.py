@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..artifacts import Accuracy, Latency, Pair, Report
 from ..numbering import whole_layers
 from .tables import Row, TextTable
-from .wording import changed_text, number, role_text, setting_text, signed, size_text, span
+from .wording import change_text, changed_text, number, role_text, setting_text, size_text
 
 
 def summary_table(report: Report) -> TextTable:
@@ -23,8 +23,8 @@ def summary_table(report: Report) -> TextTable:
 
 
 def _score_row(name: str, found: Accuracy) -> Row:
-    change = f"{signed(found.difference)} ({span(found.interval, sign=True)})"
-    return (f"{name} {found.metric}, {found.n} rows", number(found.original), number(found.pruned), change)
+    values = (number(found.original), number(found.pruned))
+    return (f"{name} {found.metric}, {found.n} rows", *values, change_text(found))
 
 
 def _latency_row(found: Latency) -> Row:

@@ -5,7 +5,7 @@ Cells are plain text; escaping is the renderer's duty.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..artifacts import (
@@ -26,6 +26,7 @@ from ..artifacts import (
 from ..numbering import whole_layers
 from .sessions import gain_text, session_text
 from .wording import (
+    change_text,
     choice_text,
     number,
     p_text,
@@ -98,6 +99,19 @@ def deviation_table(profile: Profile) -> TextTable:
         for name, values in zip(names, zip(*shown.values(), strict=True), strict=True)
     )
     return TextTable("Target's |log ratio| to ID at each boundary", ("boundary", *shown), rows)
+
+
+def layer_table(profile: Profile) -> TextTable:
+    """Return the norms behind each layer, and how far norms and distances there deviate from ID."""
+    before = profile.deviation
+    shown = {"ID norm": profile.id.norms, "target norm": profile.target.norms}
+    shown |= {"norm deviation": before.norms, "distance deviation": before.distances}
+    behind = [boundary for part in profile.numbering.boundaries for boundary in part[1:]]
+    rows = tuple(
+        (str(layer), *(number(values[boundary]) for values in shown.values()))
+        for layer, boundary in zip(profile.layers, behind, strict=True)
+    )
+    return TextTable("Norms behind each layer, and their deviation from ID", ("layer", *shown), rows)
 
 
 def search_table(selection: Selection) -> TextTable:
@@ -174,7 +188,7 @@ def _accuracy_row(role: str, accuracy: Accuracy) -> Row:
         str(accuracy.n),
         f"{number(accuracy.original)} ({span(accuracy.original_interval)})",
         f"{number(accuracy.pruned)} ({span(accuracy.pruned_interval)})",
-        f"{signed(accuracy.difference)} ({span(accuracy.interval, sign=True)})",
+        change_text(accuracy),
         p_text(accuracy.p_value).removeprefix("p ").removeprefix("= "),
         "-" if accuracy.gained is None else f"{accuracy.gained}/{accuracy.lost}",
     )
@@ -279,20 +293,24 @@ def session_table(benchmark: Benchmark) -> TextTable:
 
 def resource_table(benchmark: Benchmark) -> TextTable:
     """Return file size, peak memory and load time."""
-    load = benchmark.load_seconds
-    rows = [
-        _resource_row("file size", benchmark.size_bytes),
-        _resource_row("peak memory", benchmark.peak_memory_bytes),
-        ("load time", f"{load.original:.3f} s", f"{load.pruned:.3f} s", _ratio(load)),
+    columns = ("quantity", "original", "pruned", "pruned/original")
+    rows = tuple(
+        (name, text(pair.original), text(pair.pruned), _ratio(pair))
+        for name, pair, text in resources(benchmark)
+    )
+    return TextTable("File size, peak memory and load time", columns, rows)
+
+
+def resources(benchmark: Benchmark) -> list[tuple[str, Pair, Callable[[float], str]]]:
+    """Return what files take: its name, both values, and how one is written."""
+    found: list[tuple[str, Pair, Callable[[float], str]]] = [
+        ("file size", benchmark.size_bytes, size_text),
+        ("peak memory", benchmark.peak_memory_bytes, size_text),
+        ("load time", benchmark.load_seconds, "{:.3f} s".format),
     ]
     if cache := benchmark.cache_bytes_per_token:
-        rows.append(_resource_row("keys and values cached, a token", cache))
-    columns = ("quantity", "original", "pruned", "pruned/original")
-    return TextTable("File size, peak memory and load time", columns, tuple(rows))
-
-
-def _resource_row(name: str, pair: Pair) -> Row:
-    return (name, size_text(pair.original), size_text(pair.pruned), _ratio(pair))
+        found.append(("keys and values cached, a token", cache, size_text))
+    return found
 
 
 def _ratio(pair: Pair) -> str:

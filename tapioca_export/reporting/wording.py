@@ -118,6 +118,11 @@ def objective_text(found: Selection | Benchmark) -> str:
     return f"{what} of {counted('target', list(domains))}"
 
 
+def change_text(accuracy: Accuracy) -> str:
+    """Return the change and its interval."""
+    return f"{signed(accuracy.difference)} ({span(accuracy.interval, sign=True)})"
+
+
 def provider_text(provider: str) -> str:
     """Return ONNX Runtime's provider name without the part that is always the same."""
     return provider.removesuffix("ExecutionProvider")

@@ -98,8 +98,9 @@ class Progress:
                 line[name] = getattr(candidate, name)
         self.probe.ledger.note(line)
         layer = self.settings.choices(self.probe.num_layers).name(candidate.layer)
-        scored = (self.metric, candidate.metric, candidate.loss)
-        logger.debug("Round %d: layer %s %s (%s %s, loss %s)", self.round, layer, candidate.outcome, *scored)
+        scores = {self.metric: candidate.metric, "loss": candidate.loss, "score": candidate.score}
+        said = ", ".join(f"{name} {value:.6g}" for name, value in scores.items() if value is not None)
+        logger.debug("Round %d: layer %s, %s: %s", self.round, layer, candidate.outcome, said)
         self.num_finished += 1
         self.num_pending = max(0, self.num_pending - (candidate.rows or self.probe.num_rows))
         self._move()
