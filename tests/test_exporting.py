@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from tapioca_export import exporting
 from tapioca_export.artifacts import Export, read
 from tapioca_export.errors import ExportError, ParityError, UnknownNameError
 from tapioca_export.exporting import FORMATS, Dialect, ExportSettings, Format, export_model, parity_batches
+from tapioca_export.exporting.quieting import quiet
 from tapioca_export.models import LoadedModel, drop_layers, load_model
 from tapioca_export.samples import Samples, read_samples
 
@@ -153,3 +155,20 @@ def test_an_opset_that_cannot_be_written_is_one_clear_error() -> None:
 def test_an_unknown_format_is_met_with_a_suggestion() -> None:
     with pytest.raises(UnknownNameError, match="onx"):
         FORMATS["onx"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format_", ["onnx", "pt2"])
+def test_a_trace_leaves_next_to_nothing_behind(format_: str, tiny: Tiny, tmp_path: Path) -> None:
+    """PyTorch would keep thousands of objects of each for good."""
+    counts = []
+    for number in range(4):
+        model = load_model(tiny("polynomial"))
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with quiet():
+            FORMATS[format_].write(model, model.task.examples(model.processor)[0], folder, Dialect())
+        del model
+        gc.collect()
+        counts.append(len(gc.get_objects()))
+    assert counts[3] - counts[1] < 2 * 1000
