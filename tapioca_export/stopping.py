@@ -32,6 +32,7 @@ class _Stopping:
         self._waiting: int | None = None
         self._stopped_at = -PATIENCE_S
         self._is_said = False
+        self._code = 0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Stop, unless that is under way; while it is held back, remember."""
@@ -41,8 +42,8 @@ class _Stopping:
             self._stopped_at = monotonic()
             if not self._is_said:
                 self._say(f"Stopped by {signal.Signals(number).name}; what was there is whole.")
-            self._is_said = False
-            raise SystemExit(128 + number)
+            self._is_said, self._code = False, 128 + number
+            raise SystemExit(self._code)
 
     @staticmethod
     def _say(what: str) -> None:
@@ -60,6 +61,10 @@ class _Stopping:
         # To the process, so that it wakes the main thread; Windows would end it there and then.
         again = signal.raise_signal if os.name == "nt" else partial(os.kill, os.getpid())
         Timer(AGAIN_S, again, (code - 128,)).start()
+
+    def code(self) -> int | None:
+        """Return the exit code of a stop that is under way."""
+        return self._code if monotonic() - self._stopped_at < PATIENCE_S else None
 
     def release(self) -> None:
         """Let a signal that was held back arrive."""
@@ -91,6 +96,18 @@ def stopped_by_signals() -> Iterator[None]:
         sys.unraisablehook = before
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def stopping_over_errors() -> Iterator[None]:
+    """Let a stop that is under way win over what a library of C or Rust made of it."""
+    try:
+        yield
+    except Exception:
+        code = _STOPPING.code()
+        if code is None:
+            raise
+        raise SystemExit(code) from None
 
 
 @contextmanager

@@ -272,7 +272,7 @@ def test_a_real_search_prints_one_json_object_and_what_it_is_at_beside_it(
     assert result.exit_code == 0, result.stderr
     assert result.stdout == (tmp_path / "out" / "selection.json").read_text(encoding="utf-8")
     beginnings = [re.match(r"\[\d+:\d\d\] (\w+) ", line) for line in result.stderr.splitlines()]
-    assert [found and found.group(1) for found in beginnings] == ["Selecting", "Search"]
+    assert [found and found.group(1) for found in beginnings] == ["Loading", "Selecting", "Search"]
 
 
 def test_list_names_every_entry_of_every_table() -> None:

@@ -207,6 +207,30 @@ def test_a_signal_that_arrives_in_a_destructor_stops_the_work() -> None:
     assert time.monotonic() - begun < 10
 
 
+def test_a_stop_that_a_library_turns_into_an_error_is_a_stop(tmp_path: Path) -> None:
+    """As pydantic does where it is building a validator."""
+    code = (
+        "import os, signal, sys, time\n"
+        "import tapioca_export\n"
+        "from tapioca_export import errors\n"
+        "from tapioca_export.__main__ import start\n"
+        "def late(*given, **named):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGINT); time.sleep(5)\n"
+        "    except BaseException as error:\n"
+        "        raise ({})(f'within: {{error!r}}')\n"
+        "tapioca_export.report = late\n"
+        "sys.argv = ['tapioca-export', 'report', 'there']\n"
+        "start()\n"
+    )
+    for kind in ("RuntimeError", "errors.TapiocaError"):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(kind)], capture_output=True, text=True, cwd=ROOT
+        )
+        assert (done.returncode, len(done.stderr.splitlines())) == (130, 2), done.stderr
+        assert done.stderr.startswith("Error: Stopped by SIGINT")
+
+
 def test_other_errors_in_destructors_are_shown_as_python_shows_them() -> None:
     code = (
         "from tapioca_export.stopping import stopped_by_signals\n"

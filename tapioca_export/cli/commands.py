@@ -16,6 +16,7 @@ from ..config import RunConfig
 from ..errors import ConfigError, TapiocaError
 from ..exhaustion import exhausted
 from ..numbering import LayerName, whole_layers
+from ..stopping import stopping_over_errors
 from .logs import is_verbose, one_line, show_logs
 from .options import FIELDS, VARIANTS, _scales, comparing, options, planning
 from .results import (
@@ -68,7 +69,8 @@ class TapiocaGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command: exit code 1 for a `TapiocaError`, 2 for wrong usage."""
         try:
-            return super().invoke(ctx)
+            with stopping_over_errors():
+                return super().invoke(ctx)
         except TapiocaError as error:
             _fail(ctx, 1, error.message, error.hint or _see_help(ctx))
         except click.exceptions.NoArgsIsHelpError:

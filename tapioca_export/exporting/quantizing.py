@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import disk_usage
+from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,8 +69,10 @@ def quantize(file: Path, kind: str, *, per_channel: bool = False, calibration: F
                 _dynamically(source, target, per_channel)
         # The quantisers raise errors of their own, of Python, onnx and ONNX Runtime, without a common base.
         except Exception as error:
-            size = sum(part.stat().st_size for part in Path(scratch).iterdir())  # it is copied as a whole
-            raise exhausted(error, file.parent, size) or ExportError(
+            # It writes the graph whole, and again with shapes, also where temporary files go.
+            size = sum(part.stat().st_size for part in Path(scratch).iterdir())
+            fullest = min((file.parent, Path(gettempdir())), key=lambda place: disk_usage(place).free)
+            raise exhausted(error, fullest, 2 * size) or ExportError(
                 f"ONNX Runtime cannot quantise the graph to {kind}: {type(error).__name__}: "
                 f"{first_line(error)}",
                 "Leave out --quantize, or try it without --optimize.",
