@@ -14,6 +14,8 @@ from typing import Any
 # Set by `--quiet`: an environment variable, as tqdm itself has it.
 DISABLED = "TQDM_DISABLE"
 SECONDS_A_LINE = 30.0
+# What does not fit is cut off on the right: the time left comes first.
+_BAR = "{desc}: {percentage:3.0f}% [{elapsed}<{remaining}] {n_fmt}/{total_fmt} |{bar}|"
 _LINE = "{desc}: {n_fmt} of {total_fmt} {unit}s ({percentage:.0f} %) in {elapsed}, {remaining} left"
 
 logger = logging.getLogger(__name__)
@@ -33,7 +35,7 @@ def progress_bar(*arguments: Any, desc: str, **options: Any) -> Any:
 
     disable = bool(os.environ.get(DISABLED))
     if is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb":
-        return tqdm(*arguments, desc=desc, disable=disable, **options)
+        return tqdm(*arguments, desc=desc, disable=disable, bar_format=_BAR, **options)
     # A bar in a bar would move the cursor: here all are at place 0.
     # With one as the least number of steps, tqdm's thread has no part in it, nor in the locks of logging.
     options |= {"file": _LogStream(), "position": 0, "leave": False, "bar_format": _LINE, "miniters": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -58,6 +59,8 @@ from .pipeline import JOURNAL
 from .programs import PROGRAMS
 from .renewing import INTERVENTION, render_again
 
+logger = logging.getLogger(__name__)
+
 
 def profile(config: RunConfig, drop: Sequence[LayerName] = ()) -> Profile:
     """Write `profile.json`: ID and target profiles, and those without `drop` on the same axes."""
@@ -109,6 +112,7 @@ def compare(config: RunConfig, criteria: Sequence[str]) -> Comparison:
         comparing.check_depth(config, model)
         selections = []
         for name, journal in journals.items():
+            logger.info("Selecting layers by %s", name)
             alike = comparing.at_equal_depth(config, name)
             with steps.probing(alike, model, roles, journal) as probe:
                 selections.append(steps.choose(alike, model, probe, roles))

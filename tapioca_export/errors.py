@@ -77,7 +77,7 @@ class UnknownNameError(ConfigError):
         name = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
         close = difflib.get_close_matches(name, names, n=1)
         guess = f"Did you mean {close[0]!r}? " if close else ""
-        super().__init__(f"Unknown {what} {name!r}.", f"{guess}Known: {', '.join(names)}.")
+        super().__init__(f"Unknown {what} {name!r}.", f"{guess}Known: {', '.join(names) or 'none'}.")
 
 
 class LoadError(TapiocaError):

@@ -1,4 +1,4 @@
-"""YAML of strangers: without aliases, by which a few lines stand for more than there is memory for."""
+"""YAML of strangers: each key once, and without aliases, by which a few lines take all memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def load(text: str) -> Any:
     """Return what a text says, as plain values.
 
     Raises:
-        ValueError: If it is malformed, or refers to what is written elsewhere in it.
+        ValueError: If it is malformed, names a key twice, or refers to what is written elsewhere in it.
     """
     import yaml
 
@@ -18,6 +18,13 @@ def load(text: str) -> Any:
             if self.check_event(yaml.AliasEvent):
                 raise yaml.YAMLError(f"*{self.peek_event().anchor} stands for what is written elsewhere")
             return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for name in names:
+                if names.count(name) > 1:
+                    raise yaml.YAMLError(f"{name!r} is given twice")
+            return super().construct_mapping(node, deep)
 
     try:
         return yaml.load(text, Plain)

@@ -17,6 +17,8 @@ from .samples import Samples
 
 # Written whatever they are: what a user will want to change first.
 SHOWN = ("model", "task", "id", "target", "output")
+# What chooses layers where no row has a label.
+LABEL_FREE = "tapioca"
 # Belongs to the command line.
 LEFT_OUT = ("overwrite",)
 
@@ -43,11 +45,13 @@ def init(config: RunConfig, file: Path = Path("tapioca.toml")) -> Path:
     roles = reading.load_roles(config, task, processor)
     model = outline_model(config.model, task.name, reading.load_options(config))
     known = replace(config, task=task.name)
-    write_text(file, "\n".join((*_head(file, model, roles), "", *_settings(known), "")))
+    if not roles[f"{config.select_on}-select"].is_labelled and config.criterion == RunConfig.criterion:
+        known = replace(known, criterion=LABEL_FREE)
+    write_text(file, "\n".join((*_head(file, model, roles, config.select_on), "", *_settings(known), "")))
     return file
 
 
-def _head(file: Path, model: LoadedModel, roles: Mapping[str, Samples]) -> Iterator[str]:
+def _head(file: Path, model: LoadedModel, roles: Mapping[str, Samples], select_on: str) -> Iterator[str]:
     """Say what was looked at."""
     kind = model.network.config.model_type
     yield f"# tapioca-export run -c {file.name}"
@@ -56,6 +60,8 @@ def _head(file: Path, model: LoadedModel, roles: Mapping[str, Samples]) -> Itera
     for name in ("id", "target"):
         chosen, reported = len(roles[f"{name}-select"]), len(roles[f"{name}-report"])
         yield f"# {name} samples: {chosen} rows choose layers, {reported} are kept for the report."
+    if not roles[f"{select_on}-select"].is_labelled:
+        yield f"# The {select_on} rows have no labels: a criterion that needs none is set."
     yield "#"
     yield "# Keys are the options of `tapioca-export run`; flags win over this file. Paths start where the"
     yield "# command is given. A key behind # has its default, or none; take # away to set it."

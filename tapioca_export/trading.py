@@ -5,6 +5,7 @@ Knows which rows a point is scored on, and nothing of how a point was found.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -21,6 +22,8 @@ from .profiling import Probe
 from .samples import Samples
 from .selection import are_on_front, changed
 
+logger = logging.getLogger(__name__)
+
 
 def choose(config: RunConfig, model: LoadedModel, probe: Probe, roles: Mapping[str, Samples]) -> Selection:
     """Search for the layers to drop; of named targets, weigh the best set of every size as well.
@@ -32,8 +35,9 @@ def choose(config: RunConfig, model: LoadedModel, probe: Probe, roles: Mapping[s
         SelectionError: If the criterion cannot be applied.
     """
     target, id_ = roles["target-select"], roles["id-select"]
-    if not target.domains.are_named or not (target.is_labelled and id_.is_labelled):
-        return steps.choose(config, model, probe, roles)
+    is_weighed = target.domains.are_named and target.is_labelled and id_.is_labelled
+    num_rows = len(roles[f"{config.select_on}-select"])
+    logger.info("Selecting layers by %s on %d %s rows", config.criterion, num_rows, config.select_on)
 
     def weigh(sets: Sequence[tuple[int, ...]]) -> tuple[Point, ...]:
         here = replace(config, engine="local", num_workers=1)
@@ -47,7 +51,9 @@ def choose(config: RunConfig, model: LoadedModel, probe: Probe, roles: Mapping[s
             }
             return _points(probes, sets)
 
-    return steps.choose(config, model, probe, roles, weigh)
+    found = steps.choose(config, model, probe, roles, weigh if is_weighed else None)
+    logger.info("Search ended: %s", found.stop_reason)
+    return found
 
 
 def _points(probes: Mapping[str, Probe], sets: Sequence[tuple[int, ...]]) -> tuple[Point, ...]:

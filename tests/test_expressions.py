@@ -51,6 +51,16 @@ def test_what_is_true_fails_and_its_negation_passes(text):
     assert passes(f"not ({text})")
 
 
+def test_a_speedup_is_the_least_of_all_settings_by_value_and_by_bound():
+    """Neither hides behind the other: one is slow for certain, of the other next to nothing is known."""
+    slow = replace(latency().speedup, median=0.5, interval=(0.45, 0.55))
+    vague = replace(latency().speedup, median=1.4, interval=(0.02, 3.2))
+    rows = (replace(latency(), speedup=vague), replace(latency(8), speedup=slow))
+    for expression in ("speedup < 0.6", "speedup.low < 0.03", "speedup.high < 0.6"):
+        assert not passes(expression, latency=rows)
+    assert passes("speedup < 0.5", latency=rows)
+
+
 @pytest.mark.parametrize(("limit", "passed"), [("1.13", True), ("1.14", True), ("1.141", False)])
 def test_a_speedup_is_that_of_the_worst_setting(limit, passed):
     worst = replace(latency().speedup, median=1.2, interval=(1.14, 1.3))

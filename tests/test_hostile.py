@@ -609,6 +609,12 @@ def test_a_label_of_thousands_of_digits_is_a_name() -> None:
     assert label_id("1", "row 1", names) == 1
 
 
+def test_a_key_of_yaml_that_is_given_twice_is_refused(checkpoint: Any, call: Callable[..., Result]) -> None:
+    _, commands = checkpoint
+    Path("twice.yaml").write_text("epsilon: 0.1\nseed: 1\nepsilon: 0.2\n")
+    refused(call(*commands["select"], "-c", "twice.yaml"), "twice.yaml", "'epsilon' is given twice")
+
+
 # --- JSON, TOML and YAML nested too deeply ----------------------------------------------------
 
 DEEP = "[" * 100_000

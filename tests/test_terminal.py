@@ -70,9 +70,15 @@ def on_terminal(*arguments: str, columns: int = 80, term: str = "xterm", code: i
 def test_a_terminal_has_a_bar_that_fits() -> None:
     written = on_terminal("-c", COUNTING, columns=60)
     frames = [frame for frame in written.split("\r") if frame.strip()]
-    assert any(re.match(r"Counting:  *\d+%\|.*\| \d+/10 \[", frame) for frame in frames)
+    assert any(re.match(r"Counting:  *\d+% \[00:00<00:00\] \d+/10 \|", frame) for frame in frames)
     assert max(map(len, frames)) <= 60
     assert " left" not in written
+
+
+def test_the_time_left_is_what_a_narrow_terminal_still_shows() -> None:
+    code = COUNTING.replace('desc="Counting"', 'desc="Round 1/11, layer encoder:10, best accuracy 0.566"')
+    frames = on_terminal("-c", code, columns=74).split("\r")
+    assert any("[00:00<00:00]" in frame for frame in frames)
 
 
 def test_a_terminal_that_cannot_go_back_has_lines() -> None:

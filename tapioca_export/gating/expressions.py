@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..artifacts import Accuracy, Report, to_json
+from ..artifacts import Accuracy, Ratio, Report, to_json
 from ..errors import ConfigError, UnknownNameError
 from .verdicts import Check, not_measured
 
@@ -52,11 +52,10 @@ def fields_of(report: Report) -> dict[str, Any]:
     """Return what an expression may name: the report's keys, and short names for what is asked for most."""
     measured = report.benchmark
     roles = {role: _scored(measured.accuracy.get(role)) for role in ("target", "id")}
-    worst = measured.slowest
     short = {
         **roles,
         "targets": {name: _scored(row) for name, row in measured.targets.items()},
-        "speedup": None if worst is None else _quantity(worst.speedup.median, worst.speedup.interval),
+        "speedup": _least([row.speedup for row in measured.served]),
         "size_ratio": _ratio(measured.size_bytes.pruned, measured.size_bytes.original),
         "memory_ratio": _ratio(measured.peak_memory_bytes.pruned, measured.peak_memory_bytes.original),
         "optimism_gap": measured.optimism_gap,
@@ -76,6 +75,14 @@ def _scored(row: Accuracy | None) -> dict[str, Any] | None:
 def _quantity(value: float, interval: Sequence[float]) -> Quantity:
     low, high = interval
     return Quantity(value, low, high)
+
+
+def _least(speedups: Sequence[Ratio]) -> Quantity | None:
+    """Return the least value, low bound and high bound of any setting, each for itself."""
+    if not speedups:
+        return None
+    values = zip(*((part.median, *part.interval) for part in speedups), strict=True)
+    return Quantity(*map(min, values))
 
 
 def _ratio(one: float, other: float) -> float | None:

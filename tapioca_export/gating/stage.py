@@ -38,11 +38,11 @@ def check(
         checks += tuple(failing(text, fields) for text in fail_if)
     if baseline is not None:
         checks += regressions(report, baseline, thresholds.max_regression)
+    if thresholds.max_regression is not None and baseline is None:
+        raise ConfigError("--max-regression is against a baseline.", "Add --baseline OLD/report.json.")
     if not checks:
         options = ", ".join("--" + name.replace("_", "-") for name in CHECKS)
         raise ConfigError(
             "No threshold was given.", f"Give at least one of {options}, --fail-if, --baseline."
         )
-    if thresholds.max_regression is not None and baseline is None:
-        raise ConfigError("--max-regression is against a baseline.", "Add --baseline OLD/report.json.")
     return Verdict(checks)

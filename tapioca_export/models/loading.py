@@ -56,7 +56,7 @@ def load_model(source: str | Path, task: str = "auto", options: LoadOptions | No
             where they may go alone.
     """
     options = options or LoadOptions()
-    logger.info("Loading %s", source)
+    logger.info("Loading %s", Path(source).name or source)
     if is_graph(source):
         config = load_config(source, options)
         chosen = find_task(config, task, options)

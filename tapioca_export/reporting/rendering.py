@@ -14,6 +14,8 @@ from .pages import Section, render_page
 from .tables import TextTable
 from .wording import damped_text, effect, model_text, number, size_text
 
+AGAIN = "Saved as settings.yaml, the configuration is what `tapioca-export run -c settings.yaml` takes."
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -55,7 +57,7 @@ def render_markdown(report: Report) -> str:
         parts += _md_intervention(report.intervention)
     parts += [
         "## Reproduce",
-        "Layers are 0-based indices in the original model.",
+        f"Layers are 0-based indices in the original model. {AGAIN}",
         md_json("Configuration", run.config),
         md_json("Environment", run.environment),
         md_table(tables.hash_table(run)),
@@ -113,6 +115,7 @@ def render_html(report: Report) -> str:
         verdict=report.verdict,
         findings=report.findings,
         tiles=_tiles(report.benchmark),
+        again=AGAIN,
         config=json_text(report.run.config),
         environment=json_text(report.run.environment),
         reproduce=[t for t in (tables.hash_table(report.run), tables.seconds_table(report.run)) if t.rows],

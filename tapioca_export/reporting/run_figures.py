@@ -59,7 +59,7 @@ def speed_figures(found: RunComparison) -> list[Figure]:
         ]
         metric = found.runs[group[0]].benchmark.accuracy["target"].metric
         caption = (
-            "Up is better on the target, right of 1 is faster, at the setting with the least speed-up. "
+            "Up is better on the target, right of 1 is faster, at the setting with the lowest bound. "
             "Whiskers are 95 % intervals; grey bars show each original timed against itself."
         )
         noise = noise_trace(slowest, [gain for gain, _ in gains])

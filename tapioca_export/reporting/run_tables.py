@@ -80,7 +80,7 @@ def brief_runs_table(found: RunComparison) -> TextTable:
             )
         )
     columns = ("run", "layers", "target", "ID", "speed-up", "size")
-    return TextTable("Changes and least speed-up, with 95 % intervals", columns, tuple(rows))
+    return TextTable("Changes, and the speed-up with the lowest bound (95 % intervals)", columns, tuple(rows))
 
 
 def scores_table(found: RunComparison) -> TextTable:

@@ -93,7 +93,7 @@ def _notes(found: RunComparison) -> tuple[str, ...]:
         "run that was picked by them should be reported on rows of its own.",
         "No pair of runs was tested row by row: where the intervals of two overlap, no difference between "
         "them is shown.",
-        "Speed-up and A/A noise in the first table are those of the setting with the least speed-up.",
+        "Speed-up and A/A noise in the first table are of the setting with the lowest bound.",
     )
 
 

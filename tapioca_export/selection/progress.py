@@ -130,4 +130,4 @@ class Progress:
         best = "" if self.best is None else f", best {self.metric} {self.best:.4g}"
         name = self.settings.choices(self.probe.num_layers).name
         last = "" if layer is None else f", layer {name(layer)}"
-        self.bar.set_description_str(f"Round {self.round} of at most {self.rounds}{last}{best}")
+        self.bar.set_description_str(f"Round {self.round}/{self.rounds}{last}{best}")

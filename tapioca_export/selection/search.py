@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -30,8 +29,6 @@ from .searches import BY_METRIC, SEARCHES, BudgetSpent, Path, Walk
 Weigh = Callable[[Sequence[tuple[int, ...]]], tuple[Point, ...]]
 # Criteria that end by themselves on rows without labels.
 SELF_ENDING = ("tapioca", "fixed")
-
-logger = logging.getLogger(__name__)
 
 
 def select_layers(
@@ -67,7 +64,6 @@ def select_layers(
         _refuse_no_mean(probe, task)
     started = time.perf_counter()
     choices = settings.choices(probe.num_layers)
-    logger.info("Selecting layers by %s on %d %s rows", settings.criterion, num_samples, probe.select_on)
     baseline, walk, reason, is_cut = _walked(probe, settings, choices, getattr(task, "metric", "metric"))
     floor = walk.floor
     steps, picked = _picked(walk.paths, baseline, probe, settings)
@@ -101,7 +97,6 @@ def select_layers(
         cost=_cost(probe, walk, num_samples, time.perf_counter() - started),
         stacks=choices.units.stacks,
     )
-    logger.info("Search ended: %s", reason)
     sets = [tuple(step.layer for step in path) for path in walk.paths]
     return replace(found, points=weigh(sets) if weigh else ())
 
