@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from . import graph_files, reading, steps
+from . import graph_files, provenance, reading, steps
 from .artifacts import Bounds, Plan, Selection, check_output
 from .config import RunConfig
 from .costing import PlanSettings, predict, run_bytes
@@ -29,6 +29,7 @@ def plan(config: RunConfig, command: Literal["select", "run"] = "select") -> Pla
         sides: Sequence[Side] = ("select",) if command == "select" else ("select", "report")
         model, roles = reading.load_with_roles(config, sides)
         found = of_search(config, model, roles)
+        found = replace(found, config=provenance.resolved(config, config.output))
         return found if command == "select" else _of_run(config, model, found)
 
 

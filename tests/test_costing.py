@@ -317,6 +317,31 @@ def test_a_run_is_planned_with_the_disk_it_takes(
     assert "disk, estimated" in call("run", *rest).stdout
 
 
+def test_a_plan_says_with_which_settings(
+    tiny: Tiny, sample_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a config file too, and of them those alone that were asked for."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plan.toml").write_text('epsilon = 0.5\noptimize = "O1"\nformat = ["onnx", "pt2"]\n')
+    _, *rest = arguments(tiny, sample_files, tmp_path / "out")
+    given = ("run", *rest, "-c", "plan.toml", "--columns", "text=text")
+    result = call(*given)
+    assert result.exit_code == 0, result.output
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("Settings: "))
+    for said in (
+        "epsilon 0.5",
+        "optimize O1",
+        "format onnx,pt2",
+        "columns text=text",
+        f"output {tmp_path / 'out'}",
+    ):
+        assert f"{said}," in line or f"{said};" in line
+    assert "pick" not in line
+    config = json.loads(call(*given, "--json").stdout)["config"]
+    assert (config["epsilon"], config["pick"], config["format"]) == (0.5, "best", ["onnx", "pt2"])
+    assert "Selecting" not in result.stderr  # nothing is
+
+
 def test_what_a_run_writes_is_counted_in_weights(tiny: Tiny) -> None:
     model = load_model(tiny("bert"))
     whole = sum(weight.numel() for weight in model.network.parameters())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from ..showing import Shown
 from .records import SCHEMA_VERSION, SPARSE
@@ -42,6 +42,8 @@ class Plan(Shown):
     Of several stacks, what a round costs depends on which of them loses a layer: the bounds are those of
     dropping the layers that run first and those that run last. `longest_batch` is given as the first
     stack's; `flops` and `seconds` are estimates by the mean layer of all.
+
+    `config` has every setting as the command would take it, defaults and config file included.
     """
 
     model: str
@@ -69,5 +71,6 @@ class Plan(Shown):
     advice: str
     disk_bytes: Bounds = field(default=Bounds(0, 0))
     command: Literal["select", "run"] = field(default="select", metadata=SPARSE)
+    config: dict[str, Any] = field(default_factory=dict)
     kind: Literal["plan"] = "plan"
     schema_version: int = SCHEMA_VERSION

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from ..artifacts import Bounds, Plan
+from ..config import RunConfig
 from .tables import TextTable
 from .wording import size_text
 
@@ -47,11 +50,37 @@ def render_plan(plan: Plan) -> str:
         [
             f"{table.caption}.",
             *(f"  {name:{width}s}  {text}" for name, text in table.rows),
+            *_settings(plan),
             plan.advice,
             *beside,
             f"Nothing was searched and nothing written; {plan.calibration_seconds:.1f} s of calibration.",
         ]
     )
+
+
+def _settings(plan: Plan) -> list[str]:
+    """Return the settings that are not what they are by default."""
+    defaults = asdict(RunConfig(model=""))
+    shown = [
+        f"{name.replace('_', '-')} {_setting(value)}"
+        for name, value in plan.config.items()
+        if value not in (_plain(defaults[name]), None)
+    ]
+    return (
+        [f"Settings: {', '.join(shown)}; all others have their defaults (--json has all)."] if shown else []
+    )
+
+
+def _setting(value: Any) -> str:
+    """Return a value as one would say it."""
+    if isinstance(value, dict):
+        return ",".join(f"{name}={part}" for name, part in value.items())
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return a default as JSON has it."""
+    return json.loads(json.dumps(value, default=str))
 
 
 def _span(bounds: Bounds, text: Callable[[Any], str]) -> str:
