@@ -41,11 +41,21 @@ const before = String(folded());
 window.dispatchEvent(new Event("beforeprint"));
 const unfolded = folded().every(Boolean);
 window.dispatchEvent(new Event("afterprint"));
+const entry = () => document.querySelector(".plot [role=switch]");
+const name = entry() && entry().getAttribute("aria-label");
+const press = async () => {
+  entry().focus();
+  document.activeElement.dispatchEvent(new KeyboardEvent("keydown", {key: "Enter", bubbles: true}));
+  await new Promise(next => setTimeout(next, 300));
+  return entry().getAttribute("aria-checked") + " " + (document.activeElement === entry());
+};
+const pressed = entry() ? [await press(), await press()].join() : "";
+await new Promise(next => setTimeout(next, 300));  // what is asked for late is seen as well
 const [painted] = performance.getEntriesByName("first-contentful-paint");
 const found = {
   drawn: drawn(), plots: all.length, title: document.title,
   opened: (painted || {startTime: Infinity}).startTime / 1000, seconds,
-  prints: unfolded && String(folded()) === before,
+  prints: unfolded && String(folded()) === before, keys: pressed === "false true,true true",
 };
 console.log("FOUND " + JSON.stringify(found) + " END");
 """
@@ -62,7 +72,8 @@ HOSTILE = (
 class Opened:
     """What a browser made of a page: plots drawn and wanted, its title, seconds until text, and plots.
 
-    `prints` tells that all that can be unfolded is so on paper, and on the screen as it was afterwards.
+    `prints` tells that all that can be unfolded is so on paper, and on the screen as it was afterwards; `keys`
+    that the first series of a legend goes and comes back by the keyboard, which stays on it.
     """
 
     drawn: int
@@ -71,6 +82,7 @@ class Opened:
     opened: float | None
     seconds: float
     prints: bool
+    keys: bool
     errors: tuple[str, ...] = ()
     requests: tuple[str, ...] = ()
 
@@ -107,6 +119,7 @@ def check(file: Path) -> None:
     assert not opened.requests, opened.requests
     assert opened.drawn == opened.plots > 0, opened
     assert opened.prints, opened
+    assert opened.keys, opened
     title = re.search("<title>(.*?)</title>", file.read_text(encoding="utf-8"))
     assert title is not None
     assert opened.title == html.unescape(title[1]), opened.title
