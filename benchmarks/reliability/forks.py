@@ -92,6 +92,9 @@ class Running:
         seconds = time.monotonic() - self.started
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
+            for _ in range(250):  # a fork that is dying still holds what it has inherited, locks too
+                os.killpg(self.pid, 0)
+                time.sleep(0.002)
         said, printed = (
             (self.room.path / name).read_text(encoding="utf-8", errors="replace") for name in ("err", "out")
         )

@@ -14,7 +14,7 @@ def quiet() -> Iterator[None]:
     """Silence exporters: they print (a refused graph as a whole), and warn of what is not needed."""
     previous = logging.root.manager.disable
     try:
-        logging.disable(logging.WARNING)
+        logging.disable(logging.ERROR)  # what is an error is raised as well
         unread = io.StringIO()
         with (
             warnings.catch_warnings(),
