@@ -72,8 +72,8 @@ HOSTILE = (
 class Opened:
     """What a browser made of a page: plots drawn and wanted, its title, seconds until text, and plots.
 
-    `prints` tells that all that can be unfolded is so on paper, and on the screen as it was afterwards; `keys`
-    that the first series of a legend goes and comes back by the keyboard, which stays on it.
+    `prints` tells that all that can be unfolded is so on paper, and on the screen as it was afterwards;
+    `keys` that the first series of a legend goes and comes back by the keyboard, which stays on it.
     """
 
     drawn: int
