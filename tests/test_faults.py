@@ -270,8 +270,10 @@ def test_a_signal_amid_pytorchs_writing_waits_for_its_end(tmp_path: Path) -> Non
         "from tapioca_export.models import load_model\n"
         "from tapioca_export.stopping import stopped_by_signals\n"
         "write = writing._Patient.write\n"
+        "calls = []\n"
         "def late(self, data):\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 5: os.kill(os.getpid(), signal.SIGTERM)\n"
         "    return write(self, data)\n"
         "writing._Patient.write = late\n"
         "model = load_model('tapioca_export/polynomial_weights')\n"
@@ -492,6 +494,16 @@ def test_a_writer_that_gives_no_reason_is_believed_to_lack_room_on_a_full_disk(
     )
     assert found is not None
     assert found.message == f"Cannot write {tmp_path}: No space left on device."
+
+
+@pytest.mark.parametrize(("free", "is_told"), [(0, True), (999_999, True), (1_000_001, False)])
+def test_what_had_to_fit_says_whether_a_disk_is_full(
+    free: int, is_told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=free)
+    monkeypatch.setattr(exhaustion.shutil, "disk_usage", lambda path: usage)
+    found = exhausted(RuntimeError("DecodeError: Wire format was corrupt"), tmp_path, 1_000_000)
+    assert isinstance(found, OutputError) is is_told
 
 
 def test_an_output_that_holds_something_is_refused_before_libraries_load(tmp_path: Path) -> None:

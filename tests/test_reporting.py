@@ -31,6 +31,7 @@ from reports import (
 from tapioca_export import artifacts
 from tapioca_export.artifacts import Pair, Prediction, Ratio, Report
 from tapioca_export.reporting import render_html, render_markdown, write_report
+from tapioca_export.reporting.tables import export_table
 from tapioca_export.reporting.wording import size_text
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -198,6 +199,11 @@ def test_unmeasured_roles_skipped_work_and_the_paper_are_mentioned():
     assert "was not measured" in finding("Target", made)
     assert "no such device" in finding("Not measured here", made)
     assert "own proposal" in finding("The body of the TAPIOCA paper", made)
+
+
+def test_an_export_says_how_many_layers_it_has_left():
+    shown = {row[0]: row[1] for row in export_table({"pruned/onnx": export(num_layers=12, drop=DROP)}).rows}
+    assert shown["layers"] == "10 of 12 (dropped 4, 7)"
 
 
 def test_torchscript_is_called_deprecated_only_where_it_was_exported():

@@ -24,6 +24,8 @@ from tapioca_export.cli.options import SETTINGS, _parse_config
 from tapioca_export.collating import collate, compared_run
 from tapioca_export.config import RunConfig
 from tapioca_export.errors import ConfigError
+from tapioca_export.provenance import make_run
+from tapioca_export.reporting.markdown import json_text
 from tapioca_export.schemas import kinds, schema
 
 pytestmark = pytest.mark.xdist_group("end-to-end")
@@ -222,6 +224,40 @@ def test_run_takes_what_init_writes_as_it_is(
     assert call("run", *given, *extra, "--task", "text-classification", "-q").exit_code == 0
     assert received[0] == received[1]
     assert received[0].task == "text-classification"
+
+
+def test_of_rows_without_labels_init_sets_what_needs_none(given: list[object], tmp_path: Path) -> None:
+    for seed, name in enumerate(("id", "target")):
+        write_jsonl(tmp_path / f"{name}.jsonl", text_records(64, seed, labelled=False))
+    assert call("init", *given, "bare.toml").exit_code == 0
+    text = (tmp_path / "bare.toml").read_text(encoding="utf-8")
+    assert '\ncriterion = "tapioca"\n' in text
+    assert "# The target rows have no labels" in text
+    assert call("select", "-c", "bare.toml", "-q").exit_code == 0
+    assert call("init", *given, "asked.toml", "--criterion", "random").exit_code == 0
+    assert 'criterion = "random"' in (tmp_path / "asked.toml").read_text(encoding="utf-8")
+
+
+def test_the_configuration_in_a_report_is_what_run_takes(
+    given: list[object], received: list[RunConfig], tmp_path: Path
+) -> None:
+    """As the report says, in JSON, which is YAML."""
+    asked = [
+        "--epsilon",
+        "0.5",
+        "--format",
+        "pt2",
+        "--columns",
+        "text=text",
+        "--drop-leaks",
+        "--batch-size",
+        "3",
+    ]
+    assert call("run", *given, *asked, "-q").exit_code == 0
+    record = make_run(received[0], tmp_path, {}, {}, {})
+    (tmp_path / "settings.yaml").write_text(json_text(record.config), encoding="utf-8")
+    assert call("run", "-c", "settings.yaml", "-q").exit_code == 0
+    assert received[0] == received[1]
 
 
 def test_a_config_file_of_init_drives_a_real_search(given: list[object]) -> None:
