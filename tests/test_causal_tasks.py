@@ -14,7 +14,16 @@ import pytest
 import torch
 import transformers
 from click.testing import CliRunner, Result
-from conftest import DECODERS, NUM_LAYERS, WORDS, make_decoder, make_tokenizer, save_model, write_jsonl
+from conftest import (
+    DECODERS,
+    NUM_LAYERS,
+    WORDS,
+    complaint,
+    make_decoder,
+    make_tokenizer,
+    save_model,
+    write_jsonl,
+)
 from test_laws import drop_by_hand
 from torch import nn
 
@@ -449,7 +458,7 @@ def test_the_command_line_refuses_an_encoder_before_it_loads_it(tmp_path: Path, 
         "select", "-m", tmp_path / "model", "-t", task, "--id", path, "--target", path, "-o", tmp_path / "out"
     )
     assert result.exit_code == 1
-    assert result.stderr.startswith("Error: Model type bert is no decoder")
+    assert complaint(result)[0].startswith("Error: Model type bert is no decoder")
     assert "Traceback" not in result.output
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import reports
 from click.testing import CliRunner, Result
+from conftest import complaint
 from test_reporting import HOSTILE, LOADING, Page
 
 from tapioca_export.artifacts import (
@@ -421,7 +422,7 @@ def test_what_cannot_be_put_side_by_side_is_refused_in_one_line(case: str, pair:
     spoil, folders, words = REFUSED[case]
     spoil(pair / "old" / "out")
     result = call("report", "--compare", *folders, "-o", "there")
-    lines = result.stderr.splitlines()
+    lines = complaint(result)
     assert (result.exit_code, len(lines), result.stdout) == (1, 2, "")
     assert words in lines[0]
     assert lines[1].startswith("Hint: ")

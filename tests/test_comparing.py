@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from conftest import NUM_LAYERS, text_records, write_jsonl
+from conftest import NUM_LAYERS, complaint, text_records, write_jsonl
 from test_laws import drop_by_hand
 
 import tapioca_export
@@ -228,7 +228,7 @@ def test_json_prints_the_artifact_and_quiet_prints_nothing(
 ) -> None:
     asked = ["select", "-m", "m", "--compare", "tale,last"]
     result = call(*asked, "--json")
-    assert (result.stdout, result.stderr) == (artifacts.to_json(comparison), "")
+    assert (result.stdout, complaint(result)) == (artifacts.to_json(comparison), [])
     assert json.loads(result.stdout)["kind"] == "comparison"
     assert call(*asked, "-q").output == ""
 
@@ -242,7 +242,7 @@ def test_a_configuration_file_names_criteria_as_a_list_or_a_text(text: str, rece
 
 
 def refused(result: Result, *words: str) -> None:
-    lines = result.stderr.splitlines()
+    lines = complaint(result)
     assert result.exit_code == 1, result.output
     assert len(lines) == 2, result.stderr
     assert lines[0].startswith("Error: ")

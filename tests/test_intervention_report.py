@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import reports
 from click.testing import CliRunner, Result
-from conftest import NUM_LAYERS, text_records, write_jsonl
+from conftest import NUM_LAYERS, complaint, text_records, write_jsonl
 from test_reporting import HOSTILE, Page
 
 import tapioca_export
@@ -31,7 +31,7 @@ def call(*arguments: object) -> Result:
 
 
 def refused(result: Result, *words: str) -> None:
-    lines = result.stderr.splitlines()
+    lines = complaint(result)
     assert result.exit_code == 1, result.output
     assert len(lines) == 2, result.stderr
     for word in words:
@@ -128,7 +128,7 @@ def test_the_same_seed_gives_the_same_artifact(
 ) -> None:
     asked = ["--layers", "1,3", "--alphas", "1.5,0.5,0", "--draws", 5, "-o", tmp_path / "out", "--json"]
     result = call(*arguments, *asked)
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.exit_code, complaint(result)) == (0, [])
     assert result.stdout == (tmp_path / "out/intervention.json").read_text(encoding="utf-8")
     one, other = (read(f / "intervention.json", Intervention) for f in (tmp_path / "out", finished[0]))
     assert replace(one, seconds=other.seconds) == other

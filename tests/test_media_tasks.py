@@ -18,7 +18,7 @@ import pyarrow
 import pytest
 import soundfile
 from click.testing import CliRunner
-from conftest import write_jsonl
+from conftest import complaint, write_jsonl
 from media import (
     RATE,
     SIZE,
@@ -281,7 +281,7 @@ def test_a_cut_off_image_is_refused_before_a_search_begins(vit: Path, tmp_path: 
     ]
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == 1
-    lines = result.stderr.strip().splitlines()
+    lines = complaint(result)
     assert len(lines) == 2
     assert re.search(r"rows.jsonl, line \d+: image .* cannot be read: .*truncated", lines[0])
 

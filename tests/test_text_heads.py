@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import FAMILIES, make_tokenizer, write_jsonl
+from conftest import FAMILIES, complaint, make_tokenizer, write_jsonl
 from sklearn.metrics import f1_score, log_loss, mean_squared_error, r2_score
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -150,7 +150,7 @@ def test_a_bad_label_is_named_by_file_and_row_at_the_command_line(suffix: str, t
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     place = f"{bad}, row 3" if suffix == "csv" else f"{bad}, line 3"
     assert result.exit_code == 1
-    assert result.stderr.splitlines()[0] == f"Error: {place}: label 'many' is not a number."
+    assert complaint(result)[0] == f"Error: {place}: label 'many' is not a number."
     assert not (tmp_path / "out").exists()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import write_jsonl
+from conftest import complaint, write_jsonl
 from token_models import (
     ASKED,
     MODELS,
@@ -188,7 +188,7 @@ def test_a_bad_row_is_named_by_file_and_line(
     arguments = ["select", "-m", model, "--id", good, "--target", bad, "-o", tmp_path / "out"]
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == 1
-    first, second = result.stderr.splitlines()
+    first, second = complaint(result)
     assert first == f"Error: {bad}, line 3: {message}"
     assert second.startswith("Hint: ")
     assert not (tmp_path / "out").exists()
