@@ -278,7 +278,7 @@ def test_files_of_torchscript_plain_and_fused(family: str, tmp_path: Path) -> No
 def cli(*arguments: object) -> str:
     result = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout
 
 
 @pytest.fixture(scope="module")
