@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,14 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.reliability import faults, subjects  # noqa: E402
 
 Invoke = Callable[..., object]
+
+
+@pytest.fixture(autouse=True)
+def heeded() -> Iterator[None]:
+    """Commands that these tests start heed Ctrl-C, also where the tests run in a shell's background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 # --- the benchmark, in brief ------------------------------------------------------------------
