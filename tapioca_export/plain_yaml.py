@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 
@@ -20,10 +21,9 @@ def load(text: str) -> Any:
             return super().compose_node(parent, index)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            for name in names:
-                if names.count(name) > 1:
-                    raise yaml.YAMLError(f"{name!r} is given twice")
+            names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            if len(names) < names.total():
+                raise yaml.YAMLError(f"{names.most_common(1)[0][0]!r} is given twice")
             return super().construct_mapping(node, deep)
 
     try:

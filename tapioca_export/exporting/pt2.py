@@ -17,7 +17,7 @@ from ..stopping import unstopped
 from ..tasks import Inputs
 from .formats import FORMATS, Dialect, Format, Written
 from .tracing import dynamic, exported, exporter_name
-from .writing import written
+from .writing import stream_into
 
 MODEL_FILE = "model.pt2"
 
@@ -39,15 +39,13 @@ def write_pt2(model: LoadedModel, example: Inputs, folder: Path, dialect: Dialec
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # lines of source under the paths of this machine
-    try:
-        # Whatever is raised within PyTorch's writer, by a signal too, ends the process.
-        with unstopped(), written(folder / MODEL_FILE) as stream:
+    # Whatever is raised within PyTorch's writer, by a signal too, ends the process.
+    with unstopped(), stream_into(folder / MODEL_FILE) as stream:
+        try:
             torch.export.save(program, stream)
-    except OSError:  # of a full disk, which is told as such
-        raise
-    # Of what has no place in the file, PyTorch's serializer raises errors of its own.
-    except Exception as error:
-        raise ExportError(f"torch.export cannot save {model.source}: {first_line(error)}") from error
+        # Of what has no place in the file, PyTorch's serializer raises errors of its own.
+        except Exception as error:
+            raise ExportError(f"torch.export cannot save {model.source}: {first_line(error)}") from error
     return Written(exporter_name("DynamoExporter"), None, tuple(example), model.task.outputs, (MODEL_FILE,))
 
 

@@ -10,7 +10,7 @@ from typing import IO, Any, cast
 
 
 @contextmanager
-def written(file: Path) -> Iterator[IO[bytes]]:
+def stream_into(file: Path) -> Iterator[IO[bytes]]:
     """Give a stream into a new file; what stopped it is raised at the end, not amid the writer's work.
 
     PyTorch's writer of archives finishes them in a destructor, which may raise nothing.

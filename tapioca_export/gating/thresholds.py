@@ -88,8 +88,8 @@ def _speedup(report: Report, limit: float) -> Check:
     return Check(
         "min_speedup",
         all(row.speedup.interval[0] >= limit for row in rows),
-        f"Of {len(rows)} settings, the lowest bound is {low:.6g}: speed-up {worst.speedup.median:.6g}, 95 % "
-        f"interval {low:.6g} to {high:.6g}, at {worst.setting}, "
+        f"Speed-up with the lowest bound of {len(rows)}: {worst.speedup.median:.6g}, 95 % interval "
+        f"{low:.6g} to {high:.6g}, at {worst.setting}, "
         f"{worst.provider}, {worst.runtime}; the low bound must be at least {limit:.6g}.",
     )
 

@@ -60,11 +60,11 @@ def render_plan(plan: Plan) -> str:
 
 def _settings(plan: Plan) -> list[str]:
     """Return the settings that are not what they are by default."""
-    defaults = asdict(RunConfig(model=""))
+    defaults = json.loads(json.dumps(asdict(RunConfig(model="")), default=str))  # as JSON has them
     shown = [
         f"{name.replace('_', '-')} {_setting(value)}"
         for name, value in plan.config.items()
-        if value not in (_plain(defaults[name]), None)
+        if value not in (defaults[name], None)
     ]
     return (
         [f"Settings: {', '.join(shown)}; all others have their defaults (--json has all)."] if shown else []
@@ -76,11 +76,6 @@ def _setting(value: Any) -> str:
     if isinstance(value, dict):
         return ",".join(f"{name}={part}" for name, part in value.items())
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _plain(value: Any) -> Any:
-    """Return a default as JSON has it."""
-    return json.loads(json.dumps(value, default=str))
 
 
 def _span(bounds: Bounds, text: Callable[[Any], str]) -> str:

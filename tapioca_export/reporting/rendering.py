@@ -14,7 +14,10 @@ from .pages import Section, render_page
 from .tables import TextTable
 from .wording import damped_text, effect, model_text, number, size_text
 
-AGAIN = "Saved as settings.yaml, the configuration is what `tapioca-export run -c settings.yaml` takes."
+AGAIN = (
+    "The configuration, saved as settings.yaml, does the same again where its paths lead to the model and the "
+    "samples: tapioca-export run -c settings.yaml --output ANOTHER."
+)
 
 
 @dataclass(frozen=True)
