@@ -15,8 +15,8 @@ from .tables import TextTable
 from .wording import damped_text, effect, model_text, number, size_text
 
 AGAIN = (
-    "The configuration, saved as settings.yaml, does the same again where its paths lead to the model and the "
-    "samples: tapioca-export run -c settings.yaml --output ANOTHER."
+    "The configuration, saved as settings.yaml, does the same again where its paths lead to the model and "
+    "the samples: tapioca-export run -c settings.yaml --output ANOTHER."
 )
 
 
