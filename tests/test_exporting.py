@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -155,6 +156,14 @@ def test_an_opset_that_cannot_be_written_is_one_clear_error() -> None:
 def test_an_unknown_format_is_met_with_a_suggestion() -> None:
     with pytest.raises(UnknownNameError, match="onx"):
         FORMATS["onx"]
+
+
+def test_an_exporter_that_is_stopped_logs_nothing_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    """PyTorch logs an error of many lines wherever Ctrl-C meets it."""
+    with quiet():
+        logging.getLogger("torch").error("a traceback")
+    logging.getLogger("torch").error("later")
+    assert [record.message for record in caplog.records] == ["later"]
 
 
 @pytest.mark.slow

@@ -31,8 +31,9 @@ from reports import (
 from tapioca_export import artifacts
 from tapioca_export.artifacts import Pair, Prediction, Ratio, Report
 from tapioca_export.reporting import render_html, render_markdown, write_report
-from tapioca_export.reporting.tables import export_table
-from tapioca_export.reporting.wording import size_text
+from tapioca_export.reporting.rendering import AGAIN
+from tapioca_export.reporting.tables import export_table, layer_table
+from tapioca_export.reporting.wording import number, size_text
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
 
@@ -199,6 +200,19 @@ def test_unmeasured_roles_skipped_work_and_the_paper_are_mentioned():
     assert "was not measured" in finding("Target", made)
     assert "no such device" in finding("Not measured here", made)
     assert "own proposal" in finding("The body of the TAPIOCA paper", made)
+
+
+def test_what_profile_prints_stands_behind_each_layer():
+    made = report().profile
+    rows = layer_table(made).rows
+    assert [row[0] for row in rows] == [str(layer) for layer in range(12)]
+    values = (made.id.norms, made.target.norms, made.deviation.norms, made.deviation.distances)
+    assert rows[4][1:] == tuple(number(column[5]) for column in values)
+
+
+def test_a_report_says_how_it_is_made_again():
+    assert AGAIN in render_markdown(report())
+    assert AGAIN in render_html(report())
 
 
 def test_an_export_says_how_many_layers_it_has_left():
