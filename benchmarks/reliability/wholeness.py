@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,11 +67,14 @@ class Reference:
 
 
 def reference(subject: Subject, world: Path, rooms: Path) -> Reference:
-    """Run a command twice, once over an old output, and return what is the same in both outputs."""
+    """Run a command twice, once over an old output, and return what is the same in both outputs.
+
+    In one of them the clock runs otherwise: what says how long something took is the same in none.
+    """
     outputs, seconds = [], 0.0
     for number, tried in enumerate((subject, subject.replacing())):
         room, output = furnished(subject, world, rooms / f"reference-{number}", old=bool(number))
-        done = run(tried.command(world, subject.output), room)
+        done = run(tried.command(world, subject.output), room, None if number else _hurry)
         if done.code or done.crash() or left_behind(subject, room, finished=True):
             raise RuntimeError(f"{subject.name} does not run: {done.said or done.printed}")
         outputs.append(output)
@@ -94,6 +98,12 @@ def reference(subject: Subject, world: Path, rooms: Path) -> Reference:
             if ".json" in path.suffix
         }
     return Reference(files, seconds, sum(path.stat().st_size for path in paths), shapes)
+
+
+def _hurry() -> None:
+    """Let the clock by which work is timed run eight times as fast."""
+    clock = time.perf_counter
+    time.perf_counter = lambda: 8 * clock()
 
 
 def _shape(value: Any) -> Any:
