@@ -201,6 +201,32 @@ def test_bootstrap_intervals_agree_with_the_normal_approximation() -> None:
     assert bootstrap_interval(values, np.mean) == pytest.approx(expected, abs=0.03)
 
 
+def test_a_mean_of_skewed_rows_has_a_bootstrap_t_interval() -> None:
+    rows = np.exp(np.random.default_rng(0).normal(0.0, 1.5, size=100))
+    found = compare(REGRESSION, losses(rows), losses(rows[::-1]))
+    drawn = rows[np.random.default_rng(1).integers(0, 100, (20_000, 100))]
+    t = (drawn.mean(axis=1) - rows.mean()) / (drawn.std(axis=1, ddof=1) / 10)
+    ends = rows.mean() - np.percentile(t, [97.5, 2.5]) * rows.std(ddof=1) / 10
+    assert found.original_interval == pytest.approx(ends, abs=0.03 * float(np.ptp(ends)))
+    assert found.pruned_interval == pytest.approx(found.original_interval, abs=0.03 * float(np.ptp(ends)))
+    low, high = np.percentile(drawn.mean(axis=1), [2.5, 97.5])
+    assert found.original_interval[0] > low
+    assert found.original_interval[1] > high + 0.1 * (high - low), "the long tail is above"
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1])
+@pytest.mark.parametrize("num_wrong", [0, 1, 3])
+def test_rows_that_are_nearly_all_alike_have_a_finite_interval(value: float, num_wrong: int) -> None:
+    rows = np.full(50, value)
+    rows[:num_wrong] = 1.0
+    low, high = compare(REGRESSION, losses(rows), losses(rows)).original_interval
+    if num_wrong == 0:
+        assert (low, high) == (value, value)
+    else:  # 5 % of resamples of three in 50 have none of them
+        assert value == pytest.approx(low)
+        assert rows.mean() < high < 0.3
+
+
 def test_the_same_results_give_the_same_statistics() -> None:
     generator = np.random.default_rng(0)
     original, pruned = losses(generator.random(50)), losses(generator.random(50))

@@ -645,6 +645,40 @@ def test_a_metric_that_is_no_mean_is_made_of_each_domains_rows() -> None:
     assert found.interval[0] < found.difference < found.interval[1]
 
 
+@pytest.mark.parametrize("num_domains", [2, 3])
+def test_the_worst_domains_interval_is_made_of_those_of_each(num_domains: int) -> None:
+    from scipy.stats import binomtest
+
+    right, sizes = (48, 40, 45)[:num_domains], (80, 60, 70)[:num_domains]
+    values = np.concatenate([np.arange(size) < count for count, size in zip(right, sizes, strict=True)])
+    before = Scores(values.astype(float), np.zeros(len(values)))
+    named = dict(zip("abc", sizes, strict=False))
+    found = compare(ACCURACY, before, before, Domains.of(named, "worst"))
+
+    def ends(level: float) -> list[tuple[float, float]]:
+        shares = map(binomtest, right, sizes)
+        return [tuple(share.proportion_ci(level, "wilson")) for share in shares]
+
+    # Alike, all their better ends hold together 95 times in 100; the worst one alone says how bad it may be.
+    jointly = 1 - 2 * (1 - 0.95 ** (1 / num_domains))
+    expected = min(low for low, _ in ends(0.95)), min(high for _, high in ends(jointly))
+    assert found.original_interval == found.pruned_interval == pytest.approx(expected)
+    assert found.interval == (0.0, 0.0)
+
+
+def test_the_worst_of_several_losses_is_the_largest() -> None:
+    values = np.random.default_rng(0).lognormal(size=90) * np.repeat([1.0, 1.0, 3.0], 30)
+    before = Scores(values, values)
+    named, regression = {"a": 30, "b": 30, "c": 30}, TASKS["polynomial-regression"]
+    found = compare(regression, before, before, Domains.of(named, "worst"))
+    alone = [
+        compare(regression, Scores(part, part), Scores(part, part)).original_interval
+        for part in values.reshape(3, 30)
+    ]
+    assert found.original_interval[1] == max(high for _, high in alone)
+    assert max(low for low, _ in alone) > found.original_interval[0] > 1.0
+
+
 def test_replicates_of_one_domain_are_those_without_domains() -> None:
     values = [scores(seed, 50, 0.5).values for seed in range(3)]
     mean = lambda drawn: drawn.mean(axis=-1)  # noqa: E731

@@ -2,6 +2,7 @@
 
     python -m benchmarks.reliability.intervals            # writes intervals.json
     python -m benchmarks.reliability.intervals --quick    # what CI runs: fewer populations and samples
+    python -m benchmarks.reliability.intervals --only nmse --only log-perplexity    # the others are kept
 
 Rows are drawn from populations whose truth is known (populations.py), again and again, and given to the
 comparison that every benchmark makes. Counted is how often its intervals hold the truth, and where the
@@ -15,6 +16,7 @@ interval.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -63,7 +65,8 @@ def simulate(name: str, num_rows: int, times: int) -> dict[str, Any]:
             effects[seen] += 1
     shares = {what: count / times for what, count in covered.items()}
     fooled = None if population.has_effect else {what: count / times for what, count in effects.items()}
-    return {"population": name, "rows": num_rows, "times": times, "covered": shares, "fooled": fooled}
+    case = {"population": name, "rows": num_rows, "times": times, "covered": shares, "fooled": fooled}
+    return {**case, "commit": origin()["commit"]}
 
 
 def simulate_timing(times: int) -> dict[str, Any]:
@@ -74,7 +77,8 @@ def simulate_timing(times: int) -> dict[str, Any]:
         low, high = bootstrap_interval(ratios, np.median)
         covered += low <= 1.25 <= high
     shares = {"ratio": covered / times}
-    return {"population": "speed-up", "rows": ROUNDS, "times": times, "covered": shares, "fooled": None}
+    case = {"population": "speed-up", "rows": ROUNDS, "times": times, "covered": shares, "fooled": None}
+    return {**case, "commit": origin()["commit"]}
 
 
 def agreement(tables: int) -> dict[str, Any]:
@@ -187,18 +191,30 @@ def measure(
         return {"simulations": times, "cases": found, "agreement": agreed.result()}
 
 
+def kept(output: Path, cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the cases in a file of an earlier measurement that are not among those measured again."""
+    again = {(case["population"], case["rows"]) for case in cases}
+    before = json.loads(output.read_text(encoding="utf-8"))["cases"]
+    return [case for case in before if (case["population"], case["rows"]) not in again]
+
+
 @click.command(help=__doc__)
 @click.option("--quick", is_flag=True, help="What CI runs.")
+@click.option(
+    "--only", multiple=True, type=click.Choice(list(POPULATIONS)), help="Measure these; keep the others."
+)
 @click.option("--simulations", default=1000, show_default=True)
 @click.option("--jobs", default=2, show_default=True, help="Processes.")
 @click.option("--output", default=OUTPUT, show_default=True, type=click.Path(path_type=Path))
-def main(quick: bool, simulations: int, jobs: int, output: Path) -> None:
+def main(quick: bool, only: Sequence[str], simulations: int, jobs: int, output: Path) -> None:
     """Measure, print and write."""
     clock = time.perf_counter()
-    chosen = [population for name, population in POPULATIONS.items() if not quick or name in QUICK]
+    chosen = [POPULATIONS[name] for name in only or (QUICK if quick else POPULATIONS)]
     given = (300, 100) if quick else (simulations, TABLES)
     found = {**origin(), **measure(chosen, *given, jobs, quick=quick)}
     found["minutes"] = round((time.perf_counter() - clock) / 60, 1)
+    if only:
+        found["cases"] = kept(output, found["cases"]) + found["cases"]
     click.echo("\n".join(table(found)))
     write(found, output)
     finish(rows(found), broken(found))

@@ -145,5 +145,7 @@ _ALL = (
     Population("accuracy, mean of two domains", CLASSIFICATION, (HARD, EASY), is_costly=True),
     Population("accuracy, worst of two domains", CLASSIFICATION, (HARD, EASY), "worst", is_costly=True),
     Population("accuracy, worst of two alike", CLASSIFICATION, (HARD, HARD), "worst", is_costly=True),
+    Population("accuracy, worst of four alike", CLASSIFICATION, (HARD,) * 4, "worst", is_costly=True),
+    Population("nmse, worst of two alike", REGRESSION, (squared_errors(0.8),) * 2, "worst", is_costly=True),
 )
 POPULATIONS: Mapping[str, Population] = {population.name: population for population in _ALL}

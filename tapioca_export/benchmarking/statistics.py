@@ -21,6 +21,7 @@ NUM_RESAMPLES = 9999
 LEVEL = 0.05  # of what is drawn, intervals leave out
 # Numbers held at a time while resampling: 2 million doubles are 16 MB.
 _BATCH_NUMBERS = 2_000_000
+_NO_SPREAD = 1e-9  # of all rows' spread: what rounding leaves of equal numbers
 Statistic = Callable[..., np.ndarray]
 
 
@@ -57,9 +58,11 @@ def compare(task: Task, original: Scores, pruned: Scores, domains: Domains | Non
 
     Returns:
         Difference with a 95 % paired bootstrap interval; p by the exact McNemar test where rows
-        are right or wrong, by a paired permutation test otherwise; an interval a model (Wilson,
-        or bootstrap); rows gained and lost, where the metric is a mean over rows. Of several domains,
-        rows are drawn anew within each, and p is that of a permutation test of the objective.
+        are right or wrong, by a paired permutation test otherwise; an interval a model (Wilson where
+        rows are right or wrong, bootstrap-t where a row counts by how much it is off, percentile bootstrap
+        otherwise); rows gained and lost, where the metric is a mean over rows. Of several domains,
+        rows are drawn anew within each, and p is that of a permutation test of the objective; a model's
+        interval for the worst of them is made of theirs.
 
     Source: McNemar 1947, doi:10.1007/BF02295996, in its exact binomial form; Wilson 1927,
         doi:10.1080/01621459.1927.10502953.
@@ -94,12 +97,11 @@ def _of_means(task: Task, original: np.ndarray, pruned: np.ndarray) -> dict[str,
     original, pruned = averaged(original), averaged(pruned)
     differences = pruned - original
     gained, lost = _changed(task, differences)
-    interval_of = _wilson if task.is_right_or_wrong else _bootstrap_of_mean
     return {
-        "interval": _bootstrap_of_mean(differences),
+        "interval": bootstrap_interval(differences, np.mean),
         "p_value": _mcnemar(gained, lost) if task.is_right_or_wrong else _permutation(original, pruned),
-        "original_interval": interval_of(original),
-        "pruned_interval": interval_of(pruned),
+        "original_interval": _own_interval(task, original),
+        "pruned_interval": _own_interval(task, pruned),
         "gained": gained,
         "lost": lost,
     }
@@ -122,11 +124,15 @@ def _of_domains(task: Task, original: np.ndarray, pruned: np.ndarray, domains: D
 
     has_counts = task.best_value is not None
     counts = _changed(task, averaged(pruned) - averaged(original)) if has_counts else (None, None)
+    if domains.is_worst:
+        own = [_interval_of_worst(task, domains.split(values)) for values in (original, pruned)]
+    else:
+        own = [interval(before), interval(after)]
     return {
         "interval": interval(after - before),
         "p_value": _permutation_of_rows(lambda x, y: metric(x) - metric(y), both),
-        "original_interval": interval(before),
-        "pruned_interval": interval(after),
+        "original_interval": own[0],
+        "pruned_interval": own[1],
         "gained": counts[0],
         "lost": counts[1],
     }
@@ -142,11 +148,35 @@ def _of_aggregates(task: Task, original: np.ndarray, pruned: np.ndarray) -> dict
     return {
         "interval": _bootstrap_of_rows(difference, pruned, original),
         "p_value": _permutation_of_rows(lambda x, y: difference(both[x], both[y]), both),
-        "original_interval": _bootstrap_of_rows(task.aggregate, original),
-        "pruned_interval": _bootstrap_of_rows(task.aggregate, pruned),
+        "original_interval": _own_interval(task, original),
+        "pruned_interval": _own_interval(task, pruned),
         "gained": None,
         "lost": None,
     }
+
+
+def _own_interval(task: Task, values: np.ndarray, level: float = LEVEL) -> Interval:
+    """Return the interval of one model's metric on the rows of one domain, (N,) or (N, k)."""
+    if task.best_value is None:
+        return _bootstrap_of_rows(task.aggregate, values, level=level)
+    return (_wilson if task.is_right_or_wrong else _bootstrap_t)(averaged(values), level)
+
+
+def _interval_of_worst(task: Task, parts: Sequence[np.ndarray]) -> Interval:
+    """Return the interval of the worst of the domains' metrics, made of an interval of each domain.
+
+    Where rows are drawn anew, the worst of several domains that are about as good is worse than the truth,
+    mostly, and drawn once more it is worse again: the middle of the replicates is off by twice that.
+    Instead, the metric is no better than the end of any one domain's interval, and the worst domain's
+    interval says how bad it may be. The better ends have to hold together, for the worst may be any.
+    """
+    jointly = 2.0 * (1.0 - (1.0 - LEVEL) ** (1.0 / len(parts)))
+    alone, together = (
+        np.asarray([_own_interval(task, part, level) for part in parts]) for level in (LEVEL, jointly)
+    )
+    if task.higher_is_better:
+        return float(alone[:, 0].min()), float(together[:, 1].min())
+    return float(together[:, 0].max()), float(alone[:, 1].max())
 
 
 def _mcnemar(gained: int, lost: int) -> float:
@@ -176,25 +206,45 @@ def _permutation(original: np.ndarray, pruned: np.ndarray) -> float:
     return float(result.pvalue)
 
 
-def _wilson(values: np.ndarray) -> Interval:
-    """Return the 95 % Wilson interval of a share of ones."""
+def _wilson(values: np.ndarray, level: float = LEVEL) -> Interval:
+    """Return the Wilson interval of a share of ones, (N,)."""
     from scipy.stats import binomtest
 
     share = binomtest(round(float(values.sum())), len(values))
-    found = share.proportion_ci(method="wilson")
+    found = share.proportion_ci(1.0 - level, method="wilson")
     return float(found.low), float(found.high)
 
 
-def _bootstrap_of_mean(values: np.ndarray) -> Interval:
-    return bootstrap_interval(values, np.mean)
+def _bootstrap_t(values: np.ndarray, level: float = LEVEL) -> Interval:
+    """Return the bootstrap-t interval of the mean of (N,) values.
+
+    Rows that are off by orders of magnitude make the mean skewed, and percentiles of replicates end
+    too early on the long side. Percentiles it is where so many replicates have no spread that
+    t has no such quantile: where nearly all rows are alike.
+
+    Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 12.5.
+    """
+    mean, spread = values.mean(), values.std()
+
+    def t(rows: np.ndarray) -> np.ndarray:
+        spreads = rows.std(axis=-1)
+        return np.asarray((rows.mean(axis=-1) - mean) / np.where(spreads > _NO_SPREAD * spread, spreads, 0.0))
+
+    if np.ptp(values) == 0.0:
+        return float(values[0]), float(values[0])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low, high = np.quantile(replicates((values,), t), [level / 2, 1.0 - level / 2], method="nearest")
+    if np.isfinite([low, high]).all():
+        return float(mean - high * spread), float(mean - low * spread)
+    return interval(replicates((values,), lambda rows: rows.mean(axis=-1)), level)
 
 
-def _bootstrap_of_rows(statistic: Statistic, *values: np.ndarray) -> Interval:
+def _bootstrap_of_rows(statistic: Statistic, *values: np.ndarray, level: float = LEVEL) -> Interval:
     """Return the interval of a statistic of one or two models' values, (N, k), on rows drawn anew."""
     if len(values) == 2 and np.array_equal(*values):
         found = float(statistic(*values))
         return found, found
-    return interval(replicates(values, lambda drawn: statistic(*drawn)))
+    return interval(replicates(values, lambda drawn: statistic(*drawn)), level)
 
 
 def replicates(
