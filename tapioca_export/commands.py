@@ -371,14 +371,19 @@ def _refuse_other_split(config: RunConfig, chosen: Selection | None) -> None:
 
 
 def refuse_other_model(config: RunConfig, selection: Selection, model: LoadedModel) -> None:
-    """Refuse a selection of layers that the model does not have.
+    """Refuse a selection of layers that the model does not have, or that were chosen in another model.
 
     Raises:
-        ConfigError: Saying what layers either has.
+        ConfigError: Saying what layers either has, or how to drop the same of this one.
     """
     of, here = Numbering.of(selection.stacks, selection.num_layers), model.numbering
     if of != here:
         raise ConfigError(f"The selection is for {of} ({selection.model}), {config.model} has {here}.")
+    if None not in (marks := {selection.fingerprint, steps.model_fingerprint(config)}) and len(marks) > 1:
+        raise ConfigError(
+            f"The selection was made for other weights ({selection.model}) than those of {config.model}.",
+            "Select layers of this model, or name them with --drop if they are meant.",
+        )
 
 
 def loading_as_before(

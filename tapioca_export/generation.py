@@ -8,7 +8,7 @@ Shapes: B sequences, T tokens, P tokens cached, A key-value heads, D values a he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from .bars import progress_bar
 from .errors import BenchmarkError
 from .samples import Samples
-from .tasks import Inputs, Processor, Scores, Task
+from .tasks import Batch, Inputs, Processor, Scores, Task
 
 PAST, PRESENT = "past_key_values", "present"
 POSITIONS, LOGITS = "position_ids", "logits"
@@ -196,27 +196,68 @@ def score(run: Session, task: Task, samples: Samples, processor: Processor, shap
     Raises:
         BenchmarkError: If the batch axis is not dynamic, or answers are written and nothing is cached.
     """
-    num_rows = max(1, SCORING_BATCH_SIZE // task.num_answers(samples))
     parts = []
     with progress_bar(total=len(samples), desc=f"Scoring {samples.role}") as progress:
-        for batch in task.batches(samples, processor, num_rows):
-            found = run(batch.inputs)
-            logits = task.joined([np.asarray(found[name], np.float32) for name in task.outputs])
-            num_sequences = len(next(iter(batch.inputs.values())))
-            if len(logits) != num_sequences:
-                raise BenchmarkError(
-                    f"The file gives {len(logits)} rows for a batch of {num_sequences}.",
-                    "Export with a dynamic batch axis.",
-                )
-            answers = task.evidence(logits, batch)
-            if (wanted := batch.continuation) is not None:
-                if not shapes:
-                    raise BenchmarkError(
-                        "The file has no cache, and answers are written with one.",
-                        "Benchmark the ONNX exports.",
-                    )
-                prompts, most = wanted.inputs(batch.inputs), int(wanted.limits.max())
-                answers = wanted.joined(answers, generate(run, prompts, shapes, most, wanted.ends))
-            parts.append((batch.indices, task.score_by_domain(answers, samples, batch.indices)))
+        for batch, found in _found(run, task, samples, processor, shapes):
+            parts.append((batch.indices, task.score_by_domain(found, samples, batch.indices)))
             progress.update(len(batch))
     return Scores.joined(parts)
+
+
+def answer(
+    run: Session, task: Task, samples: Samples, processor: Processor, shapes: CacheShapes, rows: np.ndarray
+) -> tuple[Scores, list[str | None]]:
+    """Score some rows of labelled samples, and put what the model answers into words.
+
+    Args:
+        run: Runs the model, all its graphs as one.
+        task: Encodes the rows, and reads what comes out.
+        samples: All rows.
+        processor: What the encoding needs.
+        shapes: The cache inputs.
+        rows: Indices of those to answer, in rising order.
+
+    Returns:
+        Their scores, and answers; None where the task has no words for them.
+
+    Raises:
+        BenchmarkError: As `score` does.
+    """
+    parts = []
+    said: dict[int, str | None] = {}
+    for batch, found in _found(run, task, samples, processor, shapes, rows):
+        parts.append((batch.indices, task.score_by_domain(found, samples, batch.indices)))
+        words = task.answers(found, samples, batch.indices, processor)
+        said |= dict(zip(batch.indices.tolist(), words, strict=True))
+    return Scores.joined(parts), [said[row] for row in rows.tolist()]
+
+
+def _found(
+    run: Session,
+    task: Task,
+    samples: Samples,
+    processor: Processor,
+    shapes: CacheShapes,
+    rows: np.ndarray | None = None,
+) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Yield batches of samples (default: all), and what an exported model says that `Task.score` takes."""
+    num_rows = max(1, SCORING_BATCH_SIZE // task.num_answers(samples))
+    for batch in task.batches(samples, processor, num_rows, rows):
+        found = run(batch.inputs)
+        logits = task.joined([np.asarray(found[name], np.float32) for name in task.outputs])
+        num_sequences = len(next(iter(batch.inputs.values())))
+        if len(logits) != num_sequences:
+            raise BenchmarkError(
+                f"The file gives {len(logits)} rows for a batch of {num_sequences}.",
+                "Export with a dynamic batch axis.",
+            )
+        answers = task.evidence(logits, batch)
+        if (wanted := batch.continuation) is not None:
+            if not shapes:
+                raise BenchmarkError(
+                    "The file has no cache, and answers are written with one.",
+                    "Benchmark the ONNX exports.",
+                )
+            prompts, most = wanted.inputs(batch.inputs), int(wanted.limits.max())
+            answers = wanted.joined(answers, generate(run, prompts, shapes, most, wanted.ends))
+        yield batch, answers

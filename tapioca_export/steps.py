@@ -36,6 +36,7 @@ from .models import (
     SPREAD,
     LoadedModel,
     droppable_layers,
+    fingerprint_of,
     load_model,
 )
 from .numbering import PARTS, layers_text, whole_layers
@@ -229,7 +230,18 @@ def choose(
     pair = Pair(*known) if len(known) == 2 else None
     if roles["target-select"].domains.are_named:
         found = replace(found, objective=config.objective, weights=dict(config.weights))
-    return replace(found, prompting=model.processor.prompting, invalid=pair)
+    mark = model_fingerprint(config)
+    return replace(found, prompting=model.processor.prompting, invalid=pair, fingerprint=mark)
+
+
+def model_fingerprint(config: RunConfig) -> str | None:
+    """Return what tells a checkpoint from others with as many layers; None of an ONNX file.
+
+    A file's weights may be fused, cast or quantised, and its layers still be those of its checkpoint.
+    """
+    if is_graph(config.model):
+        return None
+    return fingerprint_of(config.model, local_files_only=config.local_files_only)
 
 
 def export_all(

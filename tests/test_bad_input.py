@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -510,6 +511,17 @@ def test_a_selection_for_another_depth_is_refused(model: Path, call: Any) -> Non
     artifacts.write(Path("selection.json"), selection())
     result = call("prune", "-m", model, "--selection", "selection.json", "-o", OUT)
     refused(result, "12 layers", "bert-tiny", "has 4")
+
+
+@pytest.mark.parametrize("command", ["prune", "intervene"])
+def test_a_selection_for_other_weights_is_refused(
+    command: str, model: Path, files: dict[str, Path], call: Any
+) -> None:
+    chosen = replace(selection(), num_layers=NUM_LAYERS, drop=(1,), fingerprint="0" * 64)
+    artifacts.write(Path("selection.json"), chosen)
+    rows = ("--id", files["id"], "--target", files["target"]) if command == "intervene" else ()
+    result = call(command, "-m", model, "--selection", "selection.json", "-o", OUT, *rows)
+    refused(result, "other weights (bert-tiny)", str(model), "--drop")
 
 
 def test_a_selection_that_is_missing_is_refused(model: Path, call: Any) -> None:

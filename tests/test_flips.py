@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from conftest import NUM_LAYERS
 
 from tapioca_export.artifacts import Benchmark, Flip, read, write
-from tapioca_export.benchmarking.flipping import MOST, flipped
+from tapioca_export.benchmarking.flipping import MOST, changed_rows, flips_of
 from tapioca_export.cli import main
 from tapioca_export.reporting import render_html
 from tapioca_export.reporting.tables import flip_table
@@ -38,7 +38,10 @@ def scores(values: list[float]) -> Scores:
 def found(
     before: list[float], after: list[float], task: str = "text-classification", *, redact: bool = False
 ) -> tuple[Flip, ...]:
-    return flipped(TASKS[task], scores(before), scores(after), rows(len(before)), redact=redact)
+    one, other = scores(before), scores(after)
+    changed = changed_rows(TASKS[task], one, other)
+    answers = {0: ("red", "a\nvery " + "long " * 100)}
+    return flips_of(changed, one, other, rows(len(before)), answers, redact)
 
 
 def test_rows_that_became_worse_come_first_and_the_same_are_left_out() -> None:
@@ -47,6 +50,15 @@ def test_rows_that_became_worse_come_first_and_the_same_are_left_out() -> None:
     assert [(flip.original, flip.pruned) for flip in flips] == [(1, 0), (1, 0), (0, 1)]
     assert [flip.sample for flip in flips] == ["text: 2", "text: 4", "text: 1"]
     assert {flip.sample for flip in found([1, 0], [0, 1], redact=True)} == {None}
+
+
+def test_answers_stand_beside_the_rows_that_they_are_known_of_and_are_short() -> None:
+    known, unknown = found([1, 0], [0, 1])
+    assert (unknown.original_answer, unknown.pruned_answer) == (None, None)
+    assert known.original_answer == "red"
+    assert known.pruned_answer is not None
+    assert known.pruned_answer.startswith("a very long long")
+    assert len(known.pruned_answer) == SHOWN
 
 
 def test_where_less_is_better_the_largest_rise_comes_first_and_then_the_largest_fall() -> None:
@@ -95,6 +107,11 @@ def test_what_rows_hold_is_inert_and_short_in_the_report() -> None:
     (worse, better) = flip_table(report.benchmark).rows
     assert worse[2] == "worse: 1.000 → 0.000"
     assert better[2:] == ("better: 0.000 → 1.000", "(left out)")
+    answered = replace(flips["target"][0], original_answer="<b>", pruned_answer="cat")
+    told = replace(report.benchmark, flips={"target": (answered, flips["target"][1])})
+    assert flip_table(told).columns == ("report rows", "place", "result", "answer", "sample")
+    assert [row[3] for row in flip_table(told).rows] == ["<b> → cat", "-"]
+    assert "<b> → cat" not in render_html(replace(report, benchmark=told))
 
 
 @pytest.fixture(scope="module")

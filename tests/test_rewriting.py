@@ -102,6 +102,36 @@ def written(tmp_path: Path, model: LoadedModel, drop: list[int]) -> Path:
     return folder
 
 
+# --- what tells weights apart ---------------------------------------------------------------
+
+
+def test_a_fingerprint_is_that_of_the_weights_and_not_of_their_files(tmp_path: Path) -> None:
+    one = save(tmp_path / "one", "bert")
+    many = save(tmp_path / "many", "bert", max_shard_size=SMALL)
+    (one / "README.md").write_text("about it")
+    found = shards.fingerprint_of(one, local_files_only=True)
+    assert shards.fingerprint_of(many, local_files_only=True) == found
+    half = save(tmp_path / "half", "bert", torch.bfloat16)
+    assert shards.fingerprint_of(half, local_files_only=True) != found
+
+
+@pytest.mark.parametrize("change", ["first", "last", "name", "shape"])
+def test_each_tensor_counts_in_a_fingerprint(tmp_path: Path, change: str) -> None:
+    """Those too that are longer than what is read of them, and those that are next to nothing."""
+    for size in (1, 5000):
+        tensors = {"a": torch.zeros(size), "b": torch.zeros(size)}
+        save_file(tensors, tmp_path / "model.safetensors")
+        before = shards.fingerprint_of(tmp_path, local_files_only=True)
+        if change == "name":
+            tensors["c"] = tensors.pop("b")
+        elif change == "shape":
+            tensors["b"] = tensors["b"][None]
+        else:
+            tensors["b"][0 if change == "first" else -1] = 1.0
+        save_file(tensors, tmp_path / "model.safetensors")
+        assert shards.fingerprint_of(tmp_path, local_files_only=True) != before
+
+
 # --- what is written ------------------------------------------------------------------------
 
 

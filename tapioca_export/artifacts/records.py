@@ -287,6 +287,7 @@ class Selection(Shown):
     Of several targets, metrics are those of the `objective`, and `points` say what each number of layers
     trades, from none on; `weights` are there with objective "weights".
     Beside a checkpoint, `proof` says what was compared to prove it, and `note` what else is to be known.
+    `fingerprint` tells the checkpoint that was searched from others: a hash of parts of its tensors.
     """
 
     model: str
@@ -323,6 +324,7 @@ class Selection(Shown):
     objective: str | None = field(default=None, metadata=SPARSE)
     weights: dict[str, float] = field(default_factory=dict, metadata=SPARSE)
     points: tuple[Point, ...] = field(default=(), metadata=SPARSE)
+    fingerprint: str | None = field(default=None, metadata=SPARSE)
     kind: Literal["selection"] = "selection"
     schema_version: int = SCHEMA_VERSION
 

@@ -159,13 +159,16 @@ class Flip:
     """A report row whose result is another with the pruned model.
 
     `where` is its place in its file, `sample` the beginning of its columns (None with `--redact`);
-    `original` and `pruned` are the values of the metric on it.
+    `original` and `pruned` are the values of the metric on it. Answers are what the models say, in words,
+    where the task has any; not with `--redact`.
     """
 
     where: str
     sample: str | None
     original: float
     pruned: float
+    original_answer: str | None = field(default=None, metadata=SPARSE)
+    pruned_answer: str | None = field(default=None, metadata=SPARSE)
 
 
 Phase = Literal["forward", "prefill", "decode"]

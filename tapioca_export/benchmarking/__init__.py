@@ -1,6 +1,7 @@
 """Benchmark: two export folders, original and pruned, compared as users will meet them.
 
-`runtimes` opens an exported file, `sessions` ONNX Runtime's, `statistics` compares per-sample results,
+`runtimes` opens an exported file, `sessions` ONNX Runtime's, `scoring` has per-sample results, `statistics`
+compares them, `flipping` names the rows that changed,
 `timing` measures interleaved latency, `tuning` searches for the fastest settings, `memory` starts a child
 process for memory and load time (`child` is what runs there), `stage` puts them together. Knows nothing
 about networks: what is measured is the file.
@@ -12,8 +13,9 @@ from __future__ import annotations
 from .gpu import missing_for_gpu
 from .memory import measure_memory_and_load
 from .runtimes import RUNTIMES, Runtime
+from .scoring import score_exported
 from .sessions import default_settings, resolve_provider
-from .stage import SESSION_FILE, benchmark, fastest_sessions, score_exported, time_exports
+from .stage import SESSION_FILE, benchmark, fastest_sessions, time_exports
 from .statistics import compare
 from .timing import BenchmarkSettings, Workload, make_workloads, measure_latency
 

@@ -14,14 +14,15 @@ import numpy as np
 
 from ..artifacts import Accuracy, Benchmark, Flip, Latency, OrtSession, Pair
 from ..errors import TapiocaError
-from ..generation import CacheShapes, cache_bytes, score
+from ..generation import CacheShapes, cache_bytes
 from ..precision import DTYPES
 from ..samples import Samples
-from ..tasks import Processor, Scores, Task
-from .flipping import flipped
+from ..tasks import Processor, Task
+from .flipping import changed_rows, flips_of
 from .memory import measure_memory_and_load
 from .pairing import compare_fusions, open_pair
-from .runtimes import ONNXRUNTIME, ExportFolder, providers_of, read_export_folder, runtimes_on, settings_on
+from .runtimes import ONNXRUNTIME, ExportFolder, providers_of, runtimes_on
+from .scoring import answer_again, score_exported
 from .sessions import CPU, CUDA, default_settings, resolve_provider
 from .statistics import compare
 from .timing import BenchmarkSettings, Workload, make_workloads, measure_latency
@@ -60,7 +61,8 @@ def benchmark(
 
     Raises:
         BenchmarkError: If the folders do not belong together, are not usable exports, or a
-            provider that was asked for cannot be used; or if a layer is fused in one and not in the other.
+            provider that was asked for cannot be used; if a layer is fused in one and not in the other; or
+            if results are not what the files answer.
     """
     sizes = (f"{len(rows)} {name}" for name, rows in samples.items())
     logger.info("Benchmarking on %s rows", " and ".join(sizes))
@@ -103,24 +105,6 @@ def benchmark(
 def shared_cache(original: CacheShapes, pruned: CacheShapes) -> CacheShapes:
     """Return the cache inputs that both files can be given; none where layers, numbered anew, differ."""
     return original if pruned.items() <= original.items() else {}
-
-
-def score_exported(
-    folder: Path,
-    task: Task,
-    samples: Samples,
-    processor: Processor,
-    settings: BenchmarkSettings = _DEFAULTS,
-) -> Scores:
-    """Score an exported file on all rows of labelled samples, on the first provider; PyTorch's on the CPU.
-
-    Raises:
-        BenchmarkError: If the runtime refuses the provider, the file or a batch.
-    """
-    exported = read_export_folder(folder)
-    provider = settings.providers[0] if exported.runtime == ONNXRUNTIME else CPU
-    session = exported.open(settings_on(exported.runtime, provider, settings.threads))
-    return score(session, task, samples, processor, exported.export.cache)
 
 
 def time_exports(
@@ -170,7 +154,9 @@ def _accuracy(
             score_exported(folder.path, task, rows, processor, settings) for folder in (before, after)
         )
         accuracy[role] = compare(task, one, other, rows.domains)
-        flips[role] = flipped(task, one, other, rows, redact=settings.redact)
+        changed = changed_rows(task, one, other)
+        answers = answer_again((before, after), (one, other), task, rows, processor, settings, changed)
+        flips[role] = flips_of(changed, one, other, rows, {} if settings.redact else answers, settings.redact)
         if rows.domains.are_named:
             parts = zip(one.split(rows.domains), other.split(rows.domains), strict=True)
             found = [compare(task, *pair) for pair in parts]

@@ -15,6 +15,7 @@ from .loading import find_task, load_config, load_model, load_processor, outline
 from .proof import prove_saved, reference_logits, refuse_larger_than_memory, save_pruned
 from .rewriting import mend_config_file, write_pruned
 from .settings import prove_settings
+from .shards import fingerprint_of
 from .skipping import (
     DROPPED,
     INTACT,
@@ -59,6 +60,7 @@ __all__ = [
     "droppable_layers",
     "find_stacks",
     "find_task",
+    "fingerprint_of",
     "generated",
     "in_order",
     "lacking",

@@ -15,6 +15,7 @@ from ..artifacts import (
     Compared,
     Comparison,
     Export,
+    Flip,
     Latency,
     Pair,
     Profile,
@@ -196,15 +197,23 @@ def _accuracy_row(role: str, accuracy: Accuracy) -> Row:
 
 def flip_table(benchmark: Benchmark) -> TextTable:
     """Return the rows whose result changed most, those that became worse first."""
-    columns = ("report rows", "place", "result", "sample")
+    has_answers = any(flip.original_answer is not None for part in benchmark.flips.values() for flip in part)
+    columns = ("report rows", "place", "result", *(["answer"] if has_answers else []), "sample")
     rows = []
     for role, flips in benchmark.flips.items():
         better = 1 if benchmark.accuracy[role].higher_is_better else -1
         for flip in flips:
             became = "better" if (flip.pruned - flip.original) * better > 0 else "worse"
             result = f"{became}: {number(flip.original)} → {number(flip.pruned)}"
-            rows.append((role_text(role), flip.where, result, flip.sample or "(left out)"))
+            answers = [_answers(flip)] if has_answers else []
+            rows.append((role_text(role), flip.where, result, *answers, flip.sample or "(left out)"))
     return TextTable("Rows whose result changed most", columns, tuple(rows), is_numeric=False)
+
+
+def _answers(flip: Flip) -> str:
+    if flip.original_answer is None or flip.pruned_answer is None:
+        return "-"
+    return f"{flip.original_answer} → {flip.pruned_answer}"
 
 
 def comparison_table(comparison: Comparison) -> TextTable:

@@ -155,11 +155,11 @@ def read_samples(path: Path, read_row: ReadRow, *, role: str) -> Samples:
 
 def shown(record: Mapping[str, Any]) -> str:
     """Return what a reader is shown of a record: the beginning of each column, on one line."""
-    return "; ".join(f"{name}: {_beginning(value)}" for name, value in record.items())
+    return "; ".join(f"{name}: {beginning(value)}" for name, value in record.items())
 
 
-def _beginning(value: Any) -> str:
-    """Return a value in at most `SHOWN` characters; of what is no text, number or list, its kind."""
+def beginning(value: Any) -> str:
+    """Return a value in one line of at most `SHOWN` characters; of no text, number or list, its kind."""
     if isinstance(value, (list, tuple)):
         items = [*map(str, value[:SHOWN_ITEMS]), *(["…"] if len(value) > SHOWN_ITEMS else [])]
         value = f"[{', '.join(items)}]"

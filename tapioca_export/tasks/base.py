@@ -228,6 +228,19 @@ class Task(ABC):
                 parts.append((inside, self.score(outputs[inside], domain, rows[inside] - place.start)))
         return Scores.joined(parts)
 
+    def answers(
+        self, outputs: np.ndarray, samples: Samples, rows: np.ndarray, processor: Processor
+    ) -> list[str | None]:
+        """Return what the model answers to each of the rows, in words; here: it has none.
+
+        Args:
+            outputs: What `score` takes, of as many rows.
+            samples: All rows of a role.
+            rows: Indices of the samples that the outputs are of, in order.
+            processor: What the checkpoint says about labels.
+        """
+        return [None] * len(rows)
+
     def aggregate(self, values: np.ndarray) -> np.ndarray:
         """Return the metric (...) of the values of N rows, (..., N) or (..., N, k), as `score` has them.
 

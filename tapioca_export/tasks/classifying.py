@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import ConfigError, LoadError
 from ..samples import Samples
-from .base import Task, all_rows, check_finite
+from .base import Processor, Task, all_rows, check_finite
 from .scoring import Scores
 
 
@@ -51,6 +51,12 @@ class SingleLabel(Task):
         right = outputs.argmax(axis=-1) == labels
         losses = -log_softmax(outputs.astype(np.float64), axis=-1)[np.arange(len(labels)), labels]
         return Scores(right.astype(np.float64), losses)
+
+    def answers(
+        self, outputs: np.ndarray, samples: Samples, rows: np.ndarray, processor: Processor
+    ) -> list[str | None]:
+        """Return the names of the labels."""
+        return [processor.id2label[int(label)] for label in outputs.argmax(axis=-1)]
 
     def agreement(self, expected: np.ndarray, actual: np.ndarray) -> float:
         """Return the share of rows with the same arg max."""

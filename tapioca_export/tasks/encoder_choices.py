@@ -144,12 +144,23 @@ class EncoderMultipleChoice(Task):
 
         rows = all_rows(samples, rows)
         check_finite(outputs, samples, rows)
-        counts = np.asarray([len(samples.rows[i].features["choices"]) for i in rows])
-        labels = samples.labels[rows]
-        logits = np.where(np.arange(outputs.shape[1]) < counts[:, None], outputs.astype(np.float64), -np.inf)
+        labels, logits = samples.labels[rows], _of_own_choices(outputs, samples, rows)
         losses = -log_softmax(logits, axis=-1)[np.arange(len(labels)), labels]
         return Scores((logits.argmax(axis=-1) == labels).astype(np.float64), losses)
+
+    def answers(
+        self, outputs: np.ndarray, samples: Samples, rows: np.ndarray, processor: Processor
+    ) -> list[str | None]:
+        """Return the choices."""
+        chosen = zip(_of_own_choices(outputs, samples, rows).argmax(axis=-1), rows, strict=True)
+        return [samples.rows[row].features["choices"][choice] for choice, row in chosen]
 
     def agreement(self, expected: np.ndarray, actual: np.ndarray) -> float:
         """Return the share of rows with the same choice."""
         return float((expected.argmax(axis=-1) == actual.argmax(axis=-1)).mean())
+
+
+def _of_own_choices(outputs: np.ndarray, samples: Samples, rows: np.ndarray) -> np.ndarray:
+    """Return logits (N, C) that are no row's where it has fewer choices than others."""
+    counts = np.asarray([len(samples.rows[i].features["choices"]) for i in rows])
+    return np.where(np.arange(outputs.shape[1]) < counts[:, None], outputs.astype(np.float64), -np.inf)

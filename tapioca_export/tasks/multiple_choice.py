@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..samples import Row
+from ..samples import Row, Samples
 from .base import TASKS, Processor, Task
 from .causal import CausalTask
 from .choices import read_choices
@@ -50,12 +50,24 @@ class MultipleChoice(CausalTask):
 
     def judge(self, found: np.ndarray, row: Row) -> tuple[float, float]:
         """Tell whether the right choice is the likeliest, and how unlikely it was, in nats."""
-        ends = np.cumsum([len(answer) for answer in row.features["answers"]])
-        totals = np.add.reduceat(found[: ends[-1], 0], [0, *ends[:-1]]).astype(np.float64)
-        totals = totals / self.sizes(row)
+        totals = self.totals(found, row)
         likeliest = totals.max()
         loss = likeliest + np.log(np.exp(totals - likeliest).sum()) - totals[row.label]
         return float(totals.argmax() == row.label), float(loss)
+
+    def totals(self, found: np.ndarray, row: Row) -> np.ndarray:
+        """Return how likely each choice is, (C,), of what was found of its tokens, (K, 2)."""
+        ends = np.cumsum([len(answer) for answer in row.features["answers"]])
+        totals = np.add.reduceat(found[: ends[-1], 0], [0, *ends[:-1]]).astype(np.float64)
+        return np.asarray(totals / self.sizes(row))
+
+    def answers(
+        self, outputs: np.ndarray, samples: Samples, rows: np.ndarray, processor: Processor
+    ) -> list[str | None]:
+        """Return the choices."""
+        asked = [samples.rows[row] for row in rows]
+        chosen = [self.totals(found, row).argmax() for found, row in zip(outputs, asked, strict=True)]
+        return [row.features["texts"][choice] for choice, row in zip(chosen, asked, strict=True)]
 
     def sizes(self, row: Row) -> np.ndarray:
         """Return what each choice's log-likelihood is divided by, (C,)."""

@@ -132,16 +132,32 @@ class QuestionAnswering(TokenTask):
 
         rows = all_rows(samples, rows)
         check_finite(outputs, samples, rows)
-        may_decline = any(not row.label for row in samples.rows)
+        answers = self._spans(outputs, samples, rows)
         values, losses = np.empty(len(rows)), np.empty(len(rows))
         for number, row in enumerate(samples.rows[i] for i in rows):
-            num_tokens = len(row.features["tokens"]["input_ids"])
-            logits = outputs[number, :num_tokens].astype(np.float64)
-            values[number] = squad_f1(answer_in(logits, row, may_decline), row.label)
+            logits = _real(outputs[number], row)
+            values[number] = squad_f1(answers[number], row.label)
             start, end = row.features["span"]
             likelihoods = log_softmax(logits, axis=0)
             losses[number] = -(likelihoods[start, 0] + likelihoods[end, 1]) / 2
         return Scores(values, losses)
+
+    def _spans(self, outputs: np.ndarray, samples: Samples, rows: np.ndarray) -> list[str]:
+        """Return the answer to each of the rows, "" for none."""
+        may_decline = any(not row.label for row in samples.rows)
+        asked = zip(outputs, (samples.rows[i] for i in rows), strict=True)
+        return [answer_in(_real(logits, row), row, may_decline) for logits, row in asked]
+
+    def answers(
+        self, outputs: np.ndarray, samples: Samples, rows: np.ndarray, processor: Processor
+    ) -> list[str | None]:
+        """Return the spans."""
+        return [span or "(no answer)" for span in self._spans(outputs, samples, rows)]
+
+
+def _real(logits: np.ndarray, row: Row) -> np.ndarray:
+    """Return the logits of a row's own tokens, without padding."""
+    return logits[: len(row.features["tokens"]["input_ids"])].astype(np.float64)
 
 
 def answer_in(logits: np.ndarray, row: Row, may_decline: bool) -> str:

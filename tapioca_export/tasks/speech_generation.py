@@ -166,13 +166,17 @@ class SpeechGeneration(Text2TextGeneration, TranscriptTask):
         rows = all_rows(samples, rows)
         check_finite(outputs, samples, rows)
         features = [samples.rows[i].features for i in rows]
-        said = [
+        lengths = np.asarray([len(row["answers"][0]) for row in features])
+        losses = -outputs[:, 0].astype(np.float64).sum(axis=1) / lengths
+        return Scores(self.values(self.said(outputs, samples, rows), samples, rows), losses)
+
+    def said(self, outputs: np.ndarray, samples: Samples, rows: np.ndarray) -> list[str]:
+        """Return the text of each recording, of tokens written, (B, 2, ...)."""
+        features = [samples.rows[i].features for i in rows]
+        return [
             row["tokenizer"].decode(found[found >= 0].astype(int).tolist(), skip_special_tokens=True)
             for found, row in zip(outputs[:, 1], features, strict=True)
         ]
-        lengths = np.asarray([len(row["answers"][0]) for row in features])
-        losses = -outputs[:, 0].astype(np.float64).sum(axis=1) / lengths
-        return Scores(self.values(said, samples, rows), losses)
 
 
 def replace_answers(row: Row) -> Row:

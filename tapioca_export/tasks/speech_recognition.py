@@ -6,6 +6,7 @@ Shapes: N samples, B rows of a batch, F frames, V tokens, L tokens of the longes
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -63,6 +64,16 @@ class TranscriptTask(RecordingTask):
         errors = [one.substitutions + one.deletions + one.insertions for one in found]
         shares: np.ndarray = np.asarray(errors) / np.mean([row.features["words"] for row in samples.rows])
         return shares
+
+    @abstractmethod
+    def said(self, outputs: np.ndarray, samples: Samples, rows: np.ndarray) -> list[str]:
+        """Return the text of each recording, of what `score` takes."""
+
+    def answers(
+        self, outputs: np.ndarray, samples: Samples, rows: np.ndarray, processor: Processor
+    ) -> list[str | None]:
+        """Return the texts."""
+        return list(self.said(outputs, samples, rows))
 
     def training_inputs(self, batch: Batch, samples: Samples) -> Inputs:
         """Refuse: the models' own losses are no mean over rows."""
@@ -153,17 +164,21 @@ class SpeechRecognition(TranscriptTask):
         rows = all_rows(samples, rows)
         check_finite(outputs, samples, rows)
         features = [samples.rows[i].features for i in rows]
-        said = [
-            row["tokenizer"].decode(found[: row["frames"]].argmax(axis=-1).tolist())
-            for found, row in zip(outputs, features, strict=True)
-        ]
         losses = ctc_losses(
             log_softmax(outputs.astype(np.float64), axis=-1),
             [row["frames"] for row in features],
             [row["tokens"] for row in features],
             features[0]["tokenizer"].pad_token_id,
         )
-        return Scores(self.values(said, samples, rows), losses)
+        return Scores(self.values(self.said(outputs, samples, rows), samples, rows), losses)
+
+    def said(self, outputs: np.ndarray, samples: Samples, rows: np.ndarray) -> list[str]:
+        """Return the text of each recording, of logits (B, F, V)."""
+        features = [samples.rows[i].features for i in rows]
+        return [
+            row["tokenizer"].decode(found[: row["frames"]].argmax(axis=-1).tolist())
+            for found, row in zip(outputs, features, strict=True)
+        ]
 
     def agreement(self, expected: np.ndarray, actual: np.ndarray) -> float:
         """Return the share of frames with the same likeliest token."""

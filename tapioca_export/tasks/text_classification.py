@@ -143,6 +143,16 @@ class MultiLabelClassification(TextClassification):
         losses = np.logaddexp(0.0, logits) - labels * logits
         return Scores(np.asarray(values, dtype=np.float64), losses.mean(axis=1))
 
+    def answers(
+        self, outputs: np.ndarray, samples: Samples, rows: np.ndarray, processor: Processor
+    ) -> list[str | None]:
+        """Return the names of each row's labels."""
+        names = [processor.id2label[label] for label in sorted(processor.id2label)]
+        return [
+            ", ".join(name for name, logit in zip(names, logits, strict=True) if logit > 0) or "(none)"
+            for logits in outputs
+        ]
+
     def agreement(self, expected: np.ndarray, actual: np.ndarray) -> float:
         """Return the share of rows with the same set of labels."""
         return float(((expected > 0) == (actual > 0)).all(axis=-1).mean())
@@ -191,6 +201,12 @@ class TextRegression(TextClassification):
         check_finite(outputs, samples, rows)
         errors = np.square(outputs.astype(np.float64) - samples.labels[rows])  # (N, K)
         return Scores((errors / samples.labels.var(axis=0)).mean(axis=1), errors.mean(axis=1))
+
+    def answers(
+        self, outputs: np.ndarray, samples: Samples, rows: np.ndarray, processor: Processor
+    ) -> list[str | None]:
+        """Return the numbers."""
+        return [", ".join(f"{number:.4g}" for number in numbers) for numbers in outputs]
 
     def agreement(self, expected: np.ndarray, actual: np.ndarray) -> float:
         """Return 1.0: a regression has no labels to agree on."""

@@ -171,6 +171,18 @@ class WordTagging(TokenClassification):
     best_value = 1.0
     aggregate = Task.aggregate
 
+    def answers(
+        self, outputs: np.ndarray, samples: Samples, rows: np.ndarray, processor: Processor
+    ) -> list[str | None]:
+        """Return the tags of each row's words, "-" for words that the model did not see."""
+        found = []
+        for logits, row in zip(outputs, (samples.rows[i] for i in rows), strict=True):
+            tags = [
+                self.names[logits[place].argmax()] if place >= 0 else "-" for place in row.features["words"]
+            ]
+            found.append(" ".join(tags))
+        return list(found)
+
     def value(self, truth: np.ndarray, found: np.ndarray) -> float:
         """Return the share of words whose tag is right."""
         return float((truth == found).mean())

@@ -121,13 +121,17 @@ class WrittenAnswer(TextGeneration):
         rows = all_rows(samples, rows)
         check_finite(outputs, samples, rows)
         values = np.empty((len(rows), 2))
-        for number, (found, index) in enumerate(zip(outputs[:, 1], rows, strict=True)):
-            features = samples.rows[index].features
-            ids = found[found >= 0].astype(int).tolist()
-            answer = extracted(features["tokenizer"].decode(ids, skip_special_tokens=True), self.prompting)
-            values[number] = answer == features["wanted"], answer is None
+        for number, (text, index) in enumerate(zip(_written(outputs, samples, rows), rows, strict=True)):
+            answer = extracted(text, self.prompting)
+            values[number] = answer == samples.rows[index].features["wanted"], answer is None
         lengths = np.asarray([len(samples.rows[index].features["answers"][0]) for index in rows])
         return Scores(values, -outputs[:, 0].astype(np.float64).sum(axis=1) / lengths)
+
+    def answers(
+        self, outputs: np.ndarray, samples: Samples, rows: np.ndarray, processor: Processor
+    ) -> list[str | None]:
+        """Return the texts."""
+        return list(_written(outputs, samples, rows))
 
     def aggregate(self, values: np.ndarray) -> np.ndarray:
         """Return the share of right answers."""
@@ -144,3 +148,12 @@ class WrittenAnswerToText(WrittenAnswer, Text2TextGeneration):
     def begun(self, row: Row, processor: Processor) -> tuple[int, ...]:
         """Return what all answers begin with."""
         return processor.prompt
+
+
+def _written(outputs: np.ndarray, samples: Samples, rows: np.ndarray) -> list[str]:
+    """Return the texts that were written, of what `score` takes."""
+    asked = zip(outputs[:, 1], (samples.rows[index].features["tokenizer"] for index in rows), strict=True)
+    return [
+        tokenizer.decode(found[found >= 0].astype(int).tolist(), skip_special_tokens=True)
+        for found, tokenizer in asked
+    ]

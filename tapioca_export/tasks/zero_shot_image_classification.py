@@ -98,6 +98,13 @@ class ZeroShotImageClassification(ImageClassification):
             )
         return candidates.index(label)
 
+    def answers(
+        self, outputs: np.ndarray, samples: Samples, rows: np.ndarray, processor: Processor
+    ) -> list[str | None]:
+        """Return the texts that fit best."""
+        likeliest = zip(outputs.argmax(axis=-1), rows, strict=True)
+        return [samples.rows[row].features["texts"][place] for place, row in likeliest]
+
     def encode(self, rows: Sequence[Row], processor: Processor, padding_side: str | None = None) -> Inputs:
         """Decode, resize and normalise images; tokenize all texts that any of the rows names, each once."""
         texts = dict.fromkeys(text for row in rows for text in row.features["texts"])

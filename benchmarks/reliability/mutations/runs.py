@@ -14,13 +14,13 @@ import numpy as np
 
 from tapioca_export import RunConfig, benchmark, pipeline, prune, report, run, select, verify
 from tapioca_export.artifacts import Provenance, Run, Selection, read, sha256, write, write_sealed
-from tapioca_export.benchmarking import sessions
+from tapioca_export.benchmarking import sessions, stage
 from tapioca_export.profiling import replaying
 from tapioca_export.samples import roles
 
 from .base import Job, Mutant, Patch, Scenario, before, behind, gate, passed
 from .checkpoints import change_json, rotated
-from .models import HOME, checkpoint, rows
+from .models import HOME, checkpoint, network_of, rows
 
 ROWS = {"id": ("id", 80, 11), "target": ("target", 80, 12)}
 FAST = {"iterations": 5, "warmup": 1, "num_threads": 1, "batch_size": (1,)}
@@ -388,6 +388,25 @@ def selection_of_deeper(patch: Patch, job: Job) -> None:
     change_json(job["selection"], "num_layers", 6)
 
 
+def selection_of_another(patch: Patch, job: Job) -> None:
+    """The selection is of a model of the same shape, one tensor of which is another."""
+    import torch
+
+    network = network_of("bert")
+    with torch.no_grad():
+        network.classifier.weight.add_(0.01)
+    folder = shutil.copytree(job["model"], job.folder / "other")
+    network.save_pretrained(folder)
+    job.given["model"] = folder
+
+
+def scores_swapped(patch: Patch, job: Job) -> None:
+    """Each model's rows are scored with the other's file."""
+    own = stage.score_exported
+    other = {job["original"]: job["pruned"], job["pruned"]: job["original"]}
+    patch.setattr(stage, "score_exported", lambda folder, *more: own(other[folder], *more))
+
+
 def padding_counted(patch: Patch, job: Job) -> None:
     """Padding counts as tokens in the profile."""
     from tapioca_export.tasks.base import Task
@@ -427,6 +446,7 @@ MUTANTS = (
     Mutant("swapped", "original and pruned are taken for each other", BENCHMARK, swapped_pair),
     Mutant("the same model twice", "the original is measured against itself", BENCHMARK, same_twice),
     Mutant("another file", "the pruned folder holds the original's file", BENCHMARK, another_file),
+    Mutant("scores swapped", "each model's rows are scored with the other's file", BENCHMARK, scores_swapped),
     Mutant("a flipped bit", "one bit of the pruned file is another", BENCHMARK, flipped_file),
     Mutant("labels permuted", "the pruned model calls its outputs otherwise", BENCHMARK, labels_permuted),
     Mutant("another depth", "the pruned file is of a model with other layers", BENCHMARK, another_depth),
@@ -493,4 +513,5 @@ MUTANTS = (
         )
     ),
     Mutant("a selection of another model", "it is of a model with more layers", REPLAY, selection_of_deeper),
+    Mutant("a selection of other weights", "it is of a model as deep", REPLAY, selection_of_another),
 )

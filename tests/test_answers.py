@@ -1,0 +1,161 @@
+"""Answers in words: what each task says of a model's outputs, and that they prove whose results are whose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_benchmarking import CLASSIFICATION, QUICK, TEXT, make_text_export, text_samples
+
+from tapioca_export.artifacts import Prompting
+from tapioca_export.benchmarking import benchmark, score_exported
+from tapioca_export.benchmarking.runtimes import read_export_folder
+from tapioca_export.benchmarking.scoring import Answers, answer_again
+from tapioca_export.errors import BenchmarkError
+from tapioca_export.samples import Row, Samples
+from tapioca_export.tasks import TASKS, Processor, Scores, Task
+from tapioca_export.tasks.encoder_choices import EncoderMultipleChoice
+from tapioca_export.tasks.multiple_choice import NORMALISED
+from tapioca_export.tasks.speech_generation import SpeechGeneration
+from tapioca_export.tasks.text_classification import MultiLabelClassification, TextRegression
+from tapioca_export.tasks.token_classification import WordTagging
+from tapioca_export.tasks.writing import WrittenAnswer
+
+NAMES = Processor("", "mean", 32, id2label={1: "yes", 0: "no"})
+
+
+class Letters:
+    """A tokenizer that writes token 0 as "a" and so on, and 25 not at all."""
+
+    def decode(self, ids: Sequence[int], **options: Any) -> str:
+        return "".join(chr(ord("a") + token) for token in ids if token != 25)
+
+
+def samples(*rows: Mapping[str, Any], label: Any = 0) -> Samples:
+    made = tuple(Row(features, label, str(n), f"row {n}") for n, features in enumerate(rows))
+    return Samples("target-report", made, "rows", "")
+
+
+WORDS: dict[str, Any] = {
+    "context": "the red house",
+    "offsets": np.array([[0, 3], [4, 7], [8, 13]]),
+    "begins": 1,
+    "span": (2, 2),
+    "tokens": {"input_ids": [9, 1, 2, 3]},
+}
+CHOICES: dict[str, Any] = {"answers": ((1,), (2, 3)), "texts": ("cat", "a dog")}
+WRITER: dict[str, Any] = {"tokenizer": Letters(), "answers": ((1,),), "wanted": "b", "words": 1}
+HEARER: dict[str, Any] = {**WRITER, "frames": 2, "tokens": (1,)}
+CASES: dict[str, tuple[Task, Samples, Any, list[str | None]]] = {
+    "label": (CLASSIFICATION, samples({}, {}), [[0.1, 0.2], [0.3, 0.2]], ["yes", "no"]),
+    "labels": (
+        MultiLabelClassification(), samples({}, {}, {}), [[1, 2], [-1, 2], [-1, 0]],
+        ["no, yes", "yes", "(none)"],
+    ),
+    "numbers": (TextRegression(), samples({}), [[0.5, 12345.678]], ["0.5, 1.235e+04"]),
+    "tags": (
+        WordTagging(["N", "V"]), samples({"words": (2, -1, 0)}), [[[0, 1], [5, 0], [3, 2]]], ["N - V"]
+    ),
+    "span": (
+        TASKS["question-answering"],
+        samples(WORDS, label=("red",)),
+        [[[0, 0], [0, 0], [5, 1], [1, 5], [99, 99]]],  # the last is padding
+        ["red house"],
+    ),
+    "no span": (TASKS["question-answering"], samples(WORDS, label=()), [[[9, 9], [0, 0], [5, 1], [1, 5]]],
+                ["(no answer)"]),
+    "likeliest choice": (TASKS["multiple-choice"], samples(CHOICES), [[[-3, 0], [-2, 0], [-2, 0]]], ["cat"]),
+    "likeliest for its length": (NORMALISED, samples(CHOICES), [[[-3, 0], [-2, 0], [-2, 0]]], ["a dog"]),
+    "one of fewer choices": (
+        EncoderMultipleChoice(), samples({"choices": ("x", "y")}, {"choices": ("x", "y", "z")}),
+        [[1, 2, 3], [1, 2, 3]], ["y", "z"],
+    ),
+    "candidate": (
+        TASKS["zero-shot-image-classification"], samples({"texts": ("a cat", "a dog")}), [[0.1, 0.3]],
+        ["a dog"],
+    ),
+    "written": (
+        WrittenAnswer(Prompting(max_new_tokens=3, extract="(b)")), samples(WRITER),
+        [[[-1, 0, 0], [7, 8, -1]]], ["hi"],
+    ),
+    "transcript": (TASKS["automatic-speech-recognition"], samples(HEARER), [np.eye(26)[[7, 8, 3]]], ["hi"]),
+    "written transcript": (SpeechGeneration(), samples(WRITER), [[[-1, 0, 0], [7, 25, -1]]], ["h"]),
+    "none": (TASKS["polynomial-regression"], samples({}, {}), [[1.0], [2.0]], [None, None]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_task_puts_its_answers_into_words(case: str) -> None:
+    task, rows, outputs, expected = CASES[case]
+    given = np.asarray(outputs, dtype=np.float64)
+    assert task.answers(given, rows, np.arange(len(rows)), NAMES) == expected
+    last = np.array([len(rows) - 1])  # of some rows only
+    assert task.answers(given[-1:], rows, last, NAMES) == expected[-1:]
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("exports")
+    return make_text_export(folder / "original"), make_text_export(folder / "pruned", drop=(1, 2))
+
+
+ROWS = text_samples(60)
+
+
+@pytest.fixture(scope="module")
+def scored(exports: tuple[Path, Path]) -> tuple[Scores, Scores]:
+    one, other = (score_exported(folder, CLASSIFICATION, ROWS, TEXT, QUICK) for folder in exports)
+    return one, other
+
+
+def again(exports: tuple[Path, Path], found: Sequence[Scores], rows: Sequence[int]) -> Answers:
+    folders = [read_export_folder(folder) for folder in exports]
+    return answer_again(folders, found, CLASSIFICATION, ROWS, TEXT, QUICK, rows)
+
+
+def test_flips_say_what_either_file_answers(exports: tuple[Path, Path]) -> None:
+    flips = benchmark(*exports, CLASSIFICATION, {"target": ROWS}, TEXT, QUICK).flips["target"]
+    assert flips
+    for flip in flips:
+        right = TEXT.id2label[ROWS.rows[int(flip.where.removeprefix("row "))].label]
+        assert (flip.original_answer == right) is (flip.original == 1)
+        assert (flip.pruned_answer == right) is (flip.pruned == 1)
+        assert flip.original_answer != flip.pruned_answer
+
+
+def test_answers_are_those_to_the_rows_that_were_asked_for(
+    exports: tuple[Path, Path], scored: tuple[Scores, Scores]
+) -> None:
+    found = again(exports, scored, [5, 2])
+    assert sorted(found) == [2, 5]
+    assert again(exports, scored, [2]) == {2: found[2]}
+    assert again(exports, scored, []) == {}
+
+
+def test_results_of_the_other_file_are_refused(
+    exports: tuple[Path, Path], scored: tuple[Scores, Scores]
+) -> None:
+    for rows in ([], [3]):  # also where no result changed
+        with pytest.raises(BenchmarkError, match=r"scored of .*original on the target-report rows is not"):
+            again(exports, scored[::-1], rows)
+
+
+def test_files_that_are_the_same_cannot_be_mistaken_for_each_other(
+    exports: tuple[Path, Path], scored: tuple[Scores, Scores]
+) -> None:
+    """Also where rounding is all that tells the losses apart, the wrong way round."""
+    nearly = Scores(scored[0].values, scored[0].losses * (1 + 1e-6))
+    found = again((exports[0], exports[0]), (nearly, scored[0]), [1])
+    assert found[1][0] == found[1][1]
+
+
+def test_an_answer_that_depends_on_the_batch_is_left_out(
+    exports: tuple[Path, Path], scored: tuple[Scores, Scores]
+) -> None:
+    """A row on the edge may go either way with other rows beside it: its answer is not what was counted."""
+    values = scored[1].values.copy()
+    values[4] = 1 - values[4]
+    assert sorted(again(exports, (scored[0], Scores(values, scored[1].losses)), [4, 7])) == [7]
