@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +40,7 @@ from .artifacts import (
     to_json,
     write,
 )
+from .bars import exporting_bar
 from .benchmarking import SESSION_FILE, fastest_sessions
 from .benchmarking import benchmark as compare_exports
 from .config import Doses, RunConfig
@@ -218,7 +219,8 @@ def export(config: RunConfig) -> dict[str, Export]:
         several = len(config.format) > 1
         places = {name: folder / name if several else folder for name in config.format}
         calibration = reading.calibration_rows(config, model.task, model.processor)
-        exports = steps.export_all(config, model, rows, places, chosen, calibration)
+        with nullcontext() if not several else exporting_bar(model.num_layers * len(places)) as progress:
+            exports = steps.export_all(config, model, rows, places, chosen, calibration, progress)
         for name, place in places.items():
             if chosen:  # says on which rows the layers were chosen, so that they are never reported
                 write(place / "selection.json", chosen)

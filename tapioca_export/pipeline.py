@@ -28,10 +28,12 @@ from . import (
     trading,
 )
 from .artifacts import Benchmark, Export, Report, Selection, read, sha256, staged, write, write_sealed
+from .bars import exporting_bar
 from .benchmarking import SESSION_FILE, benchmark, fastest_sessions, time_exports
 from .config import RunConfig
 from .graphs import is_graph
 from .models import LoadedModel, load_model
+from .numbering import whole_layers
 from .polynomial import WEIGHTS, sample_prompts
 from .samples import Samples, refuse_shared
 
@@ -86,10 +88,13 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
             del model
         else:
             model = steps.on_cpu(config, model)
-            exporting = _Exporting(config, folder, rows, roles["id-select"], selection, measured, clock)
-            exports = exporting.original(model)
-            del model  # nor need two models be in memory
-            exports |= exporting.pruned(task.name)
+            num_layers = 2 * model.num_layers - len(whole_layers(selection.drop))
+            with exporting_bar(num_layers * len(config.format)) as progress:
+                parts = rows, roles["id-select"], selection, measured, clock, progress
+                exporting = _Exporting(config, folder, *parts)
+                exports = exporting.original(model)
+                del model  # nor need two models be in memory
+                exports |= exporting.pruned(task.name)
         with clock("benchmark"):
             report_rows = {name: roles[f"{name}-report"] for name in ("id", "target")}
             graphs = (folder / "original" / "onnx", folder / "pruned" / "onnx")
@@ -126,6 +131,7 @@ class _Exporting:
     selection: Selection
     measured: remeasuring.Measured | None
     clock: _Clock
+    progress: Any
 
     def original(self, model: LoadedModel) -> dict[str, Export]:
         """Export the model, and write the checkpoint without layers; returns the exports by their folders."""
@@ -152,7 +158,8 @@ class _Exporting:
 
     def _export(self, model: LoadedModel, side: str, chosen: Selection | None) -> dict[str, Export]:
         places = {name: self.folder / side / name for name in self.config.format}
-        exports = steps.export_all(self.config, model, self.rows, places, chosen, self.calibration)
+        parts = self.rows, places, chosen, self.calibration, self.progress
+        exports = steps.export_all(self.config, model, *parts)
         return {f"{side}/{name}": export for name, export in exports.items()}
 
 

@@ -251,11 +251,13 @@ def export_all(
     folders: Mapping[str, Path],
     chosen: Selection | None = None,
     calibration: Samples | None = None,
+    progress: Any = None,
 ) -> dict[str, Export]:
     """Export a model, on the CPU, in every format, each into its folder, and prove each.
 
     `chosen` is what the model was pruned by, if it was: files lack what that dropped of layers that stayed.
-    `calibration` has ID rows.
+    `calibration` has ID rows. `progress` is a bar of layers that are exported, in all files; one file of one
+    model has none, as nobody knows how long the first takes.
 
     Raises:
         ExportError: If a format cannot be written, or differs from PyTorch; or the model is not what is left.
@@ -273,6 +275,8 @@ def export_all(
         folder.mkdir(parents=True, exist_ok=True)
         settings = _export_settings(config, name, folders)
         exports[name] = export_model(model, rows, folder, settings, drop, damp, silent, calibration)
+        if progress is not None:
+            progress.update(model.num_layers)
     return exports
 
 

@@ -38,6 +38,7 @@ from transformers import (
 )
 
 from tapioca_export import pipeline
+from tapioca_export.bars import exporting_bar
 from tapioca_export.benchmarking import memory
 from tapioca_export.cli import main
 from tapioca_export.models import LoadedModel, LoadOptions, load_model, load_processor, proof
@@ -243,8 +244,17 @@ def held_when_loading() -> list[bool]:
 
 
 @pytest.fixture(scope="session")
+def bars_of_files() -> list[Any]:
+    """Return the bar of the files that `finished` exported."""
+    return []
+
+
+@pytest.fixture(scope="session")
 def finished(
-    tiny: Callable[[str], Path], held_when_loading: list[bool], tmp_path_factory: pytest.TempPathFactory
+    tiny: Callable[[str], Path],
+    held_when_loading: list[bool],
+    bars_of_files: list[Any],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """Return the run folder of a tiny BERT that lost two layers; leave it as it is.
 
@@ -270,12 +280,17 @@ def finished(
         networks.append(weakref.ref(model.network))
         return model
 
+    def bar(num_layers: int) -> Any:
+        bars_of_files.append(exporting_bar(num_layers))
+        return bars_of_files[-1]
+
     logged: list[str] = []
     handler = logging.Handler(logging.DEBUG)
     handler.emit = lambda record: logged.append(record.getMessage())
     logging.getLogger().addHandler(handler)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "load_model", load)
+        patch.setattr(pipeline, "exporting_bar", bar)
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             patch.setenv(name, TOKEN)
         forbid_network_everywhere(patch)

@@ -193,6 +193,36 @@ def test_a_configuration_file_is_the_same_as_flags(name: str, text: str, receive
     assert received[0] != RunConfig(model="m")
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("epsilon = -1", "--epsilon -1.0 must be"),
+        ('epsilon = "x"', "Invalid value for '--epsilon'"),
+        ("batch-size = [0]", "--batch-size 0 must be"),
+        ('criterion = "tal"', "Unknown criterion 'tal'"),
+        ('drop = ["x:y"]', "Invalid value for '--drop'"),
+    ],
+)
+def test_a_bad_value_is_laid_to_the_file_that_has_it(
+    line: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {"model": "m", "id": "i.jsonl", "target": "t.jsonl", "output": "out"}
+    for name in ("i.jsonl", "t.jsonl"):
+        Path(name).touch()
+    for file in ("c.toml", "there/c.toml"):
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).write_text("\n".join([line, *(f'{name} = "{value}"' for name, value in names.items())]))
+        result = call("run", "-c", file)
+        assert result.exit_code in (1, 2)
+        assert result.stderr.startswith(f"Error: {file}: {said}")
+    option = line.split(" = ")[0]
+    given = {"drop": "x:z", "criterion": "tap", "batch-size": "-1"}.get(option, "-2")
+    assert result.stderr != (own := call("run", "-c", file, f"--{option}", given).stderr)
+    assert own.startswith("Error: ")
+    assert file not in own, "what is given on the command line is not the file's"
+
+
 @pytest.mark.parametrize("place", [0, -1])
 def test_flags_win_over_the_configuration_file(place: int, received: list[RunConfig]) -> None:
     Path("c.toml").write_text('model = "other"\nepsilon = 0.5\nseed = 3\nbatch-size = [2]')

@@ -7,6 +7,7 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import numpy as np
@@ -69,6 +70,11 @@ def test_a_run_folder_holds_what_the_contract_names(finished: Path) -> None:
 
 def test_of_two_models_one_is_in_memory_at_a_time(finished: Path, held_when_loading: list[bool]) -> None:
     assert held_when_loading == [False, False]
+
+
+def test_progress_counts_the_layers_of_all_files(finished: Path, bars_of_files: list[Any]) -> None:
+    (bar,) = bars_of_files
+    assert bar.n == bar.total == 3 * (4 + 2)  # in three formats, whole and without two layers
 
 
 def test_no_exported_file_tells_where_it_was_made(finished: Path) -> None:

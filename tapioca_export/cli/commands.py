@@ -18,7 +18,7 @@ from ..exhaustion import exhausted
 from ..numbering import LayerName, whole_layers
 from ..stopping import stopping_over_errors
 from .logs import is_verbose, one_line, show_logs
-from .options import FIELDS, VARIANTS, _scales, comparing, options, planning
+from .options import FIELDS, VARIANTS, _scales, comparing, in_config_file, options, planning
 from .results import (
     counts,
     damped,
@@ -91,7 +91,7 @@ def _see_help(ctx: click.Context) -> str:
 
 def _fail(ctx: click.Context, code: int, message: str, hint: str) -> None:
     """Print one line and a hint, and end."""
-    click.echo(f"Error: {one_line(message)}", err=True)
+    click.echo(f"Error: {one_line(in_config_file(ctx.meta, message))}", err=True)
     click.echo(f"Hint: {one_line(hint)}", err=True)
     ctx.exit(code)
 

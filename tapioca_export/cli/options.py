@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import click
+from click.core import ParameterSource
 
 from .. import plain_yaml
 from ..bars import DISABLED
@@ -27,6 +29,7 @@ LISTS = ("drop", "compare", "layers", "alphas")
 TARGETS = ("target", "target_report")
 PAIRS = ("columns", "weights", *TARGETS)
 LARGEST_CONFIG = 1 << 20  # bytes
+CONFIG_FILE = "tapioca_export.config_file"  # where a context keeps the file, and the context of the command
 # What a config file may hold, where the command takes it.
 SETTINGS = {*FIELDS, *LISTS, *(item.name for item in fields(Doses))}
 
@@ -244,6 +247,22 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, path: Path | No
         if value is not None:  # YAML's way not to set something
             values[name] = _config_value(value, known[name], f"{path}: {key}")
     ctx.default_map = {**(ctx.default_map or {}), **values}
+    ctx.meta[CONFIG_FILE] = path, ctx
+
+
+def in_config_file(meta: Mapping[str, Any], message: str) -> str:
+    """Return a message with the config file before it, if it is about an option that the file sets.
+
+    Args:
+        meta: What contexts of the command share.
+        message: Names options as on the command line, or what is unknown in words.
+    """
+    path, ctx = meta.get(CONFIG_FILE, (None, None))
+    named = {
+        "".join(words).replace("-", "_") for words in re.findall(r"--([a-z-]+)|Unknown ([a-z]+) ", message)
+    }
+    is_set = any(ctx.get_parameter_source(name) is ParameterSource.DEFAULT_MAP for name in named if ctx)
+    return f"{path}: {message}" if is_set else message
 
 
 def _config_value(value: Any, parameter: click.Parameter, where: str) -> Any:
