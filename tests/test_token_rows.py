@@ -37,7 +37,7 @@ from tapioca_export.errors import ConfigError, LoadError
 from tapioca_export.models import load_model
 from tapioca_export.samples import Samples
 from tapioca_export.tasks import TASKS
-from tapioca_export.tasks.question_answering import answer_in, squad_f1
+from tapioca_export.tasks.question_answering import answer_in, squad_value
 from tapioca_export.tasks.token_classification import TokenClassification, scheme_of
 
 # --- token classification -------------------------------------------------------------------
@@ -160,15 +160,18 @@ def test_tags_are_names_or_ids_and_lists_may_be_written_as_texts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "answers", "expected"),
+    ("found", "answers", "f1", "exact"),
     [
-        ("the Red fox!", ("a red fox",), 1.0), ("red fox jumps", ("fox",), 0.5),
-        ("red", ("fox", "Red."), 1.0), ("", (), 1.0), ("fox", (), 0.0), ("", ("fox",), 0.0),
-        ("red fox", ("fox hole",), 0.5),
+        ("the Red fox!", ("a red fox",), 1.0, 1.0), ("red fox jumps", ("fox",), 0.5, 0.0),
+        ("red", ("fox", "Red."), 1.0, 1.0), ("", (), 1.0, 1.0), ("fox", (), 0.0, 0.0),
+        ("", ("fox",), 0.0, 0.0), ("red fox", ("fox hole",), 0.5, 0.0),
     ],
 )  # fmt: skip
-def test_f1_of_answers_is_that_of_squad(found: str, answers: tuple[str, ...], expected: float) -> None:
-    assert squad_f1(found, answers) == pytest.approx(expected)
+def test_answers_are_worth_what_squad_says(
+    found: str, answers: tuple[str, ...], f1: float, exact: float
+) -> None:
+    assert squad_value("f1", found, answers) == pytest.approx(f1)
+    assert squad_value("exact_match", found, answers) == exact
 
 
 def test_the_answer_is_the_span_of_the_context_with_the_highest_sum() -> None:

@@ -41,7 +41,9 @@ def model(kind: str, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 
 def load(folder: Path, kind: str) -> LoadedModel:
-    return load_model(folder, options=LoadOptions(metric="spearman" if kind == "pairs" else None))
+    return load_model(
+        folder, options=LoadOptions(metric={"pairs": "spearman", "exact answers": "exact_match"}.get(kind))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +152,7 @@ def test_losses_and_sensitivities_are_those_of_transformers_where_it_has_one_a_r
     kind: str, model: LoadedModel, rows: Samples
 ) -> None:
     probe = Probe(model, {"id": rows, "target": rows}, batch_size=5)
-    if kind not in ("answers", "masks"):
+    if kind not in ("answers", "exact answers", "masks"):
         with pytest.raises(ConfigError, match=f"taylor is not there for {model.task.name}"):
             probe.sensitivities()
         return

@@ -106,6 +106,12 @@ MODELS: dict[str, tuple[Any, dict[str, Any], Make, str]] = {
         "token-classification tag_accuracy",
     ),
     "answers": (transformers.AutoModelForQuestionAnswering, {}, asked, "question-answering squad_f1"),
+    "exact answers": (
+        transformers.AutoModelForQuestionAnswering,
+        {},
+        asked,
+        "question-answering exact_match",
+    ),
     "masks": (transformers.AutoModelForMaskedLM, {}, masked, "fill-mask accuracy"),
     "vectors": (transformers.AutoModel, {}, looked_for, "feature-extraction ndcg"),
     "pairs": (transformers.AutoModel, {}, scored_pair, "feature-extraction spearman"),

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import LoadError
 from ..samples import Row, Samples
-from .base import TASKS, Batch, Inputs, Processor, all_rows, check_finite
+from .base import TASKS, Batch, Inputs, Processor, Task, all_rows, check_finite
 from .labels import is_missing, listed
 from .scoring import Scores
 from .tokenizing import content_of, require_text
@@ -29,7 +29,8 @@ class QuestionAnswering(TokenTask):
     """The span of a context that answers a question, or that there is none; the metric is SQuAD's F1.
 
     It is the mean over rows of the F1 of words, the best over the row's answers, as torchmetrics computes
-    it (lower case, without punctuation and articles). The answer is the span of context tokens, at most 30
+    it (lower case, without punctuation and articles); `exact_match` counts the rows whose answer is one of
+    theirs to the letter, after the same. The answer is the span of context tokens, at most 30
     of them, whose start and end have the highest sum of logits. Where rows of the samples have no answer,
     the model may say so: it does where the sum at the first token is higher; that is right for a row
     without an answer, and wrong for another.
@@ -51,6 +52,10 @@ class QuestionAnswering(TokenTask):
     is_right_or_wrong = False
     outputs = ("start_logits", "end_logits")
     best_value = 1.0
+
+    def metrics(self) -> Mapping[str, Task]:
+        """Return the F1 of words, and exact match."""
+        return {self.metric: self, EXACT.metric: EXACT}
 
     def example(self, text: str, processor: Processor) -> Mapping[str, Any]:
         """Return a question of one word about all of the text."""
@@ -136,11 +141,15 @@ class QuestionAnswering(TokenTask):
         values, losses = np.empty(len(rows)), np.empty(len(rows))
         for number, row in enumerate(samples.rows[i] for i in rows):
             logits = _real(outputs[number], row)
-            values[number] = squad_f1(answers[number], row.label)
+            values[number] = self.value(answers[number], row.label)
             start, end = row.features["span"]
             likelihoods = log_softmax(logits, axis=0)
             losses[number] = -(likelihoods[start, 0] + likelihoods[end, 1]) / 2
         return Scores(values, losses)
+
+    def value(self, found: str, answers: tuple[str, ...]) -> float:
+        """Return what an answer is worth, "" for none, where these are right, or none is."""
+        return squad_value("f1", found, answers)
 
     def _spans(self, outputs: np.ndarray, samples: Samples, rows: np.ndarray) -> list[str]:
         """Return the answer to each of the rows, "" for none."""
@@ -153,6 +162,20 @@ class QuestionAnswering(TokenTask):
     ) -> list[str | None]:
         """Return the spans."""
         return [span or "(no answer)" for span in self._spans(outputs, samples, rows)]
+
+
+class ExactQuestionAnswering(QuestionAnswering):
+    """The same, and an answer is right or wrong."""
+
+    metric = "exact_match"
+    is_right_or_wrong = True
+
+    def value(self, found: str, answers: tuple[str, ...]) -> float:
+        """Return 1 if the answer is one of those that are right."""
+        return squad_value("exact_match", found, answers)
+
+
+EXACT = ExactQuestionAnswering()
 
 
 def _real(logits: np.ndarray, row: Row) -> np.ndarray:
@@ -176,10 +199,11 @@ def answer_in(logits: np.ndarray, row: Row, may_decline: bool) -> str:
 
 
 @lru_cache(maxsize=100_000)
-def squad_f1(found: str, answers: tuple[str, ...]) -> float:
-    """Return the F1 of an answer; most rows are answered alike by most candidates of a search.
+def squad_value(metric: str, found: str, answers: tuple[str, ...]) -> float:
+    """Return what an answer is worth; most rows are answered alike by most candidates of a search.
 
     Args:
+        metric: "f1" or "exact_match".
         found: The answer, "" for none.
         answers: Those that are right, none where there is no answer.
     """
@@ -187,7 +211,7 @@ def squad_f1(found: str, answers: tuple[str, ...]) -> float:
 
     texts = list(answers or ("",))
     truth = {"answers": {"text": texts, "answer_start": [0] * len(texts)}, "id": ""}
-    return float(squad([{"prediction_text": found, "id": ""}], [truth])["f1"]) / 100
+    return float(squad([{"prediction_text": found, "id": ""}], [truth])[metric]) / 100
 
 
 TASKS.add(QuestionAnswering.name)(QuestionAnswering())
