@@ -42,11 +42,6 @@ def progress_bar(*arguments: Any, desc: str, **options: Any) -> Any:
     return tqdm(*arguments, desc=desc, disable=disable, **options)
 
 
-def exporting_bar(num_layers: int) -> Any:
-    """Return the bar of files that are exported: a file takes about as long as it has layers."""
-    return progress_bar(total=num_layers, desc="Exporting", unit="layer")
-
-
 class _LogStream:
     """A stream of what tqdm shows, most of it left out."""
 

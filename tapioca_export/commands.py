@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,7 +40,6 @@ from .artifacts import (
     to_json,
     write,
 )
-from .bars import exporting_bar
 from .benchmarking import SESSION_FILE, fastest_sessions
 from .benchmarking import benchmark as compare_exports
 from .config import Doses, RunConfig
@@ -219,8 +218,11 @@ def export(config: RunConfig) -> dict[str, Export]:
         several = len(config.format) > 1
         places = {name: folder / name if several else folder for name in config.format}
         calibration = reading.calibration_rows(config, model.task, model.processor)
-        with nullcontext() if not several else exporting_bar(model.num_layers * len(places)) as progress:
-            exports = steps.export_all(config, model, rows, places, chosen, calibration, progress)
+        exports = {}
+        with steps.exporting_bar(model.num_layers * len(places)) as progress:
+            for name, made in steps.export_each(config, model, rows, places, chosen, calibration):
+                exports[name] = made
+                progress.update(model.num_layers)
         for name, place in places.items():
             if chosen:  # says on which rows the layers were chosen, so that they are never reported
                 write(place / "selection.json", chosen)
@@ -381,10 +383,11 @@ def refuse_other_model(config: RunConfig, selection: Selection, model: LoadedMod
     of, here = Numbering.of(selection.stacks, selection.num_layers), model.numbering
     if of != here:
         raise ConfigError(f"The selection is for {of} ({selection.model}), {config.model} has {here}.")
-    if None not in (marks := {selection.fingerprint, steps.model_fingerprint(config)}) and len(marks) > 1:
+    own = steps.weights_fingerprint(config) if selection.fingerprint else None
+    if own is not None and own != selection.fingerprint:
         raise ConfigError(
             f"The selection was made for other weights ({selection.model}) than those of {config.model}.",
-            "Select layers of this model, or name them with --drop if they are meant.",
+            "Select layers of this model; name them with --drop if it is a copy in another precision, say.",
         )
 
 

@@ -8,7 +8,7 @@ Shapes: B sequences, T tokens, P tokens cached, A key-value heads, D values a he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -183,8 +183,21 @@ def _steps(run: Session, prompts: Inputs, shapes: CacheShapes) -> Generator[np.n
             inputs = with_positions({"input_ids": ids, "attention_mask": mask}, [POSITIONS]) | past
 
 
-def score(run: Session, task: Task, samples: Samples, processor: Processor, shapes: CacheShapes) -> Scores:
-    """Score an exported model on all rows of labelled samples.
+def scoring_batches(task: Task, samples: Samples, processor: Processor) -> list[np.ndarray]:
+    """Return the indices of the rows of each batch that an exported model is scored in."""
+    num_rows = max(1, SCORING_BATCH_SIZE // task.num_answers(samples))
+    return task.length_sorted(samples, processor, num_rows)
+
+
+def score(
+    run: Session,
+    task: Task,
+    samples: Samples,
+    processor: Processor,
+    shapes: CacheShapes,
+    batches: Sequence[np.ndarray],
+) -> Scores:
+    """Score an exported model on rows of labelled samples.
 
     Args:
         run: Runs the model, all its graphs as one.
@@ -192,72 +205,66 @@ def score(run: Session, task: Task, samples: Samples, processor: Processor, shap
         samples: The rows.
         processor: What the encoding needs.
         shapes: The cache inputs.
+        batches: Indices of the rows to score, each batch's.
+
+    Returns:
+        Scores of these rows, in the samples' order.
 
     Raises:
         BenchmarkError: If the batch axis is not dynamic, or answers are written and nothing is cached.
     """
-    parts = []
-    with progress_bar(total=len(samples), desc=f"Scoring {samples.role}") as progress:
-        for batch, found in _found(run, task, samples, processor, shapes):
-            parts.append((batch.indices, task.score_by_domain(found, samples, batch.indices)))
-            progress.update(len(batch))
-    return Scores.joined(parts)
+    return answer(run, task, samples, processor, shapes, batches, in_words=False)[0]
 
 
 def answer(
-    run: Session, task: Task, samples: Samples, processor: Processor, shapes: CacheShapes, rows: np.ndarray
+    run: Session,
+    task: Task,
+    samples: Samples,
+    processor: Processor,
+    shapes: CacheShapes,
+    batches: Sequence[np.ndarray],
+    *,
+    in_words: bool = True,
 ) -> tuple[Scores, list[str | None]]:
-    """Score some rows of labelled samples, and put what the model answers into words.
-
-    Args:
-        run: Runs the model, all its graphs as one.
-        task: Encodes the rows, and reads what comes out.
-        samples: All rows.
-        processor: What the encoding needs.
-        shapes: The cache inputs.
-        rows: Indices of those to answer, in rising order.
+    """Score as `score` does, and put what the model answers into words.
 
     Returns:
-        Their scores, and answers; None where the task has no words for them.
+        Scores of the rows, in the samples' order, and their answers; None where the task has no words.
 
     Raises:
         BenchmarkError: As `score` does.
     """
     parts = []
     said: dict[int, str | None] = {}
-    for batch, found in _found(run, task, samples, processor, shapes, rows):
-        parts.append((batch.indices, task.score_by_domain(found, samples, batch.indices)))
-        words = task.answers(found, samples, batch.indices, processor)
-        said |= dict(zip(batch.indices.tolist(), words, strict=True))
-    return Scores.joined(parts), [said[row] for row in rows.tolist()]
+    total = sum(map(len, batches))
+    with progress_bar(total=total, desc=f"Scoring {samples.role}", unit="row") as progress:
+        for indices in batches:
+            batch = task.batch(samples, indices, processor)
+            found = _found(run, task, batch, shapes)
+            parts.append((batch.indices, task.score_by_domain(found, samples, batch.indices)))
+            if in_words:
+                words = task.answers_by_domain(found, samples, batch.indices, processor)
+                said |= dict(zip(batch.indices.tolist(), words, strict=True))
+            progress.update(len(batch))
+    return Scores.joined(parts), [said[row] for row in sorted(said)]
 
 
-def _found(
-    run: Session,
-    task: Task,
-    samples: Samples,
-    processor: Processor,
-    shapes: CacheShapes,
-    rows: np.ndarray | None = None,
-) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Yield batches of samples (default: all), and what an exported model says that `Task.score` takes."""
-    num_rows = max(1, SCORING_BATCH_SIZE // task.num_answers(samples))
-    for batch in task.batches(samples, processor, num_rows, rows):
-        found = run(batch.inputs)
-        logits = task.joined([np.asarray(found[name], np.float32) for name in task.outputs])
-        num_sequences = len(next(iter(batch.inputs.values())))
-        if len(logits) != num_sequences:
-            raise BenchmarkError(
-                f"The file gives {len(logits)} rows for a batch of {num_sequences}.",
-                "Export with a dynamic batch axis.",
-            )
-        answers = task.evidence(logits, batch)
-        if (wanted := batch.continuation) is not None:
-            if not shapes:
-                raise BenchmarkError(
-                    "The file has no cache, and answers are written with one.",
-                    "Benchmark the ONNX exports.",
-                )
-            prompts, most = wanted.inputs(batch.inputs), int(wanted.limits.max())
-            answers = wanted.joined(answers, generate(run, prompts, shapes, most, wanted.ends))
-        yield batch, answers
+def _found(run: Session, task: Task, batch: Batch, shapes: CacheShapes) -> np.ndarray:
+    """Return what an exported model says of a batch that `Task.score` takes."""
+    found = run(batch.inputs)
+    logits = task.joined([np.asarray(found[name], np.float32) for name in task.outputs])
+    num_sequences = len(next(iter(batch.inputs.values())))
+    if len(logits) != num_sequences:
+        raise BenchmarkError(
+            f"The file gives {len(logits)} rows for a batch of {num_sequences}.",
+            "Export with a dynamic batch axis.",
+        )
+    evidence = task.evidence(logits, batch)
+    if (wanted := batch.continuation) is None:
+        return evidence
+    if not shapes:
+        raise BenchmarkError(
+            "The file has no cache, and answers are written with one.", "Benchmark the ONNX exports."
+        )
+    prompts, most = wanted.inputs(batch.inputs), int(wanted.limits.max())
+    return wanted.joined(evidence, generate(run, prompts, shapes, most, wanted.ends))

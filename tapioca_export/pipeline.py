@@ -28,7 +28,6 @@ from . import (
     trading,
 )
 from .artifacts import Benchmark, Export, Report, Selection, read, sha256, staged, write, write_sealed
-from .bars import exporting_bar
 from .benchmarking import SESSION_FILE, benchmark, fastest_sessions, time_exports
 from .config import RunConfig
 from .graphs import is_graph
@@ -89,9 +88,17 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
         else:
             model = steps.on_cpu(config, model)
             num_layers = 2 * model.num_layers - len(whole_layers(selection.drop))
-            with exporting_bar(num_layers * len(config.format)) as progress:
-                parts = rows, roles["id-select"], selection, measured, clock, progress
-                exporting = _Exporting(config, folder, *parts)
+            with steps.exporting_bar(num_layers * len(config.format)) as progress:
+                exporting = _Exporting(
+                    config,
+                    folder,
+                    rows=rows,
+                    calibration=roles["id-select"],
+                    selection=selection,
+                    measured=measured,
+                    clock=clock,
+                    progress=progress,
+                )
                 exports = exporting.original(model)
                 del model  # nor need two models be in memory
                 exports |= exporting.pruned(task.name)
@@ -131,7 +138,7 @@ class _Exporting:
     selection: Selection
     measured: remeasuring.Measured | None
     clock: _Clock
-    progress: Any
+    progress: Any  # tqdm's bar
 
     def original(self, model: LoadedModel) -> dict[str, Export]:
         """Export the model, and write the checkpoint without layers; returns the exports by their folders."""
@@ -158,9 +165,13 @@ class _Exporting:
 
     def _export(self, model: LoadedModel, side: str, chosen: Selection | None) -> dict[str, Export]:
         places = {name: self.folder / side / name for name in self.config.format}
-        parts = self.rows, places, chosen, self.calibration, self.progress
-        exports = steps.export_all(self.config, model, *parts)
-        return {f"{side}/{name}": export for name, export in exports.items()}
+        exports = {}
+        for name, export in steps.export_each(
+            self.config, model, self.rows, places, chosen, self.calibration
+        ):
+            exports[f"{side}/{name}"] = export
+            self.progress.update(model.num_layers)
+        return exports
 
 
 def _record_parts(

@@ -26,6 +26,7 @@ from .artifacts import (
     refuse_inside,
     to_json,
 )
+from .bars import progress_bar
 from .benchmarking import BenchmarkSettings, resolve_provider
 from .config import RunConfig
 from .engines import ENGINES, Engine, EngineSettings, open_engine
@@ -230,39 +231,45 @@ def choose(
     pair = Pair(*known) if len(known) == 2 else None
     if roles["target-select"].domains.are_named:
         found = replace(found, objective=config.objective, weights=dict(config.weights))
-    mark = model_fingerprint(config)
-    return replace(found, prompting=model.processor.prompting, invalid=pair, fingerprint=mark)
+    # What was loaded is here: the hub is not asked for something newer.
+    own = weights_fingerprint(replace(config, local_files_only=True))
+    return replace(found, prompting=model.processor.prompting, invalid=pair, fingerprint=own)
 
 
-def model_fingerprint(config: RunConfig) -> str | None:
+def weights_fingerprint(config: RunConfig) -> str | None:
     """Return what tells a checkpoint from others with as many layers; None of an ONNX file.
 
     A file's weights may be fused, cast or quantised, and its layers still be those of its checkpoint.
+
+    Raises:
+        LoadError: If there are no weights that could be read.
     """
     if is_graph(config.model):
         return None
     return fingerprint_of(config.model, local_files_only=config.local_files_only)
 
 
-def export_all(
+def exporting_bar(num_layers: int) -> Any:
+    """Return tqdm's bar of files that are exported: each takes about as long as it has layers."""
+    return progress_bar(total=num_layers, desc="Exporting", unit="layer")
+
+
+def export_each(
     config: RunConfig,
     model: LoadedModel,
     rows: Samples,
     folders: Mapping[str, Path],
     chosen: Selection | None = None,
     calibration: Samples | None = None,
-    progress: Any = None,
-) -> dict[str, Export]:
-    """Export a model, on the CPU, in every format, each into its folder, and prove each.
+) -> Iterator[tuple[str, Export]]:
+    """Export a model, on the CPU, in every format, each into its folder, and prove each; yields it then.
 
     `chosen` is what the model was pruned by, if it was: files lack what that dropped of layers that stayed.
-    `calibration` has ID rows. `progress` is a bar of layers that are exported, in all files; one file of one
-    model has none, as nobody knows how long the first takes.
+    `calibration` has ID rows.
 
     Raises:
         ExportError: If a format cannot be written, or differs from PyTorch; or the model is not what is left.
     """
-    exports = {}
     drop, damp = (chosen.drop, chosen.damp) if chosen else ((), ())
     if chosen and model.num_layers + len(whole_layers(drop)) != chosen.num_layers:
         raise ExportError(
@@ -274,10 +281,7 @@ def export_all(
     for name, folder in folders.items():
         folder.mkdir(parents=True, exist_ok=True)
         settings = _export_settings(config, name, folders)
-        exports[name] = export_model(model, rows, folder, settings, drop, damp, silent, calibration)
-        if progress is not None:
-            progress.update(model.num_layers)
-    return exports
+        yield name, export_model(model, rows, folder, settings, drop, damp, silent, calibration)
 
 
 def _export_settings(config: RunConfig, format_: str, formats: Collection[str]) -> ExportSettings:

@@ -115,7 +115,7 @@ def export_variants(config: RunConfig, variants: Sequence[str]) -> dict[str, Exp
         assert rows is not None
         inputs = provenance.hash_inputs(config)
         whole = folder / ORIGINAL
-        (export,) = steps.export_all(config, model, rows, {"onnx": whole}).values()
+        ((_, export),) = steps.export_each(config, model, rows, {"onnx": whole})
         (graph,) = (whole / name for name in export.files if name.endswith(".onnx"))
         exports = {ORIGINAL: _with_weights_beside(export, graph)}
         for variant in chosen:

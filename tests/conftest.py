@@ -37,8 +37,7 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
-from tapioca_export import pipeline
-from tapioca_export.bars import exporting_bar
+from tapioca_export import pipeline, steps
 from tapioca_export.benchmarking import memory
 from tapioca_export.cli import main
 from tapioca_export.models import LoadedModel, LoadOptions, load_model, load_processor, proof
@@ -280,6 +279,8 @@ def finished(
         networks.append(weakref.ref(model.network))
         return model
 
+    exporting_bar = steps.exporting_bar
+
     def bar(num_layers: int) -> Any:
         bars_of_files.append(exporting_bar(num_layers))
         return bars_of_files[-1]
@@ -290,7 +291,7 @@ def finished(
     logging.getLogger().addHandler(handler)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "load_model", load)
-        patch.setattr(pipeline, "exporting_bar", bar)
+        patch.setattr(steps, "exporting_bar", bar)
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             patch.setenv(name, TOKEN)
         forbid_network_everywhere(patch)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import pytest
 from test_benchmarking import CLASSIFICATION, QUICK, TEXT, make_text_export, text_samples
 
 from tapioca_export.artifacts import Prompting
-from tapioca_export.benchmarking import benchmark, score_exported
-from tapioca_export.benchmarking.runtimes import read_export_folder
-from tapioca_export.benchmarking.scoring import Answers, answer_again
+from tapioca_export.benchmarking import benchmark, score_exported, scoring
+from tapioca_export.benchmarking.scoring import Scoring
+from tapioca_export.domains import Domains
 from tapioca_export.errors import BenchmarkError
 from tapioca_export.samples import Row, Samples
 from tapioca_export.tasks import TASKS, Processor, Scores, Task
@@ -111,9 +112,7 @@ def scored(exports: tuple[Path, Path]) -> tuple[Scores, Scores]:
     return one, other
 
 
-def again(exports: tuple[Path, Path], found: Sequence[Scores], rows: Sequence[int]) -> Answers:
-    folders = [read_export_folder(folder) for folder in exports]
-    return answer_again(folders, found, CLASSIFICATION, ROWS, TEXT, QUICK, rows)
+SCORING = Scoring(CLASSIFICATION, ROWS, TEXT, QUICK)
 
 
 def test_flips_say_what_either_file_answers(exports: tuple[Path, Path]) -> None:
@@ -129,18 +128,18 @@ def test_flips_say_what_either_file_answers(exports: tuple[Path, Path]) -> None:
 def test_answers_are_those_to_the_rows_that_were_asked_for(
     exports: tuple[Path, Path], scored: tuple[Scores, Scores]
 ) -> None:
-    found = again(exports, scored, [5, 2])
-    assert sorted(found) == [2, 5]
-    assert again(exports, scored, [2]) == {2: found[2]}
-    assert again(exports, scored, []) == {}
+    found = SCORING.answer(exports, scored, [19, 9])  # the longest: no padding changes their answers
+    assert sorted(found) == [9, 19]
+    assert SCORING.answer(exports, scored, [9]) == {9: found[9]}
+    assert SCORING.answer(exports, scored, []) == {}
 
 
 def test_results_of_the_other_file_are_refused(
     exports: tuple[Path, Path], scored: tuple[Scores, Scores]
 ) -> None:
-    for rows in ([], [3]):  # also where no result changed
-        with pytest.raises(BenchmarkError, match=r"scored of .*original on the target-report rows is not"):
-            again(exports, scored[::-1], rows)
+    SCORING.prove(exports, scored)
+    with pytest.raises(BenchmarkError, match=r"scored of .*original on the target-report rows is not what"):
+        SCORING.prove(exports, scored[::-1])
 
 
 def test_files_that_are_the_same_cannot_be_mistaken_for_each_other(
@@ -148,8 +147,24 @@ def test_files_that_are_the_same_cannot_be_mistaken_for_each_other(
 ) -> None:
     """Also where rounding is all that tells the losses apart, the wrong way round."""
     nearly = Scores(scored[0].values, scored[0].losses * (1 + 1e-6))
-    found = again((exports[0], exports[0]), (nearly, scored[0]), [1])
-    assert found[1][0] == found[1][1]
+    SCORING.prove((exports[0], exports[0]), (nearly, scored[0]))
+
+
+def test_the_proof_scores_a_batch_as_it_was(
+    exports: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file whose results depend on the rows beside a row, as in 8 bits, is no other file."""
+    own: Callable[..., Scores] = scoring.score
+
+    def score(*arguments: Any) -> Scores:
+        parts = [(rows, own(*arguments[:-1], [rows])) for rows in arguments[-1]]
+        shifted = [
+            (np.sort(rows), Scores(part.values, part.losses * (1 + rows.mean() / 10))) for rows, part in parts
+        ]
+        return Scores.joined(shifted)
+
+    monkeypatch.setattr(scoring, "score", score)
+    SCORING.prove(exports, [SCORING.score(folder) for folder in exports])
 
 
 def test_an_answer_that_depends_on_the_batch_is_left_out(
@@ -157,5 +172,17 @@ def test_an_answer_that_depends_on_the_batch_is_left_out(
 ) -> None:
     """A row on the edge may go either way with other rows beside it: its answer is not what was counted."""
     values = scored[1].values.copy()
-    values[4] = 1 - values[4]
-    assert sorted(again(exports, (scored[0], Scores(values, scored[1].losses)), [4, 7])) == [7]
+    values[9] = 1 - values[9]
+    assert sorted(SCORING.answer(exports, (scored[0], Scores(values, scored[1].losses)), [9, 19])) == [19]
+
+
+def test_whether_there_may_be_no_answer_is_decided_a_domain() -> None:
+    task = TASKS["question-answering"]
+    answered, unanswerable = samples(WORDS, label=("red",)), samples(WORDS, label=())
+    both = replace(
+        answered, rows=(*answered.rows, *unanswerable.rows), named=Domains.of({"all": 1, "some": 1})
+    )
+    logits = np.asarray([[[9, 9], [0, 0], [5, 1], [1, 5]]] * 2, dtype=np.float64)
+    rows = np.array([1, 0])
+    assert task.answers_by_domain(logits, both, rows, NAMES) == ["(no answer)", "red house"]
+    assert task.score_by_domain(logits, both, rows).values[0] == 1.0

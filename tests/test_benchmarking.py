@@ -216,15 +216,29 @@ def test_a_mean_of_skewed_rows_has_a_bootstrap_t_interval() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.1])
 @pytest.mark.parametrize("num_wrong", [0, 1, 3])
-def test_rows_that_are_nearly_all_alike_have_a_finite_interval(value: float, num_wrong: int) -> None:
-    rows = np.full(50, value)
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+def test_rows_that_are_nearly_all_alike_have_an_interval_of_percentiles(
+    value: float, num_wrong: int, noise: float
+) -> None:
+    rows = value + noise * np.random.default_rng(0).random(50)
     rows[:num_wrong] = 1.0
     low, high = compare(REGRESSION, losses(rows), losses(rows)).original_interval
     if num_wrong == 0:
-        assert (low, high) == (value, value)
+        assert value <= low <= high <= value + noise
     else:  # 5 % of resamples of three in 50 have none of them
-        assert value == pytest.approx(low)
+        assert value - 1e-12 <= low <= value + noise
         assert rows.mean() < high < 0.3
+
+
+@pytest.mark.parametrize(("task", "best"), [("polynomial-regression", 0.0), ("question-answering", 1.0)])
+def test_no_interval_leaves_the_range_of_its_metric(task: str, best: float) -> None:
+    for seed in range(20):
+        rows = np.random.default_rng(seed).beta(0.3, 3, size=6)
+        rows = rows if best == 0.0 else 1 - rows
+        low, high = compare(TASKS[task], losses(rows), losses(rows)).original_interval
+        assert low <= rows.mean() <= high
+        assert low >= 0.0
+        assert high <= 1.0 or best == 0.0
 
 
 def test_the_same_results_give_the_same_statistics() -> None:

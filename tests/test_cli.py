@@ -11,15 +11,18 @@ import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import reports
+from click.core import ParameterSource
 from click.testing import CliRunner, Result
 
 import tapioca_export
 from tapioca_export import artifacts
 from tapioca_export.cli import main
+from tapioca_export.cli.options import CONFIG_FILE, in_config_file
 from tapioca_export.config import RunConfig
 
 Tiny = Callable[[str], Path]
@@ -221,6 +224,16 @@ def test_a_bad_value_is_laid_to_the_file_that_has_it(
     assert result.stderr != (own := call("run", "-c", file, f"--{option}", given).stderr)
     assert own.startswith("Error: ")
     assert file not in own, "what is given on the command line is not the file's"
+
+
+def test_a_message_that_only_mentions_an_option_is_not_laid_to_the_file() -> None:
+    set_by_file = SimpleNamespace(get_parameter_source=lambda name: ParameterSource.DEFAULT_MAP)
+    meta = {CONFIG_FILE: (Path("c.toml"), set_by_file)}
+    for message in ("--drop 1 is wrong.", "Invalid value for '--drop': no.", "Unknown criterion 'x'."):
+        assert in_config_file(meta, message) == f"c.toml: {message}"
+        assert in_config_file({}, message) == message
+    for message in ("t.jsonl, line 3 is an example of --few-shot.", "accuracy is less than --max-drop 0.02."):
+        assert in_config_file(meta, message) == message
 
 
 @pytest.mark.parametrize("place", [0, -1])

@@ -41,7 +41,7 @@ def found(
     one, other = scores(before), scores(after)
     changed = changed_rows(TASKS[task], one, other)
     answers = {0: ("red", "a\nvery " + "long " * 100)}
-    return flips_of(changed, one, other, rows(len(before)), answers, redact)
+    return flips_of(changed, one, other, rows(len(before)), answers, redact=redact)
 
 
 def test_rows_that_became_worse_come_first_and_the_same_are_left_out() -> None:
@@ -49,7 +49,8 @@ def test_rows_that_became_worse_come_first_and_the_same_are_left_out() -> None:
     assert [flip.where for flip in flips] == [f"rows.jsonl, row {n}" for n in (2, 4, 1)]
     assert [(flip.original, flip.pruned) for flip in flips] == [(1, 0), (1, 0), (0, 1)]
     assert [flip.sample for flip in flips] == ["text: 2", "text: 4", "text: 1"]
-    assert {flip.sample for flip in found([1, 0], [0, 1], redact=True)} == {None}
+    for flip in found([1, 0], [0, 1], redact=True):
+        assert (flip.sample, flip.original_answer, flip.pruned_answer) == (None, None, None)
 
 
 def test_answers_stand_beside_the_rows_that_they_are_known_of_and_are_short() -> None:

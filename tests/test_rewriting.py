@@ -132,6 +132,25 @@ def test_each_tensor_counts_in_a_fingerprint(tmp_path: Path, change: str) -> Non
         assert shards.fingerprint_of(tmp_path, local_files_only=True) != before
 
 
+def test_a_selection_prunes_the_model_that_was_searched_and_no_other(tiny: Tiny, tmp_path: Path) -> None:
+    id_, target = (write_jsonl(tmp_path / f"{n}.jsonl", text_records(40, n)) for n in (1, 2))
+    given = ["-m", tiny("bert"), "--id", id_, "--target", target]
+    more = ["--num-threads", 1, "--epsilon", 1, "--max-drop-layers", 1, "-o", tmp_path / "chosen"]
+    assert CliRunner().invoke(main, ["select", *map(str, [*given, *more])]).exit_code == 0
+    chosen = tmp_path / "chosen/selection.json"
+    assert read(chosen, Selection).fingerprint == shards.fingerprint_of(tiny("bert"), local_files_only=True)
+
+    other = Path(shutil.copytree(tiny("bert"), tmp_path / "other"))
+    weights = load_file(other / "model.safetensors")
+    weights["classifier.weight"][0, 0] += 0.01
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    for model, code in ((tiny("bert"), 0), (other, 1)):
+        words = ["prune", "-m", model, "--selection", chosen, "--proof", "weights"]
+        result = CliRunner().invoke(main, [*map(str, words), "-o", str(tmp_path / f"out{code}")])
+        assert result.exit_code == code, result.output
+    assert "other weights" in result.stderr
+
+
 # --- what is written ------------------------------------------------------------------------
 
 

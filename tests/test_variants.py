@@ -197,7 +197,7 @@ def test_variants_that_cannot_be_made_are_refused_before_anything_is_exported(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delattr(steps, "export_all")
+    monkeypatch.delattr(steps, "export_each")
     good = selection(tmp_path / "good.json")
     damped = selection(tmp_path / "damped.json", damp=(Damping(1, 0.5),))
     deeper = selection(tmp_path / "deeper.json", num_layers=9)

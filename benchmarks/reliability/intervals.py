@@ -65,8 +65,7 @@ def simulate(name: str, num_rows: int, times: int) -> dict[str, Any]:
             effects[seen] += 1
     shares = {what: count / times for what, count in covered.items()}
     fooled = None if population.has_effect else {what: count / times for what, count in effects.items()}
-    case = {"population": name, "rows": num_rows, "times": times, "covered": shares, "fooled": fooled}
-    return {**case, "commit": origin()["commit"]}
+    return {"population": name, "rows": num_rows, "times": times, "covered": shares, "fooled": fooled}
 
 
 def simulate_timing(times: int) -> dict[str, Any]:
@@ -77,8 +76,7 @@ def simulate_timing(times: int) -> dict[str, Any]:
         low, high = bootstrap_interval(ratios, np.median)
         covered += low <= 1.25 <= high
     shares = {"ratio": covered / times}
-    case = {"population": "speed-up", "rows": ROUNDS, "times": times, "covered": shares, "fooled": None}
-    return {**case, "commit": origin()["commit"]}
+    return {"population": "speed-up", "rows": ROUNDS, "times": times, "covered": shares, "fooled": None}
 
 
 def agreement(tables: int) -> dict[str, Any]:
@@ -191,13 +189,6 @@ def measure(
         return {"simulations": times, "cases": found, "agreement": agreed.result()}
 
 
-def kept(output: Path, cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the cases in a file of an earlier measurement that are not among those measured again."""
-    again = {(case["population"], case["rows"]) for case in cases}
-    before = json.loads(output.read_text(encoding="utf-8"))["cases"]
-    return [case for case in before if (case["population"], case["rows"]) not in again]
-
-
 @click.command(help=__doc__)
 @click.option("--quick", is_flag=True, help="What CI runs.")
 @click.option(
@@ -210,11 +201,17 @@ def main(quick: bool, only: Sequence[str], simulations: int, jobs: int, output: 
     """Measure, print and write."""
     clock = time.perf_counter()
     chosen = [POPULATIONS[name] for name in only or (QUICK if quick else POPULATIONS)]
+    before = json.loads(output.read_text(encoding="utf-8"))["cases"] if only else []
     given = (300, 100) if quick else (simulations, TABLES)
     found = {**origin(), **measure(chosen, *given, jobs, quick=quick)}
     found["minutes"] = round((time.perf_counter() - clock) / 60, 1)
-    if only:
-        found["cases"] = kept(output, found["cases"]) + found["cases"]
+    for case in found["cases"]:
+        case["commit"] = found["commit"]
+    again = {(case["population"], case["rows"]) for case in found["cases"]}
+    found["cases"] = [
+        *(case for case in before if (case["population"], case["rows"]) not in again),
+        *found["cases"],
+    ]
     click.echo("\n".join(table(found)))
     write(found, output)
     finish(rows(found), broken(found))

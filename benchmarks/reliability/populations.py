@@ -129,14 +129,31 @@ def speedups(generator: np.random.Generator, num_rounds: int) -> Values:
     return np.asarray(ratios * bursts)
 
 
+def shares_of_words(right: float, pruned_right: float) -> Draw:
+    """F1 of answers: all of most, nothing of some, and something of the others; the same rows are hard."""
+
+    def draw(generator: np.random.Generator, num_rows: int) -> tuple[Values, Values]:
+        hard, partly = generator.random(num_rows), generator.beta(3, 3, num_rows)
+        models = [
+            np.where(
+                hard + generator.normal(0, 0.05, num_rows) < share, 1.0, np.where(hard < 0.9, partly, 0.0)
+            )
+            for share in (right, pruned_right)
+        ]
+        return models[0], models[1]
+
+    return draw
+
+
 CLASSIFICATION, REGRESSION = TASKS["text-classification"], TASKS["polynomial-regression"]
-TAGGING = TASKS["token-classification"]
+TAGGING, ANSWERING = TASKS["token-classification"], TASKS["question-answering"]
 HARD, EASY = right_or_wrong(0.6, 0.09, 0.05), right_or_wrong(0.9, 0.02, 0.06)
 _ALL = (
     Population("accuracy", CLASSIFICATION, (right_or_wrong(0.7, 0.08, 0.05),)),
     Population("accuracy, no effect", CLASSIFICATION, (right_or_wrong(0.9, 0.05, 0.05),), has_effect=False),
     Population("nmse", REGRESSION, (squared_errors(0.8),)),
     Population("nmse, no effect", REGRESSION, (squared_errors(1.0),), has_effect=False),
+    Population("F1 a row", ANSWERING, (shares_of_words(0.75, 0.8),)),
     Population("log-perplexity", PERPLEXITY, (likelihoods(0.97),)),
     Population("entity F1", TAGGING, (entities(0.75, 0.8),), is_costly=True),
     Population("entity F1, no effect", TAGGING, (entities(0.75, 0.75),), has_effect=False, is_costly=True),

@@ -36,7 +36,13 @@ def changed_rows(task: Task, original: Scores, pruned: Scores) -> list[int]:
 
 
 def flips_of(
-    rows: Sequence[int], original: Scores, pruned: Scores, samples: Samples, answers: Answers, redact: bool
+    rows: Sequence[int],
+    original: Scores,
+    pruned: Scores,
+    samples: Samples,
+    answers: Answers,
+    *,
+    redact: bool = False,
 ) -> tuple[Flip, ...]:
     """Return what a reader is told of rows that changed.
 
@@ -46,12 +52,13 @@ def flips_of(
         pruned: Results of the pruned model.
         samples: All rows.
         answers: Both models' answers, as far as they are known.
-        redact: Leave out what the rows hold.
+        redact: Leave out what the rows hold, and what was answered to them.
     """
     before, after = averaged(original.values), averaged(pruned.values)
     found = []
     for row in rows:
-        said = [None if text is None else beginning(text) for text in answers.get(row, (None, None))]
+        known = (None, None) if redact else answers.get(row, (None, None))
+        said = [None if text is None else beginning(text) for text in known]
         found.append(
             Flip(
                 where=Path(samples.rows[row].where).name,  # a folder of the user's is nobody else's

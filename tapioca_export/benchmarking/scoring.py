@@ -1,8 +1,8 @@
-"""The task's results of an exported file, and the proof that they are those of this file.
+"""The task's results of exported files, and the proof that they are those of these files.
 
 Results stand in two tables, of the original and of the pruned model, and nothing in a table says which it
-is. So some rows are scored once more by either file, opened anew: those whose result changed, whose
-answers a report shows, and those that tell the models apart best.
+is. So the batch that tells the models apart best is scored once more by either file, opened anew. Rows
+whose result changed are answered once more as well, in words, for whoever reads the report.
 
 Shapes: N samples.
 """
@@ -10,24 +10,25 @@ Shapes: N samples.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import BenchmarkError
-from ..generation import CacheShapes, Session, answer, score
+from ..generation import CacheShapes, Session, answer, score, scoring_batches
 from ..samples import Samples
 from ..tasks import Processor, Scores, Task
 from ..tasks.scoring import averaged
-from .runtimes import ONNXRUNTIME, ExportFolder, read_export_folder, settings_on
+from .runtimes import ONNXRUNTIME, read_export_folder, settings_on
 from .sessions import CPU
 from .timing import BenchmarkSettings
 
 _DEFAULTS = BenchmarkSettings()
-TOLD_APART_BY = 8  # rows
 # Of a row's loss: what two models have to differ by, so that rounding cannot hide whose it is.
 CLEAR = 1e-2
-# Answers of the original and of the pruned model to a row; None where the task has no words for it.
+# By row: answers of the original and of the pruned model; None where the task has no words for one.
 Answers = dict[int, tuple[str | None, str | None]]
 
 
@@ -43,59 +44,99 @@ def score_exported(
     Raises:
         BenchmarkError: If the runtime refuses the provider, the file or a batch.
     """
-    session, shapes = _opened(folder, settings)
-    return score(session, task, samples, processor, shapes)
+    return Scoring(task, samples, processor, settings).score(folder)
 
 
-def answer_again(
-    folders: Sequence[ExportFolder],
-    found: Sequence[Scores],
-    task: Task,
-    samples: Samples,
-    processor: Processor,
-    settings: BenchmarkSettings,
-    rows: Sequence[int],
-) -> Answers:
-    """Return both models' answers to some rows, which prove that results are those of these files.
+@dataclass(frozen=True)
+class Scoring:
+    """The rows that files are scored on, in batches that are the same for all of them.
 
     Args:
-        folders: The original's and the pruned model's.
-        found: What each scored on all N samples.
-        task: The task of both.
-        samples: What they were scored on.
+        task: The task of all files.
+        samples: Labelled rows of one role.
         processor: What encodes them.
-        settings: As results were scored with.
-        rows: Whose answers are asked for. One whose result is another in a batch of other rows, by a
-            hair, is left out.
-
-    Raises:
-        BenchmarkError: If the losses of a file are rather those of the other.
+        settings: The first provider is scored on, but for PyTorch's files: they are on the CPU.
     """
-    losses = np.stack([scores.losses for scores in found])  # (2, N)
-    apart = np.abs(losses[0] - losses[1])
-    telling = np.argsort(-apart, kind="stable")[:TOLD_APART_BY]
-    chosen = np.unique(np.asarray([*rows, *telling], dtype=np.int64))
-    clear = apart[chosen] > CLEAR * np.abs(losses[:, chosen]).max(axis=0)
-    said, same = [], np.ones(len(chosen), dtype=bool)
-    for folder, own, other in zip(folders, (0, 1), (1, 0), strict=True):
-        session, shapes = _opened(folder.path, settings)
-        again, answers = answer(session, task, samples, processor, shapes, chosen)
-        off = np.abs(again.losses - losses[:, chosen])[:, clear].sum(axis=1)
-        if off[own] > off[other]:
-            raise BenchmarkError(
-                f"What was scored of {folder.path} on the {samples.role} rows is not what it answers: losses "
-                f"of {clear.sum()} rows are off by {off[own]:.3g}, and by {off[other]:.3g} from those of the "
-                "other file.",
-                "Benchmark again; if it says so again, tell the authors of this tool.",
-            )
-        said.append(answers)
-        same &= np.isclose(averaged(again.values), averaged(found[own].values)[chosen])
-    wanted = set(rows)
-    pairs = zip(chosen.tolist(), same, *said, strict=True)
-    return {row: (before, after) for row, is_same, before, after in pairs if is_same and row in wanted}
 
+    task: Task
+    samples: Samples
+    processor: Processor
+    settings: BenchmarkSettings
 
-def _opened(folder: Path, settings: BenchmarkSettings) -> tuple[Session, CacheShapes]:
-    exported = read_export_folder(folder)
-    provider = settings.providers[0] if exported.runtime == ONNXRUNTIME else CPU
-    return exported.open(settings_on(exported.runtime, provider, settings.threads)), exported.export.cache
+    @cached_property
+    def batches(self) -> list[np.ndarray]:
+        """The indices of each batch's rows."""
+        return scoring_batches(self.task, self.samples, self.processor)
+
+    def score(self, folder: Path) -> Scores:
+        """Score a file on all rows.
+
+        Raises:
+            BenchmarkError: If the runtime refuses the provider, the file or a batch.
+        """
+        session, shapes = self._opened(folder)
+        return score(session, self.task, self.samples, self.processor, shapes, self.batches)
+
+    def prove(self, folders: Sequence[Path], found: Sequence[Scores]) -> None:
+        """Refuse results that are the other file's.
+
+        The batch is the same as it was, rows and all: what depends on the rows beside a row (ranges of
+        activations in 8 bits) does not differ.
+
+        Args:
+            folders: The original's and the pruned model's.
+            found: What each scored.
+
+        Raises:
+            BenchmarkError: If the losses of a file are rather those of the other.
+        """
+        losses = np.stack([scores.losses for scores in found])  # (2, N)
+        apart = np.abs(losses[0] - losses[1])
+        batch = max(self.batches, key=lambda rows: float(apart[rows].sum()))
+        rows = np.sort(batch)
+        clear = apart[rows] > CLEAR * np.abs(losses[:, rows]).max(axis=0)
+        if not clear.any():  # either table would do for either file
+            return
+        for folder, own, other in zip(folders, (0, 1), (1, 0), strict=True):
+            session, shapes = self._opened(folder)
+            again = score(session, self.task, self.samples, self.processor, shapes, [batch])
+            off = np.abs(again.losses - losses[:, rows])[:, clear].sum(axis=1)
+            if off[own] > off[other]:
+                raise BenchmarkError(
+                    f"What was scored of {folder} on the {self.samples.role} rows is not what it answers: "
+                    f"losses of {clear.sum()} rows are off by {off[own]:.3g}, and by {off[other]:.3g} from "
+                    "those of the other file.",
+                    "Benchmark again; if it says so again, tell the authors of this tool.",
+                )
+
+    def answer(self, folders: Sequence[Path], found: Sequence[Scores], rows: Sequence[int]) -> Answers:
+        """Return both models' answers to some rows.
+
+        Args:
+            folders: The original's and the pruned model's.
+            found: What each scored.
+            rows: Whose answers are asked for. One whose result is another beside other rows, by a hair, is
+                left out: what is answered here is not what was counted.
+
+        Raises:
+            BenchmarkError: If the runtime refuses a file or a batch.
+        """
+        if not rows:
+            return {}
+        chosen = np.unique(np.asarray(rows, dtype=np.int64))
+        size = max(map(len, self.batches))
+        batches = self.task.length_sorted(self.samples, self.processor, size, chosen)
+        said, same = [], np.ones(len(chosen), dtype=bool)
+        for folder, scores in zip(folders, found, strict=True):
+            session, shapes = self._opened(folder)
+            again, answers = answer(session, self.task, self.samples, self.processor, shapes, batches)
+            said.append(answers)
+            same &= np.isclose(averaged(again.values), averaged(scores.values)[chosen])
+        pairs = zip(chosen.tolist(), same, *said, strict=True)
+        return {row: (before, after) for row, is_same, before, after in pairs if is_same}
+
+    def _opened(self, folder: Path) -> tuple[Session, CacheShapes]:
+        exported = read_export_folder(folder)
+        provider = self.settings.providers[0] if exported.runtime == ONNXRUNTIME else CPU
+        session = exported.open(settings_on(exported.runtime, provider, self.settings.threads))
+        return session, exported.export.cache

@@ -22,7 +22,7 @@ from .flipping import changed_rows, flips_of
 from .memory import measure_memory_and_load
 from .pairing import compare_fusions, open_pair
 from .runtimes import ONNXRUNTIME, ExportFolder, providers_of, runtimes_on
-from .scoring import answer_again, score_exported
+from .scoring import Scoring
 from .sessions import CPU, CUDA, default_settings, resolve_provider
 from .statistics import compare
 from .timing import BenchmarkSettings, Workload, make_workloads, measure_latency
@@ -150,13 +150,13 @@ def _accuracy(
     for role, rows in samples.items():
         if not rows.is_labelled:
             continue
-        one, other = (
-            score_exported(folder.path, task, rows, processor, settings) for folder in (before, after)
-        )
+        scoring, folders = Scoring(task, rows, processor, settings), (before.path, after.path)
+        one, other = (scoring.score(folder) for folder in folders)
+        scoring.prove(folders, (one, other))
         accuracy[role] = compare(task, one, other, rows.domains)
         changed = changed_rows(task, one, other)
-        answers = answer_again((before, after), (one, other), task, rows, processor, settings, changed)
-        flips[role] = flips_of(changed, one, other, rows, {} if settings.redact else answers, settings.redact)
+        answers = scoring.answer(folders, (one, other), [] if settings.redact else changed)
+        flips[role] = flips_of(changed, one, other, rows, answers, redact=settings.redact)
         if rows.domains.are_named:
             parts = zip(one.split(rows.domains), other.split(rows.domains), strict=True)
             found = [compare(task, *pair) for pair in parts]

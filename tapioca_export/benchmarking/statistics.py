@@ -21,7 +21,7 @@ NUM_RESAMPLES = 9999
 LEVEL = 0.05  # of what is drawn, intervals leave out
 # Numbers held at a time while resampling: 2 million doubles are 16 MB.
 _BATCH_NUMBERS = 2_000_000
-_NO_SPREAD = 1e-9  # of all rows' spread: what rounding leaves of equal numbers
+_LITTLE_SPREAD = 0.1  # of all rows' spread: a replicate with less has missed the rows that differ
 Statistic = Callable[..., np.ndarray]
 
 
@@ -146,7 +146,7 @@ def _of_aggregates(task: Task, original: np.ndarray, pruned: np.ndarray) -> dict
 
     both = np.concatenate(list(map(task.exchangeable, (pruned, original))))
     return {
-        "interval": _bootstrap_of_rows(difference, pruned, original),
+        "interval": _bootstrap_of_pairs(difference, pruned, original),
         "p_value": _permutation_of_rows(lambda x, y: difference(both[x], both[y]), both),
         "original_interval": _own_interval(task, original),
         "pruned_interval": _own_interval(task, pruned),
@@ -155,11 +155,23 @@ def _of_aggregates(task: Task, original: np.ndarray, pruned: np.ndarray) -> dict
     }
 
 
-def _own_interval(task: Task, values: np.ndarray, level: float = LEVEL) -> Interval:
-    """Return the interval of one model's metric on the rows of one domain, (N,) or (N, k)."""
+def _own_interval(task: Task, values: np.ndarray) -> Interval:
+    """Return the 95 % interval of one model's metric on the rows of one domain, (N,) or (N, k)."""
+    return _own_intervals(task, values, [LEVEL])[0]
+
+
+def _own_intervals(task: Task, values: np.ndarray, levels: Sequence[float]) -> list[Interval]:
+    """Return one interval a level, which is the share of what is drawn that both sides leave out together."""
     if task.best_value is None:
-        return _bootstrap_of_rows(task.aggregate, values, level=level)
-    return (_wilson if task.is_right_or_wrong else _bootstrap_t)(averaged(values), level)
+        drawn = replicates((values,), lambda rows: task.aggregate(rows[0]))
+        return [interval(drawn, level) for level in levels]
+    rows = averaged(values)
+    if task.is_right_or_wrong:
+        return [_wilson(rows, level) for level in levels]
+    found = _bootstrap_t(rows, levels)
+    # Nothing is better than perfect; and the other way, no row's value is negative.
+    least, most = (0.0, task.best_value) if task.higher_is_better else (task.best_value, np.inf)
+    return [(max(low, least), min(high, most)) for low, high in found]
 
 
 def _interval_of_worst(task: Task, parts: Sequence[np.ndarray]) -> Interval:
@@ -168,12 +180,14 @@ def _interval_of_worst(task: Task, parts: Sequence[np.ndarray]) -> Interval:
     Where rows are drawn anew, the worst of several domains that are about as good is worse than the truth,
     mostly, and drawn once more it is worse again: the middle of the replicates is off by twice that.
     Instead, the metric is no better than the end of any one domain's interval, and the worst domain's
-    interval says how bad it may be. The better ends have to hold together, for the worst may be any.
+    interval says how bad it may be. The better ends have to hold together, for the worst may be any; rows of
+    domains are drawn one by one, so that their levels multiply.
+
+    Source: Sidak 1967, doi:10.1080/01621459.1967.10482935, for the ends that hold together.
     """
     jointly = 2.0 * (1.0 - (1.0 - LEVEL) ** (1.0 / len(parts)))
-    alone, together = (
-        np.asarray([_own_interval(task, part, level) for part in parts]) for level in (LEVEL, jointly)
-    )
+    each = np.asarray([_own_intervals(task, part, [LEVEL, jointly]) for part in parts])  # (D, 2, 2)
+    alone, together = each[:, 0], each[:, 1]
     if task.higher_is_better:
         return float(alone[:, 0].min()), float(together[:, 1].min())
     return float(together[:, 0].max()), float(alone[:, 1].max())
@@ -206,8 +220,8 @@ def _permutation(original: np.ndarray, pruned: np.ndarray) -> float:
     return float(result.pvalue)
 
 
-def _wilson(values: np.ndarray, level: float = LEVEL) -> Interval:
-    """Return the Wilson interval of a share of ones, (N,)."""
+def _wilson(values: np.ndarray, level: float) -> Interval:
+    """Return the Wilson interval of a share of ones, (N,), that leaves out `level`."""
     from scipy.stats import binomtest
 
     share = binomtest(round(float(values.sum())), len(values))
@@ -215,36 +229,39 @@ def _wilson(values: np.ndarray, level: float = LEVEL) -> Interval:
     return float(found.low), float(found.high)
 
 
-def _bootstrap_t(values: np.ndarray, level: float = LEVEL) -> Interval:
-    """Return the bootstrap-t interval of the mean of (N,) values.
+def _bootstrap_t(values: np.ndarray, levels: Sequence[float]) -> list[Interval]:
+    """Return the bootstrap-t intervals of the mean of (N,) values that leave out each level.
 
     Rows that are off by orders of magnitude make the mean skewed, and percentiles of replicates end
-    too early on the long side. Percentiles it is where so many replicates have no spread that
-    t has no such quantile: where nearly all rows are alike.
+    too early on the long side. Percentiles it is where few rows hold nearly all of the spread: a replicate
+    without them has a t without bounds, and says nothing of how far the mean may be off.
 
     Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 12.5.
     """
-    mean, spread = values.mean(), values.std()
-
-    def t(rows: np.ndarray) -> np.ndarray:
-        spreads = rows.std(axis=-1)
-        return np.asarray((rows.mean(axis=-1) - mean) / np.where(spreads > _NO_SPREAD * spread, spreads, 0.0))
-
     if np.ptp(values) == 0.0:
-        return float(values[0]), float(values[0])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        low, high = np.quantile(replicates((values,), t), [level / 2, 1.0 - level / 2], method="nearest")
-    if np.isfinite([low, high]).all():
-        return float(mean - high * spread), float(mean - low * spread)
-    return interval(replicates((values,), lambda rows: rows.mean(axis=-1)), level)
+        return [(float(values[0]), float(values[0]))] * len(levels)
+    mean, spread = values.mean(), values.std()
+    means, spreads = replicates(
+        (values,), lambda rows: np.stack([rows[0].mean(axis=-1), rows[0].std(axis=-1)])
+    )
+    is_spread = spreads > _LITTLE_SPREAD * spread
+    t = (means[is_spread] - mean) / spreads[is_spread]
+    found = []
+    for level in levels:
+        if 1.0 - is_spread.mean() > level / 2:
+            found.append(interval(means, level))
+        else:
+            low, high = np.quantile(t, [level / 2, 1.0 - level / 2])
+            found.append((float(mean - high * spread), float(mean - low * spread)))
+    return found
 
 
-def _bootstrap_of_rows(statistic: Statistic, *values: np.ndarray, level: float = LEVEL) -> Interval:
-    """Return the interval of a statistic of one or two models' values, (N, k), on rows drawn anew."""
-    if len(values) == 2 and np.array_equal(*values):
-        found = float(statistic(*values))
+def _bootstrap_of_pairs(statistic: Statistic, one: np.ndarray, other: np.ndarray) -> Interval:
+    """Return the interval of a statistic of two models' values, (N, k), on rows drawn anew."""
+    if np.array_equal(one, other):
+        found = float(statistic(one, other))
         return found, found
-    return interval(replicates(values, lambda drawn: statistic(*drawn)), level)
+    return interval(replicates((one, other), lambda drawn: statistic(*drawn)))
 
 
 def replicates(

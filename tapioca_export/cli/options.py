@@ -251,17 +251,18 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, path: Path | No
 
 
 def in_config_file(meta: Mapping[str, Any], message: str) -> str:
-    """Return a message with the config file before it, if it is about an option that the file sets.
+    """Return a message with the config file before it, if it begins with an option that the file sets.
 
     Args:
         meta: What contexts of the command share.
-        message: Names options as on the command line, or what is unknown in words.
+        message: One that is about an option's value begins with the option, or with what is unknown.
     """
     path, ctx = meta.get(CONFIG_FILE, (None, None))
-    named = {
-        "".join(words).replace("-", "_") for words in re.findall(r"--([a-z-]+)|Unknown ([a-z]+) ", message)
-    }
-    is_set = any(ctx.get_parameter_source(name) is ParameterSource.DEFAULT_MAP for name in named if ctx)
+    about = re.match(r"(?:Invalid value for ')?--([a-z-]+)|Unknown ([a-z]+) ", message)
+    if ctx is None or about is None:
+        return message
+    name = (about[1] or about[2]).replace("-", "_")
+    is_set = ctx.get_parameter_source(name) is ParameterSource.DEFAULT_MAP
     return f"{path}: {message}" if is_set else message
 
 

@@ -221,12 +221,12 @@ class Task(ABC):
         """Score outputs as `score` does, those of each target domain among the rows of that domain alone."""
         if samples.named is None:
             return self.score(outputs, samples, rows)
-        parts = []
-        for place, domain in zip(samples.domains.parts, samples.by_domain, strict=True):
-            inside = np.flatnonzero((rows >= place.start) & (rows < place.stop))
-            if len(inside):
-                parts.append((inside, self.score(outputs[inside], domain, rows[inside] - place.start)))
-        return Scores.joined(parts)
+        return Scores.joined(
+            [
+                (inside, self.score(outputs[inside], domain, own))
+                for inside, domain, own in _by_domain(samples, rows)
+            ]
+        )
 
     def answers(
         self, outputs: np.ndarray, samples: Samples, rows: np.ndarray, processor: Processor
@@ -240,6 +240,17 @@ class Task(ABC):
             processor: What the checkpoint says about labels.
         """
         return [None] * len(rows)
+
+    def answers_by_domain(
+        self, outputs: np.ndarray, samples: Samples, rows: np.ndarray, processor: Processor
+    ) -> list[str | None]:
+        """Return what `answers` does, those of each target domain among the rows of that domain alone."""
+        if samples.named is None:
+            return self.answers(outputs, samples, rows, processor)
+        found: dict[int, str | None] = {}
+        for inside, domain, own in _by_domain(samples, rows):
+            found |= dict(zip(inside, self.answers(outputs[inside], domain, own, processor), strict=True))
+        return [found[place] for place in range(len(rows))]
 
     def aggregate(self, values: np.ndarray) -> np.ndarray:
         """Return the metric (...) of the values of N rows, (..., N) or (..., N, k), as `score` has them.
@@ -394,6 +405,14 @@ class Task(ABC):
 
 
 TASKS: Table[Task] = Table("task")
+
+
+def _by_domain(samples: Samples, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Samples, np.ndarray]]:
+    """Yield each domain that has any of the rows: their places, the domain, and their indices in it."""
+    for place, domain in zip(samples.domains.parts, samples.by_domain, strict=True):
+        inside = np.flatnonzero((rows >= place.start) & (rows < place.stop))
+        if len(inside):
+            yield inside, domain, rows[inside] - place.start
 
 
 def all_rows(samples: Samples, rows: np.ndarray | None) -> np.ndarray:

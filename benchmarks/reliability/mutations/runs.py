@@ -14,7 +14,7 @@ import numpy as np
 
 from tapioca_export import RunConfig, benchmark, pipeline, prune, report, run, select, verify
 from tapioca_export.artifacts import Provenance, Run, Selection, read, sha256, write, write_sealed
-from tapioca_export.benchmarking import sessions, stage
+from tapioca_export.benchmarking import scoring, sessions
 from tapioca_export.profiling import replaying
 from tapioca_export.samples import roles
 
@@ -402,9 +402,8 @@ def selection_of_another(patch: Patch, job: Job) -> None:
 
 def scores_swapped(patch: Patch, job: Job) -> None:
     """Each model's rows are scored with the other's file."""
-    own = stage.score_exported
     other = {job["original"]: job["pruned"], job["pruned"]: job["original"]}
-    patch.setattr(stage, "score_exported", lambda folder, *more: own(other[folder], *more))
+    before(patch, scoring.Scoring, "score", lambda self, folder: (self, other[folder]))
 
 
 def padding_counted(patch: Patch, job: Job) -> None:
