@@ -2,7 +2,7 @@
 # make test    lint, types and tests
 # Both set everything up first, in .venv; they need git, make and Python 3.10 or newer.
 # make slow    CI's slow job, two of its parts at a time:
-#   make lowest       the families and laws with the oldest transformers that is allowed
+#   make lowest       families, laws and the whole job with the lowest versions that are allowed
 #                     (the lock has the highest, with which `make test` runs)
 #   make consumers    exports work in Optimum and onnxruntime-genai, in an environment of their own
 #   make browser      reports in a headless Chromium or Chrome, which has to be there
@@ -18,8 +18,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SUPPLY := .cache/supply
+# What is tried with the lowest versions: laws, files, and the whole job.
+LOWEST := $(patsubst %,tests/test_%.py,laws stacks several_stacks samples exporting generation benchmarking reporting \
+	terminal cli end_to_end)
 
-.PHONY: demo test test-fast slow lowest lowest-families lowest-laws consumers browser junit node fuzz dist sbom audit format clean
+.PHONY: demo test test-fast slow lowest consumers browser junit node fuzz dist sbom audit format clean
 
 demo: .venv/ready
 	$(BIN)/tapioca-export demo --output demo-run --overwrite
@@ -36,20 +39,16 @@ test-fast: .venv/ready
 slow:
 	$(MAKE) -j 2 --keep-going lowest consumers browser junit node
 
-lowest: lowest-families lowest-laws
+lowest: .cache/lowest/ready
+	PYTHONPATH=$(CURDIR) .cache/lowest/bin/python benchmarks/families.py > .cache/lowest/families.md
+	PYTHONPATH=$(CURDIR) .cache/lowest/bin/pytest -m "not slow" $(LOWEST)
 
-lowest-families: .cache/lowest/ready
-	PYTHONPATH=$(CURDIR)/.cache/lowest $(BIN)/python benchmarks/families.py > .cache/lowest/families.md
-
-lowest-laws: .cache/lowest/ready
-	PYTHONPATH=$(CURDIR)/.cache/lowest $(BIN)/pytest -m "not slow" \
-		tests/test_laws.py tests/test_stacks.py tests/test_several_stacks.py tests/test_exporting.py tests/test_generation.py
-
-# The oldest transformers of pyproject.toml, in front of the one that is installed.
-.cache/lowest/ready: .venv/ready pyproject.toml
+.cache/lowest/ready: requirements.lowest.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "requirements.lowest.lock is for Python 3.11; name it with: make PYTHON=python3.11 lowest"; exit 1; }
 	rm -rf .cache/lowest
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .cache/lowest \
-		$$(sed -n 's/.*"transformers>=\([0-9.]*\),.*/transformers==\1/p' pyproject.toml)
+	$(PYTHON) -m venv .cache/lowest
+	.cache/lowest/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
 consumers: .venv/ready .cache/consumers/venv/ready

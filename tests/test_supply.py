@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 SECURITY = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
@@ -84,6 +85,18 @@ def test_an_sdist_tells_nothing_of_when_and_by_whom_it_was_built(tmp_path: Path)
         assert read is not None
         assert read.read() == b"x"
     assert found == dict.fromkeys(("p/a", "p/b"), (5_000, 0, ""))
+
+
+def test_the_lowest_versions_that_are_allowed_are_those_that_are_tried() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    lines = (ROOT / "requirements.lowest.lock").read_text(encoding="utf-8").splitlines()
+    tried = dict(line.split("==") for line in lines if not line.startswith("#"))
+    allowed = re.findall(r'"([a-z][\w-]*)(?:\[[\w,]+\])?>=([\d.]+)[^"]*"', project)
+    assert len(allowed) > 40
+    for name, least in allowed:
+        if name in ("onnxruntime-gpu", "tomli", "setuptools"):  # for other machines, or other Pythons
+            continue
+        assert Version(tried[name]) == Version(least), name
 
 
 def test_what_makes_a_release_is_locked_and_the_makefile_has_it() -> None:
