@@ -20,7 +20,7 @@ from tapioca_export.samples import roles
 
 from .base import Job, Mutant, Patch, Scenario, before, behind, gate, passed
 from .checkpoints import change_json, rotated
-from .models import HOME, checkpoint, network_of, rows
+from .models import HOME, checkpoint, rows
 
 ROWS = {"id": ("id", 80, 11), "target": ("target", 80, 12)}
 FAST = {"iterations": 5, "warmup": 1, "num_threads": 1, "batch_size": (1,)}
@@ -37,6 +37,11 @@ def finished(criterion: str = "tale") -> Path:
     output = HOME / f"run-{criterion}"
     run(searching(output, criterion=criterion))
     return output
+
+
+def searched() -> str:
+    """Return the model of that run."""
+    return str(read(finished() / "run.json", Run).config["model"])
 
 
 def searching(output: Path, **changes: Any) -> RunConfig:
@@ -113,10 +118,7 @@ def _selecting() -> Scenario:
         folder = job.output.with_name(f".{job.output.name}.tapioca-partial")
         folder.mkdir()
         shutil.copyfile(finished() / "search.jsonl", folder / "search.jsonl")
-        return {
-            "journal": folder / "search.jsonl",
-            "model": read(finished() / "run.json", Run).config["model"],
-        }
+        return {"journal": folder / "search.jsonl", "model": searched()}
 
     def go(job: Job) -> None:
         select(searching(job.output, model=job["model"]))
@@ -127,7 +129,7 @@ def _selecting() -> Scenario:
 def _replaying_selection() -> Scenario:
     def prepare(job: Job) -> dict[str, Any]:
         shutil.copyfile(finished() / "selection.json", job.folder / "selection.json")
-        return {"selection": job.folder / "selection.json", "model": checkpoint("bert")}
+        return {"selection": job.folder / "selection.json", "model": searched()}
 
     def go(job: Job) -> None:
         chosen = read(job["selection"], Selection)
@@ -390,13 +392,12 @@ def selection_of_deeper(patch: Patch, job: Job) -> None:
 
 def selection_of_another(patch: Patch, job: Job) -> None:
     """The selection is of a model of the same shape, one tensor of which is another."""
-    import torch
+    from safetensors.torch import load_file, save_file
 
-    network = network_of("bert")
-    with torch.no_grad():
-        network.classifier.weight.add_(0.01)
-    folder = shutil.copytree(job["model"], job.folder / "other")
-    network.save_pretrained(folder)
+    folder = Path(shutil.copytree(job["model"], job.folder / "other"))
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.weight"].add_(0.01)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
     job.given["model"] = folder
 
 
