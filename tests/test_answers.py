@@ -145,7 +145,7 @@ def test_results_of_the_other_file_are_refused(
 def test_files_that_are_the_same_cannot_be_mistaken_for_each_other(
     exports: tuple[Path, Path], scored: tuple[Scores, Scores], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where rounding is all that tells the losses apart, the wrong way round; nothing is opened for it."""
+    """Also where rounding is all that tells losses apart, the wrong way round; nothing is opened for it."""
     nearly = Scores(scored[0].values, scored[0].losses * (1 + 1e-6))
     monkeypatch.delattr(scoring, "score")
     SCORING.prove((exports[0], exports[0]), (nearly, scored[0]))
