@@ -226,8 +226,11 @@ def _of_proofs(
 ) -> Iterator[str]:
     """Say which proofs hold, and what changed where one does not though no file did."""
     holding = sum(check.state == "holds" for check in proofs)
-    if proofs:
-        yield f"{holding} of {len(proofs)} proofs made again hold."
+    made = sum(check.state != "not run" for check in proofs)
+    if made:
+        yield f"{holding} of {made} proofs made again hold."
+    elif proofs:
+        yield f"None of {len(proofs)} proofs could be made again."
     changed = ", ".join(f"{name} {then} then, {now} here" for name, (then, now) in versions.items())
     for check in proofs:
         if check.state == "not run":

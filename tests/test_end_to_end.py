@@ -100,6 +100,9 @@ def test_the_tokenizer_that_goes_out_is_the_one_that_came(finished: Path, tiny: 
     texts = ["w1 w2", "w5 w6 w7 w8", "w9 " * 100]
     assert load(finished / place)(texts[:2], padding=True) == load(tiny("bert"))(texts[:2], padding=True)
     assert load(finished / place)(texts).input_ids == load(tiny("bert"))(texts).input_ids
+    named = json.loads((finished / place / "tokenizer_config.json").read_text())["tokenizer_class"]
+    assert named in vars(transformers)
+    assert named != "TokenizersBackend", "which transformers before 5 does not know"
     state = json.loads((finished / place / "tokenizer.json").read_text())
     assert (state["padding"], state["truncation"]) == (None, None)
 
@@ -264,6 +267,17 @@ def test_identical_samples_give_tapioca_nothing_to_drop(tiny: Tiny, tmp_path: Pa
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["drop"] == []
+
+
+@pytest.mark.parametrize("option", ["--junit", "--metrics", "--summary"])
+@pytest.mark.parametrize("name", ["report.json", "run.json", "pruned/onnx/model.onnx", ".", ""])
+def test_a_gate_writes_over_no_file_of_the_run(finished: Path, option: str, name: str) -> None:
+    place = finished / name if name else ""
+    before = sha256(finished)
+    result = invoke("check", finished, "--min-target-gain", -1, f"{option}={place}")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: {place or '.'} is a ")
+    assert sha256(finished) == before
 
 
 def test_a_checkpoint_pruned_before_is_not_pruned_again(finished: Path, tmp_path: Path) -> None:

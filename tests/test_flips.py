@@ -21,7 +21,9 @@ from tapioca_export.reporting import render_html
 from tapioca_export.reporting.tables import flip_table
 from tapioca_export.samples import Row, Samples
 from tapioca_export.samples.rows import SHOWN, shown
-from tapioca_export.tasks import TASKS, Scores
+from tapioca_export.tasks import TASKS
+from tapioca_export.tasks.feature_extraction import PAIRS
+from tapioca_export.tasks.token_classification import WordTagging
 
 HOSTILE = "<script>alert(1)</script> \u202e \u05d0\u05d1\u05d2 </td> " + "x" * 1_000_000
 
@@ -31,15 +33,11 @@ def rows(number: int) -> Samples:
     return Samples("target-report", made, "rows.jsonl", "")
 
 
-def scores(values: list[float]) -> Scores:
-    return Scores(np.asarray(values), np.zeros(len(values)))
-
-
 def found(
     before: list[float], after: list[float], task: str = "text-classification", *, redact: bool = False
 ) -> tuple[Flip, ...]:
-    one, other = scores(before), scores(after)
-    changed = changed_rows(TASKS[task], one, other)
+    one, other = np.asarray(before), np.asarray(after)
+    changed = changed_rows(one, other, TASKS[task].higher_is_better)
     answers = {0: ("red", "a\nvery " + "long " * 100)}
     return flips_of(changed, one, other, rows(len(before)), answers, redact=redact)
 
@@ -73,8 +71,11 @@ def test_no_more_than_so_many_rows_a_direction_are_named() -> None:
     assert [flip.pruned for flip in flips] == [0.0] * MOST + [1.0] * MOST
 
 
-def test_a_metric_that_is_no_mean_over_rows_names_none() -> None:
-    assert found([1, 0], [0, 1], "token-classification") == ()
+def test_rows_of_entities_are_worth_their_own_f1_and_ranks_are_worth_nothing_alone() -> None:
+    counts = np.array([[1, 2, 2], [0, 0, 0], [0, 1, 0], [3, 3, 3]])  # right, found, wanted
+    assert TASKS["token-classification"].row_values(counts) == pytest.approx([0.5, 1.0, 0.0, 1.0])
+    assert WordTagging().row_values(np.array([0.5, 1.0])) == pytest.approx([0.5, 1.0])
+    assert PAIRS.row_values(np.ones((3, 2))) is None
 
 
 @pytest.mark.parametrize(

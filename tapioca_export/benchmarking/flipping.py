@@ -10,26 +10,21 @@ import numpy as np
 from ..artifacts import Flip
 from ..samples import Samples
 from ..samples.rows import beginning
-from ..tasks import Scores, Task
-from ..tasks.scoring import averaged
 from .scoring import Answers
 
 # Rows a direction: a report is read, and the counts beside it are of all.
 MOST = 50
 
 
-def changed_rows(task: Task, original: Scores, pruned: Scores) -> list[int]:
+def changed_rows(before: np.ndarray, after: np.ndarray, higher_is_better: bool) -> list[int]:
     """Return the rows that became worse, then those that became better, the largest change first.
 
     Args:
-        task: Says which way the metric improves; none are returned where it is no mean over rows.
-        original: Results of the original model.
-        pruned: Results of the pruned model on the same rows, in the same order.
+        before: What each row was worth with the original model, (N,).
+        after: What it is worth with the pruned one.
+        higher_is_better: Which way the metric improves.
     """
-    if task.best_value is None:
-        return []
-    gains = averaged(pruned.values) - averaged(original.values)
-    gains *= 1 if task.higher_is_better else -1
+    gains = (after - before) * (1 if higher_is_better else -1)
     worse, better = np.argsort(gains, kind="stable"), np.argsort(-gains, kind="stable")
     chosen = np.concatenate([worse[gains[worse] < 0][:MOST], better[gains[better] > 0][:MOST]])
     return [int(row) for row in chosen]
@@ -37,8 +32,8 @@ def changed_rows(task: Task, original: Scores, pruned: Scores) -> list[int]:
 
 def flips_of(
     rows: Sequence[int],
-    original: Scores,
-    pruned: Scores,
+    before: np.ndarray,
+    after: np.ndarray,
     samples: Samples,
     answers: Answers,
     *,
@@ -48,13 +43,12 @@ def flips_of(
 
     Args:
         rows: Which they are.
-        original: Results of the original model.
-        pruned: Results of the pruned model.
+        before: What each row was worth with the original model, (N,).
+        after: What it is worth with the pruned one.
         samples: All rows.
         answers: Both models' answers, as far as they are known.
         redact: Leave out what the rows hold, and what was answered to them.
     """
-    before, after = averaged(original.values), averaged(pruned.values)
     found = []
     for row in rows:
         known = (None, None) if redact else answers.get(row, (None, None))

@@ -146,7 +146,9 @@ def _accuracy(
     settings: BenchmarkSettings,
 ) -> tuple[dict[str, Accuracy], dict[str, Accuracy], dict[str, tuple[Flip, ...]]]:
     """Compare on the rows of every labelled role, and of every named domain; name the rows that flip."""
-    accuracy, targets, flips = {}, {}, {}
+    accuracy: dict[str, Accuracy] = {}
+    targets: dict[str, Accuracy] = {}
+    flips: dict[str, tuple[Flip, ...]] = {}
     for role, rows in samples.items():
         if not rows.is_labelled:
             continue
@@ -154,9 +156,12 @@ def _accuracy(
         one, other = (scoring.score(folder) for folder in folders)
         scoring.prove(folders, (one, other))
         accuracy[role] = compare(task, one, other, rows.domains)
-        changed = changed_rows(task, one, other)
-        answers = scoring.answer(folders, (one, other), [] if settings.redact else changed)
-        flips[role] = flips_of(changed, one, other, rows, answers, redact=settings.redact)
+        worth = [task.row_values(scores.values) for scores in (one, other)]
+        flips[role] = ()
+        if worth[0] is not None and worth[1] is not None:
+            changed = changed_rows(worth[0], worth[1], task.higher_is_better)
+            answers = scoring.answer(folders, (one, other), [] if settings.redact else changed)
+            flips[role] = flips_of(changed, worth[0], worth[1], rows, answers, redact=settings.redact)
         if rows.domains.are_named:
             parts = zip(one.split(rows.domains), other.split(rows.domains), strict=True)
             found = [compare(task, *pair) for pair in parts]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,16 +63,18 @@ def check(
     from ..artifacts import append_text, fitting, write_text
 
     report = _report(folder)
+    _refuse_places(folder, [path for path in (junit, metrics, summary) if path is not None])
     limits = gating.Thresholds(**thresholds)
     before = _report(baseline) if baseline else None
     with fitting(folder):
         verdict = gating.check(report, limits, fail_if=fail_if, baseline=before)
-        if junit is not None:
-            write_text(junit, gating.render_junit(verdict))
-        if metrics is not None:
-            write_text(metrics, gating.render_metrics(report))
-        if summary is not None:
-            append_text(summary, gating.render_summary(report, verdict))
+        numbers, said = gating.render_metrics(report), gating.render_summary(report, verdict)
+    if junit is not None:
+        write_text(junit, gating.render_junit(verdict))
+    if metrics is not None:
+        write_text(metrics, numbers)
+    if summary is not None:
+        append_text(summary, said)
     if not quiet:
         click.echo(gating.render_json(verdict) if as_json else gating.render_markdown(verdict))
     sys.exit(verdict.exit_code)
@@ -92,6 +95,25 @@ def _report(path: Path) -> Report:
     if (file.parent / provenance.RUN).is_file():
         provenance.refuse_changed(file.parent, provenance.read_run(file.parent), [file.name])
     return read(file, Report)
+
+
+def _refuse_places(folder: Path, files: Sequence[Path]) -> None:
+    """Refuse to write what is no file's name, or over a file of the run.
+
+    Raises:
+        OutputError: Naming it.
+    """
+    from .. import provenance
+
+    own = {folder / provenance.RUN}
+    if (folder / provenance.RUN).is_file():
+        own |= {folder / name for name in provenance.read_run(folder).outputs}
+    places = {place.resolve() for place in own}
+    for file in files:
+        if file.is_dir():
+            raise OutputError(f"{file} is a folder.", "Name a file.")
+        if file.resolve() in places:
+            raise OutputError(f"{file} is a file of the run that is checked.", "Name another.")
 
 
 @main.command()

@@ -25,7 +25,7 @@ def plan_table(plan: Plan) -> TextTable:
         ("tokens through layers", _span(plan.layer_tokens, lambda n: f"{n:,}")),
         # Those of ONNX Runtime are not seen.
         ("operations", _span(plan.flops, lambda n: scaled(n, POWERS)) if plan.flops.most else "not counted"),
-        ("time, estimated", _span(plan.seconds, lambda n: scaled(n, TIMES))),
+        ("time of the search, estimated", _span(plan.seconds, lambda n: scaled(n, TIMES))),
         (
             "peak memory",
             f"{size_text(plan.peak_memory_bytes)} a worker; weights {size_text(plan.model_bytes)}, states of "

@@ -5,6 +5,7 @@ Shapes: N samples, B rows of a batch, T tokens, P positions where an answer is r
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from ..samples import Row, Samples
 from .asking import Readings
 from .continuing import Continuation
 from .dividing import Division, cheapest_starts
-from .scoring import Scores
+from .scoring import Scores, averaged
 
 Inputs = dict[str, np.ndarray]
 Position = Literal["answer-start", "first-token", "last-token", "mask-token", "mean", "x-positions"]
@@ -84,9 +85,23 @@ class Processor:
         for part in (self.unused_tokenizer, self.extractor, self.generation_config):
             if part is not None:
                 part.save_pretrained(folder)
+        _name_for_older(folder / "tokenizer_config.json")
         for name, text in self.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
+
+
+def _name_for_older(file: Path) -> None:
+    """Give a tokenizer of no family's own the name that transformers before 5 knows as well.
+
+    Optimum and others run with these.
+    """
+    if not file.is_file():
+        return
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -258,6 +273,10 @@ class Task(ABC):
         It is their mean, unless a task says otherwise.
         """
         return np.asarray(values.mean(axis=-1))
+
+    def row_values(self, values: np.ndarray) -> np.ndarray | None:
+        """Return what each row is worth alone, (N,), of values as `score` has them; None if no row is."""
+        return None if self.best_value is None else averaged(values)
 
     def exchangeable(self, values: np.ndarray) -> np.ndarray:
         """Return values (N, k) that mean the same whichever model gave them: a test swaps them by rows."""

@@ -154,6 +154,23 @@ class TokenClassification(TokenTask):
         wanted, answer = (_entities(tuple(names[i] for i in ids), self.scheme) for ids in (truth, found))
         return len(wanted & answer), len(answer), len(wanted)
 
+    def answers(
+        self, outputs: np.ndarray, samples: Samples, rows: np.ndarray, processor: Processor
+    ) -> list[str | None]:
+        """Return the tags of each row's words, "-" for words that the model did not see."""
+        found = []
+        for logits, row in zip(outputs, (samples.rows[i] for i in rows), strict=True):
+            tags = [
+                self.names[logits[place].argmax()] if place >= 0 else "-" for place in row.features["words"]
+            ]
+            found.append(" ".join(tags))
+        return list(found)
+
+    def row_values(self, values: np.ndarray) -> np.ndarray | None:
+        """Return F1 of each row's own entities, 1 where there are none and none is found."""
+        right, found, wanted = values.T
+        return np.where(found + wanted == 0, 1.0, 2 * right / np.maximum(found + wanted, 1))
+
     def aggregate(self, values: np.ndarray) -> np.ndarray:
         """Return F1 of all rows' entities together, 0 where there are none, as seqeval has it."""
         right, found, wanted = np.moveaxis(values.sum(axis=-2), -1, 0)
@@ -170,18 +187,7 @@ class WordTagging(TokenClassification):
     metric = "tag_accuracy"
     best_value = 1.0
     aggregate = Task.aggregate
-
-    def answers(
-        self, outputs: np.ndarray, samples: Samples, rows: np.ndarray, processor: Processor
-    ) -> list[str | None]:
-        """Return the tags of each row's words, "-" for words that the model did not see."""
-        found = []
-        for logits, row in zip(outputs, (samples.rows[i] for i in rows), strict=True):
-            tags = [
-                self.names[logits[place].argmax()] if place >= 0 else "-" for place in row.features["words"]
-            ]
-            found.append(" ".join(tags))
-        return list(found)
+    row_values = Task.row_values
 
     def value(self, truth: np.ndarray, found: np.ndarray) -> float:
         """Return the share of words whose tag is right."""

@@ -25,7 +25,7 @@ from optimum.onnxruntime import (
     ORTModelForSequenceClassification,
     ORTModelForSpeechSeq2Seq,
 )
-from transformers import GenerationConfig, PreTrainedTokenizerFast, pipeline
+from transformers import AutoTokenizer, GenerationConfig, pipeline
 
 # What a library cannot run, whoever exported it.
 GROUPED = "makes an empty cache with as many key-value heads as heads, each of hidden size / heads"
@@ -91,7 +91,7 @@ def classified(place: Path) -> str:
     """Return "equal", or by how much the accuracy of Optimum's pipeline is another than was recorded."""
     recorded, exported = json.loads((place / "recorded.json").read_text()), place / "run/pruned/onnx"
     model = ORTModelForSequenceClassification.from_pretrained(exported)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(exported)  # its class has another name before 5
+    tokenizer = AutoTokenizer.from_pretrained(exported)
     ask = pipeline("text-classification", model=model, tokenizer=tokenizer)
     answers = [ask(row["text"], truncation=True, max_length=128)[0]["label"] for row in recorded["rows"]]
     right = [answer == row["label"] for answer, row in zip(answers, recorded["rows"], strict=True)]
