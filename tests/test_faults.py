@@ -39,10 +39,14 @@ Invoke = Callable[..., object]
 
 @pytest.fixture(autouse=True)
 def heeded() -> Iterator[None]:
-    """Commands that these tests start heed Ctrl-C, also where the tests run in a shell's background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Commands that these tests start heed Ctrl-C and a hang-up, also in the background or under nohup."""
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    }
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 # --- the benchmark, in brief ------------------------------------------------------------------

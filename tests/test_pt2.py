@@ -362,13 +362,12 @@ def test_what_only_graphs_have_is_refused_of_programs(tmp_path: Path) -> None:
 
 def test_answers_are_not_written_without_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = make_program(tmp_path / "program", "pt2")
-    batches = type(CLASSIFICATION).batches
+    encode = type(CLASSIFICATION).batch
 
     def with_answers(self: Any, *arguments: Any) -> Any:
-        for batch in batches(self, *arguments):
-            yield replace(batch, continuation=object())
+        return replace(encode(self, *arguments), continuation=object())
 
-    monkeypatch.setattr(type(CLASSIFICATION), "batches", with_answers)
+    monkeypatch.setattr(type(CLASSIFICATION), "batch", with_answers)
     with pytest.raises(BenchmarkError, match="has no cache, and answers are written with one"):
         score_exported(program, CLASSIFICATION, text_samples(), TEXT, QUICK)
 

@@ -5,7 +5,6 @@ Shapes: N samples, B rows of a batch, T tokens, P positions where an answer is r
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from ..samples import Row, Samples
 from .asking import Readings
 from .continuing import Continuation
 from .dividing import Division, cheapest_starts
+from .saving import name_for_older
 from .scoring import Scores, averaged
 
 Inputs = dict[str, np.ndarray]
@@ -85,23 +85,10 @@ class Processor:
         for part in (self.unused_tokenizer, self.extractor, self.generation_config):
             if part is not None:
                 part.save_pretrained(folder)
-        _name_for_older(folder / "tokenizer_config.json")
+        name_for_older(folder / "tokenizer_config.json")
         for name, text in self.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
-
-
-def _name_for_older(file: Path) -> None:
-    """Give a tokenizer of no family's own the name that transformers before 5 knows as well.
-
-    Optimum and others run with these.
-    """
-    if not file.is_file():
-        return
-    settings = json.loads(file.read_text(encoding="utf-8"))
-    if settings.get("tokenizer_class") == "TokenizersBackend":
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-        file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
