@@ -8,7 +8,9 @@ Shapes: B sequences, T tokens, P tokens cached, A key-value heads, D values a he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -183,70 +185,74 @@ def _steps(run: Session, prompts: Inputs, shapes: CacheShapes) -> Generator[np.n
             inputs = with_positions({"input_ids": ids, "attention_mask": mask}, [POSITIONS]) | past
 
 
-def scoring_batches(task: Task, samples: Samples, processor: Processor) -> list[np.ndarray]:
-    """Return the indices of the rows of each batch that an exported model is scored in."""
-    num_rows = max(1, SCORING_BATCH_SIZE // task.num_answers(samples))
-    return task.length_sorted(samples, processor, num_rows)
-
-
-def score(
-    run: Session,
-    task: Task,
-    samples: Samples,
-    processor: Processor,
-    shapes: CacheShapes,
-    batches: Sequence[np.ndarray],
-) -> Scores:
-    """Score an exported model on rows of labelled samples.
+@dataclass(frozen=True)
+class Evaluation:
+    """Labelled rows that exported models are scored on, in batches that are the same for all of them.
 
     Args:
-        run: Runs the model, all its graphs as one.
         task: Encodes the rows, and scores what comes out.
         samples: The rows.
         processor: What the encoding needs.
-        shapes: The cache inputs.
-        batches: Indices of the rows to score, each batch's.
-
-    Returns:
-        Scores of these rows, in the samples' order.
-
-    Raises:
-        BenchmarkError: If the batch axis is not dynamic, or answers are written and nothing is cached.
     """
-    return answer(run, task, samples, processor, shapes, batches, in_words=False)[0]
 
+    task: Task
+    samples: Samples
+    processor: Processor
 
-def answer(
-    run: Session,
-    task: Task,
-    samples: Samples,
-    processor: Processor,
-    shapes: CacheShapes,
-    batches: Sequence[np.ndarray],
-    *,
-    in_words: bool = True,
-) -> tuple[Scores, list[str | None]]:
-    """Score as `score` does, and put what the model answers into words.
+    @cached_property
+    def batches(self) -> list[np.ndarray]:
+        """The indices of each batch's rows."""
+        return self._batches()
 
-    Returns:
-        Scores of the rows, in the samples' order, and their answers; None where the task has no words.
+    def score(self, run: Session, shapes: CacheShapes, batches: Sequence[np.ndarray] | None = None) -> Scores:
+        """Score a model on some of the batches (default: all); returns scores in the samples' order.
 
-    Raises:
-        BenchmarkError: As `score` does.
-    """
-    parts = []
-    said: dict[int, str | None] = {}
-    total = sum(map(len, batches))
-    with progress_bar(total=total, desc=f"Scoring {samples.role}", unit="row") as progress:
-        for indices in batches:
-            batch = task.batch(samples, indices, processor)
-            found = _found(run, task, batch, shapes)
-            parts.append((batch.indices, task.score_by_domain(found, samples, batch.indices)))
-            if in_words:
-                words = task.answers_by_domain(found, samples, batch.indices, processor)
-                said |= dict(zip(batch.indices.tolist(), words, strict=True))
-            progress.update(len(batch))
-    return Scores.joined(parts), [said[row] for row in sorted(said)]
+        Args:
+            run: Runs the model, all its graphs as one.
+            shapes: The cache inputs.
+            batches: Which.
+
+        Raises:
+            BenchmarkError: If the batch axis is not dynamic, or answers are written and nothing is cached.
+        """
+        found = self._found(run, shapes, self.batches if batches is None else batches)
+        return Scores.joined([(rows, self._scored(outputs, rows)) for rows, outputs in found])
+
+    def answer(self, run: Session, shapes: CacheShapes, rows: np.ndarray) -> tuple[Scores, list[str | None]]:
+        """Score a model on some rows, and put what it answers into words, None where the task has none.
+
+        Args:
+            run: Runs the model, all its graphs as one.
+            shapes: The cache inputs.
+            rows: Their indices, in rising order.
+
+        Raises:
+            BenchmarkError: As `score` does.
+        """
+        parts, said = [], dict[int, str | None]()
+        for indices, outputs in self._found(run, shapes, self._batches(rows)):
+            parts.append((indices, self._scored(outputs, indices)))
+            words = self.task.answers_by_domain(outputs, self.samples, indices, self.processor)
+            said |= dict(zip(indices.tolist(), words, strict=True))
+        return Scores.joined(parts), [said[row] for row in rows.tolist()]
+
+    def _batches(self, rows: np.ndarray | None = None) -> list[np.ndarray]:
+        num_rows = max(1, SCORING_BATCH_SIZE // self.task.num_answers(self.samples))
+        return self.task.length_sorted(self.samples, self.processor, num_rows, rows)
+
+    def _scored(self, outputs: np.ndarray, rows: np.ndarray) -> Scores:
+        return self.task.score_by_domain(outputs, self.samples, rows)
+
+    def _found(
+        self, run: Session, shapes: CacheShapes, batches: Sequence[np.ndarray]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the rows of each batch, and what a model says of them that `Task.score` takes."""
+        total = sum(map(len, batches))
+        with progress_bar(total=total, desc=f"Scoring {self.samples.role}", unit="row") as progress:
+            for indices in batches:
+                batch = self.task.batch(self.samples, indices, self.processor)
+                yield batch.indices, _found(run, self.task, batch, shapes)
+                progress.update(len(batch))
 
 
 def _found(run: Session, task: Task, batch: Batch, shapes: CacheShapes) -> np.ndarray:

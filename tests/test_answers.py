@@ -16,6 +16,7 @@ from tapioca_export.benchmarking import benchmark, score_exported, scoring
 from tapioca_export.benchmarking.scoring import Scoring
 from tapioca_export.domains import Domains
 from tapioca_export.errors import BenchmarkError
+from tapioca_export.generation import Evaluation
 from tapioca_export.samples import Row, Samples
 from tapioca_export.tasks import TASKS, Processor, Scores, Task
 from tapioca_export.tasks.encoder_choices import EncoderMultipleChoice
@@ -112,7 +113,7 @@ def scored(exports: tuple[Path, Path]) -> tuple[Scores, Scores]:
     return one, other
 
 
-SCORING = Scoring(CLASSIFICATION, ROWS, TEXT, QUICK)
+SCORING = Scoring(Evaluation(CLASSIFICATION, ROWS, TEXT), QUICK)
 
 
 def test_flips_say_what_either_file_answers(exports: tuple[Path, Path]) -> None:
@@ -147,7 +148,7 @@ def test_files_that_are_the_same_cannot_be_mistaken_for_each_other(
 ) -> None:
     """Also where rounding is all that tells losses apart, the wrong way round; nothing is opened for it."""
     nearly = Scores(scored[0].values, scored[0].losses * (1 + 1e-6))
-    monkeypatch.delattr(scoring, "score")
+    monkeypatch.delattr(scoring, "read_export_folder")
     SCORING.prove((exports[0], exports[0]), (nearly, scored[0]))
 
 
@@ -155,19 +156,19 @@ def test_the_proof_scores_a_batch_as_it_was(
     exports: tuple[Path, Path], scored: tuple[Scores, Scores], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file whose results depend on the rows beside a row, as in 8 bits, is no other file."""
-    own: Callable[..., Scores] = scoring.score
+    own: Callable[..., Scores] = Evaluation.score
     given: list[list[int]] = []
 
-    def score(*arguments: Any) -> Scores:
+    def score(self: Evaluation, *arguments: Any) -> Scores:
         given.extend(rows.tolist() for rows in arguments[-1])
-        return own(*arguments)
+        return own(self, *arguments)
 
-    monkeypatch.setattr(scoring, "score", score)
+    monkeypatch.setattr(Evaluation, "score", score)
     SCORING.prove(exports, scored)
-    assert len(SCORING.batches) > 1
+    assert len(SCORING.evaluation.batches) > 1
     assert len(given) == 2
     assert given[0] == given[1]
-    assert given[0] in [rows.tolist() for rows in SCORING.batches]
+    assert given[0] in [rows.tolist() for rows in SCORING.evaluation.batches]
 
 
 def test_an_answer_that_depends_on_the_batch_is_left_out(

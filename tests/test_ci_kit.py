@@ -144,7 +144,16 @@ def test_the_action_ends_where_a_file_was_tampered_with(finished: Path, tmp_path
     (tmp_path / "tapioca-junit.xml").unlink()
     assert act(tmp_path, **inputs) == 3
     assert not (tmp_path / "tapioca-junit.xml").exists()
+    assert "|| 'false' }}" in ACTION["outputs"]["passed"]["value"], "no step says so that was not run"
     assert act(tmp_path, **{**inputs, "verify": "hash"}) == 2
+
+
+def test_the_action_writes_no_junit_file_that_was_not_asked_for(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    inputs = {"run_folder": str(folders["good"]), "install": "false", "verify": "none"}
+    assert act(tmp_path, **inputs, min_target_gain="0", junit="") == 0
+    assert not list(tmp_path.glob("*.xml"))
 
 
 @pytest.mark.slow

@@ -248,6 +248,7 @@ def test_a_model_that_does_not_load_is_no_proof_that_fails(
     found = verify(copied / "pruned/onnx")
     assert found.passed
     assert [check.state for check in found.proofs] == ["not run"]
+    assert "None of 1 proofs could be made again." in found.verdict
     assert "The hub is out of reach" in found.proofs[0].message
     assert not verify(copied / "pruned/onnx", strict=True).passed
 

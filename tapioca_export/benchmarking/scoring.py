@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import BenchmarkError
-from ..generation import CacheShapes, Session, answer, score, scoring_batches
+from ..generation import CacheShapes, Evaluation, Session
 from ..samples import Samples
 from ..tasks import Processor, Scores, Task
 from .runtimes import ONNXRUNTIME, read_export_folder, settings_on
@@ -43,29 +42,20 @@ def score_exported(
     Raises:
         BenchmarkError: If the runtime refuses the provider, the file or a batch.
     """
-    return Scoring(task, samples, processor, settings).score(folder)
+    return Scoring(Evaluation(task, samples, processor), settings).score(folder)
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """The rows that files are scored on, in batches that are the same for all of them.
+    """What files are scored with.
 
     Args:
-        task: The task of all files.
-        samples: Labelled rows of one role.
-        processor: What encodes them.
+        evaluation: The rows, of one role.
         settings: The first provider is scored on, but for PyTorch's files: they are on the CPU.
     """
 
-    task: Task
-    samples: Samples
-    processor: Processor
+    evaluation: Evaluation
     settings: BenchmarkSettings
-
-    @cached_property
-    def batches(self) -> list[np.ndarray]:
-        """The indices of each batch's rows."""
-        return scoring_batches(self.task, self.samples, self.processor)
 
     def score(self, folder: Path) -> Scores:
         """Score a file on all rows.
@@ -73,8 +63,7 @@ class Scoring:
         Raises:
             BenchmarkError: If the runtime refuses the provider, the file or a batch.
         """
-        session, shapes = self._opened(folder)
-        return score(session, self.task, self.samples, self.processor, shapes, self.batches)
+        return self.evaluation.score(*self._opened(folder))
 
     def prove(self, folders: Sequence[Path], found: Sequence[Scores]) -> None:
         """Refuse results that are the other file's.
@@ -91,20 +80,19 @@ class Scoring:
         """
         losses = np.stack([scores.losses for scores in found])  # (2, N)
         apart = np.abs(losses[0] - losses[1])
-        batch = max(self.batches, key=lambda rows: float(apart[rows].sum()))
+        batch = max(self.evaluation.batches, key=lambda rows: float(apart[rows].sum()))
         rows = np.sort(batch)
         clear = apart[rows] > CLEAR * np.abs(losses[:, rows]).max(axis=0)
         if not clear.any():  # either table would do for either file
             return
         for folder, own, other in zip(folders, (0, 1), (1, 0), strict=True):
-            session, shapes = self._opened(folder)
-            again = score(session, self.task, self.samples, self.processor, shapes, [batch])
+            again = self.evaluation.score(*self._opened(folder), [batch])
             off = np.abs(again.losses - losses[:, rows])[:, clear].sum(axis=1)
             if off[own] > off[other]:
                 raise BenchmarkError(
-                    f"What was scored of {folder} on the {self.samples.role} rows is not what it answers: "
-                    f"losses of {clear.sum()} rows are off by {off[own]:.3g}, and by {off[other]:.3g} from "
-                    "those of the other file.",
+                    f"What was scored of {folder} on the {self.evaluation.samples.role} rows is not what it "
+                    f"answers: losses of {clear.sum()} rows are off by {off[own]:.3g}, and by "
+                    f"{off[other]:.3g} from those of the other file.",
                     "Benchmark again; if it says so again, tell the authors of this tool.",
                 )
 
@@ -123,12 +111,9 @@ class Scoring:
         if not rows:
             return {}
         chosen = np.unique(np.asarray(rows, dtype=np.int64))
-        size = max(map(len, self.batches))
-        batches = self.task.length_sorted(self.samples, self.processor, size, chosen)
         said, same = [], np.ones(len(chosen), dtype=bool)
         for folder, scores in zip(folders, found, strict=True):
-            session, shapes = self._opened(folder)
-            again, answers = answer(session, self.task, self.samples, self.processor, shapes, batches)
+            again, answers = self.evaluation.answer(*self._opened(folder), chosen)
             said.append(answers)
             same &= np.isclose(again.values, scores.values[chosen]).reshape(len(chosen), -1).all(axis=1)
         pairs = zip(chosen.tolist(), same, *said, strict=True)

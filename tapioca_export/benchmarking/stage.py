@@ -14,7 +14,7 @@ import numpy as np
 
 from ..artifacts import Accuracy, Benchmark, Flip, Latency, OrtSession, Pair
 from ..errors import TapiocaError
-from ..generation import CacheShapes, cache_bytes
+from ..generation import CacheShapes, Evaluation, cache_bytes
 from ..precision import DTYPES
 from ..samples import Samples
 from ..tasks import Processor, Task
@@ -152,7 +152,7 @@ def _accuracy(
     for role, rows in samples.items():
         if not rows.is_labelled:
             continue
-        scoring, folders = Scoring(task, rows, processor, settings), (before.path, after.path)
+        scoring, folders = Scoring(Evaluation(task, rows, processor), settings), (before.path, after.path)
         one, other = (scoring.score(folder) for folder in folders)
         scoring.prove(folders, (one, other))
         accuracy[role] = compare(task, one, other, rows.domains)

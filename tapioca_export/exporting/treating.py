@@ -14,7 +14,7 @@ import numpy as np
 
 from ..artifacts import Fusions, Loss
 from ..errors import ExportError, ParityError
-from ..generation import Session, first_step, score, scoring_batches, with_cache, with_positions
+from ..generation import Evaluation, Session, first_step, with_cache, with_positions
 from ..models import LoadedModel, lacking
 from ..precision import FULL
 from ..samples import Samples
@@ -153,10 +153,9 @@ def _loss(job: Job, float32: Session, treated: Session, written: Written) -> Los
         return None
     task, processor, most = job.model.task, job.model.processor, job.settings.max_drop
     labelled = replace(job.samples, rows=rows)
-    batches = scoring_batches(task, labelled, processor)
+    evaluation = Evaluation(task, labelled, processor)
     exact, found = (
-        float(task.aggregate(score(run, task, labelled, processor, written.cache, batches).values))
-        for run in (float32, treated)
+        float(task.aggregate(evaluation.score(run, written.cache).values)) for run in (float32, treated)
     )
     drop = exact - found if task.higher_is_better else found - exact
     if not drop <= most:  # NaN is not

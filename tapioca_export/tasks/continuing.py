@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..samples import Samples
+
 
 @dataclass(frozen=True)
 class Continuation:
@@ -54,3 +56,12 @@ class Continuation:
         joined[:, 1] = -1
         joined[:, 1, : tokens.shape[1]] = np.where(is_left, tokens, -1)
         return joined
+
+
+def written_texts(outputs: np.ndarray, samples: Samples, rows: np.ndarray) -> list[str]:
+    """Return what was generated for each of the rows, (B, 2, K) as `Continuation.joined` has it, in text."""
+    asked = zip(outputs[:, 1], (samples.rows[row].features["tokenizer"] for row in rows), strict=True)
+    return [
+        tokenizer.decode(tokens[tokens >= 0].astype(int).tolist(), skip_special_tokens=True)
+        for tokens, tokenizer in asked
+    ]

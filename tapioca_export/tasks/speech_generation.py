@@ -21,7 +21,7 @@ from ..samples import Row, Samples
 from .audio_classification import RecordingTask
 from .base import Batch, Inputs, Processor, ProcessorOptions, all_rows, check_finite
 from .causal import padded
-from .continuing import Continuation
+from .continuing import Continuation, written_texts
 from .files import require
 from .scoring import Scores
 from .speech_recognition import TranscriptTask
@@ -165,18 +165,13 @@ class SpeechGeneration(Text2TextGeneration, TranscriptTask):
         """
         rows = all_rows(samples, rows)
         check_finite(outputs, samples, rows)
-        features = [samples.rows[i].features for i in rows]
-        lengths = np.asarray([len(row["answers"][0]) for row in features])
+        lengths = np.asarray([len(samples.rows[i].features["answers"][0]) for i in rows])
         losses = -outputs[:, 0].astype(np.float64).sum(axis=1) / lengths
         return Scores(self.values(self.said(outputs, samples, rows), samples, rows), losses)
 
     def said(self, outputs: np.ndarray, samples: Samples, rows: np.ndarray) -> list[str]:
         """Return the text of each recording, of tokens written, (B, 2, ...)."""
-        features = [samples.rows[i].features for i in rows]
-        return [
-            row["tokenizer"].decode(found[found >= 0].astype(int).tolist(), skip_special_tokens=True)
-            for found, row in zip(outputs[:, 1], features, strict=True)
-        ]
+        return written_texts(outputs, samples, rows)
 
 
 def replace_answers(row: Row) -> Row:

@@ -27,7 +27,7 @@ from ..artifacts import Prompting
 from ..errors import ConfigError
 from ..samples import Row, Samples
 from .base import Batch, Processor, ProcessorOptions, Task, all_rows, check_finite
-from .continuing import Continuation
+from .continuing import Continuation, written_texts
 from .scoring import Scores
 from .text2text_generation import Text2TextGeneration
 from .text_generation import TextGeneration
@@ -121,7 +121,7 @@ class WrittenAnswer(TextGeneration):
         rows = all_rows(samples, rows)
         check_finite(outputs, samples, rows)
         values = np.empty((len(rows), 2))
-        for number, (text, index) in enumerate(zip(_written(outputs, samples, rows), rows, strict=True)):
+        for number, (text, index) in enumerate(zip(written_texts(outputs, samples, rows), rows, strict=True)):
             answer = extracted(text, self.prompting)
             values[number] = answer == samples.rows[index].features["wanted"], answer is None
         lengths = np.asarray([len(samples.rows[index].features["answers"][0]) for index in rows])
@@ -131,7 +131,7 @@ class WrittenAnswer(TextGeneration):
         self, outputs: np.ndarray, samples: Samples, rows: np.ndarray, processor: Processor
     ) -> list[str | None]:
         """Return the texts."""
-        return list(_written(outputs, samples, rows))
+        return list(written_texts(outputs, samples, rows))
 
     def aggregate(self, values: np.ndarray) -> np.ndarray:
         """Return the share of right answers."""
@@ -148,12 +148,3 @@ class WrittenAnswerToText(WrittenAnswer, Text2TextGeneration):
     def begun(self, row: Row, processor: Processor) -> tuple[int, ...]:
         """Return what all answers begin with."""
         return processor.prompt
-
-
-def _written(outputs: np.ndarray, samples: Samples, rows: np.ndarray) -> list[str]:
-    """Return the texts that were written, of what `score` takes."""
-    asked = zip(outputs[:, 1], (samples.rows[index].features["tokenizer"] for index in rows), strict=True)
-    return [
-        tokenizer.decode(found[found >= 0].astype(int).tolist(), skip_special_tokens=True)
-        for found, tokenizer in asked
-    ]
