@@ -12,7 +12,7 @@ import pytest
 from test_benchmarking import CLASSIFICATION, QUICK, TEXT, make_text_export, text_samples
 
 from tapioca_export.artifacts import Prompting
-from tapioca_export.benchmarking import benchmark, score_exported, scoring
+from tapioca_export.benchmarking import RUNTIMES, benchmark, default_settings, score_exported, scoring
 from tapioca_export.benchmarking.scoring import Scoring
 from tapioca_export.domains import Domains
 from tapioca_export.errors import BenchmarkError
@@ -81,7 +81,7 @@ CASES: dict[str, tuple[Task, Samples, Any, list[str | None]]] = {
     ),
     "written": (
         WrittenAnswer(Prompting(max_new_tokens=3, extract="(b)")), samples(WRITER),
-        [[[-1, 0, 0], [7, 8, -1]]], ["hi"],
+        [[[-1, 0, 0], [7, 0, -1]]], ["ha"],
     ),
     "transcript": (TASKS["automatic-speech-recognition"], samples(HEARER), [np.eye(26)[[7, 8, 3]]], ["hi"]),
     "written transcript": (SpeechGeneration(), samples(WRITER), [[[-1, 0, 0], [7, 25, -1]]], ["h"]),
@@ -133,6 +133,14 @@ def test_answers_are_those_to_the_rows_that_were_asked_for(
     assert sorted(found) == [9, 19]
     assert SCORING.answer(exports, scored, [9]) == {9: found[9]}
     assert SCORING.answer(exports, scored, []) == {}
+
+
+def test_answers_stand_in_the_order_of_the_rows_and_not_of_their_lengths(exports: tuple[Path, Path]) -> None:
+    rows = np.arange(len(ROWS))
+    session = RUNTIMES["onnxruntime"](exports[0], default_settings("cpu", 1))
+    found, said = SCORING.evaluation.answer(session, {}, rows)
+    right = [TEXT.id2label[ROWS.rows[row].label] for row in rows]
+    assert [answer == name for answer, name in zip(said, right, strict=True)] == found.values.tolist()
 
 
 def test_results_of_the_other_file_are_refused(
