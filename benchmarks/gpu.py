@@ -26,7 +26,9 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -41,8 +43,9 @@ from tapioca_export.benchmarking.runtimes import runtimes_on
 from tapioca_export.benchmarking.sessions import CUDA
 from tapioca_export.benchmarking.stage import shared_cache
 from tapioca_export.benchmarking.tuning import tune
+from tapioca_export.errors import TapiocaError
 from tapioca_export.exporting import ExportSettings, export_model
-from tapioca_export.models import LoadedModel, Stack, drop_layers
+from tapioca_export.models import LoadedModel, Stack, drop_layers, load_model
 from tapioca_export.provenance import NOT_INSTALLED
 from tapioca_export.reporting.sessions import session_text
 from tapioca_export.samples import Row, Samples
@@ -58,13 +61,12 @@ TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 @dataclass(frozen=True)
 class Timed:
-    """A network that is exported in some formats and precisions, whole and without every fourth layer."""
+    """A network that is exported in some precisions and formats, whole and without every fourth layer."""
 
     task: str
     family: str
     config: dict[str, int]
-    formats: tuple[str, ...]
-    dtypes: tuple[str, ...]
+    files: tuple[tuple[str, str], ...]
     batch_sizes: tuple[int, ...]
 
     @property
@@ -79,8 +81,7 @@ MODELS = {
         "bert",
         {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "num_hidden_layers": 12}
         | {"vocab_size": 30522, "num_labels": 4},
-        ("onnx", "torchscript", "pt2"),
-        ("fp32", "fp16"),
+        (*product(("fp32", "fp16"), ("onnx", "torchscript")), ("fp16", "pt2")),
         (1, 8, 32),
     ),
     "decoder, 24 layers of 1024": Timed(
@@ -88,8 +89,7 @@ MODELS = {
         "llama",
         {"hidden_size": 1024, "num_attention_heads": 16, "num_key_value_heads": 4, "intermediate_size": 2816}
         | {"num_hidden_layers": 24, "vocab_size": 32000, "max_position_embeddings": 1024},
-        ("onnx",),
-        ("fp16",),
+        (("fp16", "onnx"),),
         (1, 8),
     ),
 }
@@ -108,21 +108,20 @@ SEARCHED = {
 
 
 def network(name: str) -> LoadedModel:
-    """Return a random network with a tokenizer of words."""
+    """Return a random network with a tokenizer of words, as one is read from a folder."""
     from conftest import make_tokenizer
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    from tapioca_export.models.stacks import prunable_stacks
 
     timed = MODELS[name]
     torch.manual_seed(0)
     config = AutoConfig.for_model(timed.family, **timed.config, **TOKENS)
     auto = AutoModelForCausalLM if timed.family == "llama" else AutoModelForSequenceClassification
-    made = auto.from_config(config, dtype=torch.float32).eval()
     tokenizer = make_tokenizer(timed.family)
-    reads = "last-token" if timed.family == "llama" else "sequence"
-    processor = Processor(name, reads, 512, tokenizer, unused_tokenizer=tokenizer)
-    return LoadedModel(made, TASKS[timed.task], processor, name, prunable_stacks(made))
+    tokenizer.model_max_length = 512
+    with TemporaryDirectory() as folder:
+        auto.from_config(config, dtype=torch.float32).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return load_model(folder, timed.task)
 
 
 def rows_of(model: LoadedModel) -> Samples:
@@ -155,33 +154,37 @@ def jobs(folder: Path) -> list[tuple[str, str, str, str, str]]:
     return [
         (name, side, format_, dtype, str(folder / f"{number}-{dtype}-{format_}" / side))
         for number, (name, timed) in reversed(list(enumerate(MODELS.items())))
-        for dtype in timed.dtypes
-        for format_ in timed.formats
+        for dtype, format_ in timed.files
         for side in ("original", "pruned")
     ]
 
 
 def time_models(folder: Path, iterations: int, tune_seconds: float) -> Iterator[dict[str, Any]]:
-    """Time every pair of files on CUDA in every way."""
-    for number, (name, timed) in enumerate(MODELS.items()):
+    """Time every pair of files on CUDA in every way; what PyTorch compiles, which takes longest, last."""
+    pairs = [
+        (number, name, *own) for number, (name, timed) in enumerate(MODELS.items()) for own in timed.files
+    ]
+    for number, name, dtype, format_ in sorted(pairs, key=lambda pair: pair[-1] == "pt2"):
         settings = BenchmarkSettings(
-            batch_sizes=timed.batch_sizes, sequence_lengths=(SEQUENCE_LENGTH,), iterations=iterations
+            batch_sizes=MODELS[name].batch_sizes, sequence_lengths=(SEQUENCE_LENGTH,), iterations=iterations
         )
         model = network(name)
-        for dtype in timed.dtypes:
-            for format_ in timed.formats:
-                pair = (folder / f"{number}-{dtype}-{format_}" / side for side in ("original", "pruned"))
-                before, after = open_pair(*pair, model.task, settings)
-                cache = shared_cache(before.export.cache, after.export.cache)
-                works = make_workloads(model.task, rows_of(model), model.processor, settings, cache, dtype)
-                ways: list[tuple[str, Any]] = [(way, None) for way in runtimes_on(before.runtime, CUDA)]
-                if format_ == "onnx":
-                    ways.append((before.runtime, tune(before, after, works, CUDA, settings, tune_seconds)))
-                for runtime, tuned in ways:
-                    found = measure_latency(before, after, works, CUDA, settings, tuned, runtime)
-                    words = {side: session_text(own) for side, own in (tuned or {}).items()}
-                    for row in found:
-                        yield {"model": name, "dtype": dtype, "tuned": words, **asdict(row)}
+        sides = (folder / f"{number}-{dtype}-{format_}" / side for side in ("original", "pruned"))
+        before, after = open_pair(*sides, model.task, settings)
+        cache = shared_cache(before.export.cache, after.export.cache)
+        works = make_workloads(model.task, rows_of(model), model.processor, settings, cache, dtype)
+        ways: list[tuple[str, Any]] = [(way, None) for way in runtimes_on(before.runtime, CUDA)]
+        if format_ == "onnx":
+            ways.append((before.runtime, tune(before, after, works, CUDA, settings, tune_seconds)))
+        for runtime, tuned in ways:
+            words = {side: session_text(own) for side, own in (tuned or {}).items()}
+            what = {"model": name, "dtype": dtype, "tuned": words, "runtime": runtime}
+            try:
+                found = measure_latency(before, after, works, CUDA, settings, tuned, runtime)
+            except TapiocaError as error:
+                yield {**what, "error": error.message}
+                continue
+            yield from ({**what, **asdict(row)} for row in found)
 
 
 # --- searching ------------------------------------------------------------------------------
@@ -292,6 +295,9 @@ def _latency_table(results: dict[str, Any]) -> Iterator[str]:
     yield "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |"
     for row in part["rows"]:
         tuned = f", tuned ({row['tuned']['pruned']})" if row["tuned"] else ""
+        if "error" in row:
+            yield f"| {row['model']}, {row['dtype']} | {row['runtime']}{tuned} | {row['error']} |" + " |" * 5
+            continue
         what = {"prefill": "prompts, ", "decode": "one token more, "}.get(row["phase"], "")
         low, high = row["speedup"]["interval"]
         before, after = (row[side]["p50_ms"] for side in ("original", "pruned"))
@@ -350,8 +356,11 @@ def export(folder: Path, processes: int) -> None:
 @click.option("--output", type=click.Path(path_type=Path), default=RESULTS)
 def latency(folder: Path, iterations: int, tune_seconds: float, output: Path) -> None:
     """Time the files that `export` wrote."""
-    rows = list(time_models(folder, iterations, tune_seconds))
-    click.echo("\n".join(_latency_table(keep(output, "latency", rows))))
+    rows = []
+    for row in time_models(folder, iterations, tune_seconds):
+        rows.append(row)
+        results = keep(output, "latency", rows)
+    click.echo("\n".join(_latency_table(results)))
 
 
 @main.command(name="search")

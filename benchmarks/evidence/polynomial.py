@@ -1,8 +1,13 @@
 """The claims on in-context polynomial transformers: three sizes, three seeds, a grid of shifts.
 
     python -m benchmarks.evidence.polynomial            # writes polynomial.json beside this script
-    python -m benchmarks.evidence.polynomial --full     # all scales from 1 to 10
     python -m benchmarks.evidence.polynomial --smoke    # one untrained model, few shifts: does it run?
+    python -m benchmarks.evidence.polynomial --scales full    # all from 1 to 10, about four times the work
+
+On a GPU, the shape of the papers' models:
+
+    python -m benchmarks.evidence.polynomial --size 12x256 --scales few --device cuda --jobs 3 \
+        --output benchmarks/evidence/polynomial-large.json
 
 Models are those of benchmarks/polynomial/family.py, trained on first use. Shifts are scales of coefficients
 and of inputs, degrees never trained on, and normal in place of uniform numbers. What is measured was fixed
@@ -27,7 +32,7 @@ from benchmarks.polynomial.train import Recipe
 from tapioca_export.models import LoadedModel, LoadOptions, load_model
 from tapioca_export.samples import Samples
 
-SCALES = {"coarse": (1, 2, 3, 5, 10), "full": tuple(range(1, 11))}
+SCALES = {"few": (1, 2, 5), "coarse": (1, 2, 3, 5, 10), "full": tuple(range(1, 11))}
 NORMAL = ((1, 1), (2, 1), (5, 1), (1, 2), (2, 2))
 DEGREES = (1, 3, 4, 5)
 COEFFICIENTS, INPUTS = "coefficient scale", "input scale"
@@ -105,19 +110,18 @@ def _subject(size: str, seed: int, model: LoadedModel, shifts: Shifts, num_rows:
 
 @click.command(help=__doc__)
 @options(Path(__file__).with_suffix(".json"))
-@click.option("--full", is_flag=True, help="All scales from 1 to 10, about four times the work.")
+@click.option("--scales", type=click.Choice(tuple(SCALES)), default="coarse", show_default=True)
 @click.option("--size", "sizes", multiple=True, default=TRAINED_HERE, show_default=True)
 @click.option("--seed", "seeds", type=int, multiple=True, default=SEEDS, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="Where models are trained and measured.")
 def main(
-    smoke: bool, jobs: int, resume: Path | None, output: Path, full: bool, sizes: Sequence[str],
+    smoke: bool, jobs: int, resume: Path | None, output: Path, scales: str, sizes: Sequence[str],
     seeds: Sequence[int], device: str,
 ) -> None:  # fmt: skip
     """Measure and write the JSON."""
     if smoke:
         run(untrained, [("tiny", 0)], output, jobs=1, effort=SMOKE, about={"family": "polynomial"})
         return
-    scales = "full" if full else "coarse"
     elsewhere = () if device == "cpu" else (device,)
     members = [(size, seed, scales, *elsewhere) for seed in seeds for size in sizes]
     about = {"family": "polynomial", "scales": SCALES[scales], "num_rows": NUM_ROWS}
