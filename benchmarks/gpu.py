@@ -54,7 +54,7 @@ from tapioca_export.tasks import TASKS, Processor
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 RESULTS, PAGE = HERE / "gpu.json", HERE.parent / "docs" / "gpu.md"
-BEGIN, END = "<!-- begin: python benchmarks/gpu.py tables -->", "<!-- end -->"
+BEGIN, END = "<!-- begin: python benchmarks/gpu.py tables, {} -->", "<!-- end -->"
 SECONDS_WITHIN, MEMORY_WITHIN = 0.25, 0.10
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
@@ -272,10 +272,10 @@ def is_right(row: dict[str, Any]) -> bool:
 # --- tables ---------------------------------------------------------------------------------
 
 
-def tables(results: dict[str, Any]) -> str:
-    """Return what was measured as Markdown."""
+def tables(results: dict[str, Any]) -> dict[str, str]:
+    """Return what was measured as Markdown, by part."""
     parts = {"latency": _latency_table, "search": _search_table}
-    return "\n\n".join("\n".join(table(results)) for name, table in parts.items() if name in results)
+    return {name: "\n".join(table(results)) for name, table in parts.items() if name in results}
 
 
 def _hardware(part: dict[str, Any]) -> str:
@@ -291,7 +291,7 @@ def _hardware(part: dict[str, Any]) -> str:
 def _latency_table(results: dict[str, Any]) -> Iterator[str]:
     part = results["latency"]
     yield f"{_hardware(part)} Times are medians in milliseconds; intervals are of 95 %.\n"
-    yield "| model | runtime | timed | original | pruned | speed-up | ideal | noise |"
+    yield "| model | runtime | timed | original | pruned | speed-up | of the ideal | noise |"
     yield "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |"
     for row in part["rows"]:
         tuned = f", tuned ({row['tuned']['pruned']})" if row["tuned"] else ""
@@ -304,7 +304,7 @@ def _latency_table(results: dict[str, Any]) -> Iterator[str]:
         yield (
             f"| {row['model']}, {row['dtype']} | {row['runtime']}{tuned} | {what}batch {row['batch_size']} | "
             f"{before:.2f} | {after:.2f} | {row['speedup']['median']:.2f} ({low:.2f} to {high:.2f}) | "
-            f"{row['ideal_speedup']:.2f} | {row['noise_floor'][1]:.2f} |"
+            f"{row['speedup']['median'] / row['ideal_speedup']:.0%} | {row['noise_floor'][1]:.2f} |"
         )
 
 
@@ -383,10 +383,11 @@ def search_command(device: str, sizes: tuple[str, ...], output: Path) -> None:
 def tables_command(write: Path | None) -> None:
     """Print the tables, or write them between the markers of a file."""
     found = tables(json.loads(RESULTS.read_text(encoding="utf-8")))
-    if write is None:
-        click.echo(found)
-        return
-    put_between(write, BEGIN, END, found)
+    for part, table in found.items():
+        if write is None:
+            click.echo(f"{table}\n")
+        else:
+            put_between(write, BEGIN.format(part), END, table)
 
 
 if __name__ == "__main__":

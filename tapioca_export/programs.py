@@ -60,7 +60,10 @@ def _pt2(file: Path, device: str) -> tuple[Any, Callable[[Any, Mapping[str, Any]
     from torch.export.passes import move_to_device_pass
 
     program = torch.export.load(file)
-    module = (program if device == CPU else move_to_device_pass(program, device)).module()
+    if device != CPU:
+        # What a program asserts of its tensors' devices names one: to torch.compile, cuda is not cuda:0.
+        program = move_to_device_pass(program, f"{device}:{torch.cuda.current_device()}")
+    module = program.module()
     return module, lambda module, tensors: tuple(module(**tensors).values())
 
 

@@ -309,6 +309,21 @@ def test_what_a_trace_made_on_the_cpu_is_made_where_the_program_runs(tmp_path: P
     assert call(module, {"x": torch.zeros(2, 3, device="meta")}).device.type == "meta"
 
 
+def test_a_program_is_placed_on_a_gpu_by_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program asserts its tensors' devices, and torch.compile does not take cuda for cuda:1."""
+    folder, asked = make_program(tmp_path / "export", "pt2"), []
+
+    def move(program: Any, location: str) -> Any:
+        asked.append(location)
+        return program
+
+    monkeypatch.setattr(torch.export.passes, "move_to_device_pass", move)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    for device in ("cpu", "cuda"):
+        PROGRAMS["pt2"](folder / "model.pt2", device)
+    assert asked == ["cuda:1"]
+
+
 def test_programs_run_on_cuda_where_there_is_one_and_compiled_beside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,7 @@ SIZES = {
     "4x32": Recipe(layers=4, width=32, steps=3000, learning_rate=2e-3, warmup=200, points=12),
     "8x48": Recipe(layers=8, width=48, steps=2500, learning_rate=1.5e-3, warmup=200, points=12),
     "12x64": Recipe(layers=12, width=64, steps=2000, learning_rate=1e-3, warmup=200, points=12),
-    "12x256": Recipe(layers=12, width=256, heads=8, steps=12000, learning_rate=5e-4, warmup=500, points=41),
+    "12x256": Recipe(layers=12, width=256, heads=8, steps=4000, learning_rate=5e-4, warmup=500, points=41),
     "paper": Recipe(layers=12, width=256, heads=8, steps=500_001, learning_rate=1e-4, warmup=1000, points=41),
 }
 TRAINED_HERE = ("4x32", "8x48", "12x64")
