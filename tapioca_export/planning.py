@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from . import graph_files, provenance, reading, steps
+from . import graph_files, provenance, reading, steps, trying
 from .artifacts import Bounds, Plan, Selection, check_output
 from .config import RunConfig
 from .costing import PlanSettings, predict, run_bytes
-from .errors import ConfigError
+from .errors import ConfigError, TapiocaError
+from .graphs import is_graph
 from .models import LoadedModel
 from .precision import DTYPES
 from .samples import Samples, Side
@@ -19,7 +21,8 @@ from .samples import Samples, Side
 def plan(config: RunConfig, command: Literal["select", "run"] = "select") -> Plan:
     """Return what a command would cost here, and refuse what it would refuse; nothing is written.
 
-    Of `run`, time and memory are those of its search: exports, proofs and timing take theirs on top.
+    Of `run`, a model of few layers is exported, proven and timed as well, and what that took is in `stages`.
+    Memory is that of the search.
     """
     steps.check(config, searches=True)
     if command == "run":
@@ -27,10 +30,12 @@ def plan(config: RunConfig, command: Literal["select", "run"] = "select") -> Pla
     check_output(config.output, overwrite=config.overwrite)
     with steps.using_threads(config):
         sides: Sequence[Side] = ("select",) if command == "select" else ("select", "report")
+        clock = time.perf_counter()
         model, roles = reading.load_with_roles(config, sides)
+        loaded = time.perf_counter() - clock
         found = of_search(config, model, roles)
         found = replace(found, config=provenance.resolved(config, config.output))
-        return found if command == "select" else _of_run(config, model, found)
+        return found if command == "select" else _of_run(config, model, roles, found, loaded)
 
 
 def of_search(config: RunConfig, model: LoadedModel, roles: Mapping[str, Samples]) -> Plan:
@@ -73,11 +78,22 @@ def of_search(config: RunConfig, model: LoadedModel, roles: Mapping[str, Samples
         return predict(model, samples, search, settings)
 
 
-def _of_run(config: RunConfig, model: LoadedModel, searched: Plan) -> Plan:
-    """Return the plan of a search as that of a run, with what is written after it."""
-    formats = tuple(dict.fromkeys(("onnx", *config.format)))
+def _of_run(
+    config: RunConfig, model: LoadedModel, roles: Mapping[str, Samples], searched: Plan, load_seconds: float
+) -> Plan:
+    """Return the plan of a search as that of a run, with what comes after it."""
+    config = replace(config, format=tuple(dict.fromkeys(("onnx", *config.format))))
     width, deepest = DTYPES[config.dtype].num_bytes, min(searched.rounds, model.num_layers - 1)
-    written = run_bytes(model, formats, width, config.quantize, deepest)
+    written = run_bytes(model, config.format, width, config.quantize, deepest)
     journal = searched.disk_bytes
     disk = Bounds(journal.least + written.least, journal.most + written.most)
-    return replace(searched, command="run", disk_bytes=disk)
+    stages = {"load": Bounds(load_seconds, load_seconds), "select": searched.seconds}
+    untold = None
+    if is_graph(config.model):
+        untold = "An ONNX file is not exported anew: what follows its search was not timed."
+    else:
+        try:
+            stages |= trying.seconds_after_search(config, model, roles, load_seconds, deepest)
+        except TapiocaError as error:
+            untold = f"A model of few layers was tried, to tell what follows the search: {error.message}"
+    return replace(searched, command="run", disk_bytes=disk, stages=stages, untold=untold)

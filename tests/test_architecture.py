@@ -59,6 +59,7 @@ STORY = [
     "measuring",
     "remeasuring",
     "trading",
+    "trying",
     "planning",
     "comparing",
     "collating",

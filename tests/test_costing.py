@@ -310,8 +310,14 @@ def test_a_dry_run_plans_one_search(tiny: Tiny, sample_files: Files, tmp_path: P
     assert "--dry-run has no say in --compare" in result.stderr
 
 
+@pytest.fixture
+def nothing_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what tells the time of a run: `test_trying.py` is on that."""
+    monkeypatch.setattr(planning.trying, "seconds_after_search", lambda *_: {})
+
+
 def test_a_run_is_planned_with_the_disk_it_takes(
-    tiny: Tiny, sample_files: Files, tmp_path: Path, finished: Path
+    tiny: Tiny, sample_files: Files, tmp_path: Path, finished: Path, nothing_tried: None
 ) -> None:
     _, *rest = arguments(tiny, sample_files, tmp_path / "out")
     result = call("run", *rest, "--format", "torchscript", "--format", "pt2", "--json")
@@ -325,7 +331,7 @@ def test_a_run_is_planned_with_the_disk_it_takes(
 
 
 def test_a_plan_says_with_which_settings(
-    tiny: Tiny, sample_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, sample_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_tried: None
 ) -> None:
     """Those of a config file too, and of them those alone that were asked for."""
     monkeypatch.chdir(tmp_path)

@@ -73,7 +73,7 @@ from .results import (
 )
 from .run_comparisons import ComparedRun, Quantity, RunComparison, RunDifference
 from .sessions import OrtSession, SessionSettings
-from .staging import check_output, refuse_inside, staged
+from .staging import check_output, refuse_inside, scratch, staged
 from .verifications import (
     Command,
     FileCheck,
@@ -159,6 +159,7 @@ __all__ = [
     "locked",
     "read",
     "refuse_inside",
+    "scratch",
     "sealed",
     "sha256",
     "staged",

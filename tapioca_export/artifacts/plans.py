@@ -43,6 +43,10 @@ class Plan(Shown):
     dropping the layers that run first and those that run last. `longest_batch` is given as the first
     stack's; `flops` and `seconds` are estimates by the mean layer of all.
 
+    Of a run, `stages` has the seconds of each stage, named as in `run.json`: of those behind the search they
+    are read off exports of few layers that were tried, and the most is that of no layer dropped. `untold`
+    says in words why some are missing.
+
     `config` has every setting as the command would take it, defaults and config file included.
     """
 
@@ -71,6 +75,8 @@ class Plan(Shown):
     advice: str
     disk_bytes: Bounds = field(default=Bounds(0, 0))
     command: Literal["select", "run"] = field(default="select", metadata=SPARSE)
+    stages: dict[str, Bounds] = field(default_factory=dict, metadata=SPARSE)
+    untold: str | None = field(default=None, metadata=SPARSE)
     config: dict[str, Any] = field(default_factory=dict)
     kind: Literal["plan"] = "plan"
     schema_version: int = SCHEMA_VERSION

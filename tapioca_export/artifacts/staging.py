@@ -21,6 +21,8 @@ from .locks import is_inode, locked, not_written
 
 # Ends the name of a folder that is being filled; nobody else has such folders.
 PARTIAL = ".tapioca-partial"
+# Ends that of a folder for what is tried and thrown away.
+TRIAL = f".trial{PARTIAL}"
 JOURNALS = "search*.jsonl"
 # A folder in the one that is being filled: gone, if somebody takes away what is there, in whatever order.
 MARK = ".filling"
@@ -72,6 +74,35 @@ def staged(output: Path, *, overwrite: bool, keep: str | None = None) -> Iterato
             _replace(aside, output)
 
 
+@contextmanager
+def scratch(output: Path) -> Iterator[Path]:
+    """Give an empty folder on the disk of an output that is never written; it is gone at the end.
+
+    Of a process that was killed it stays, until the next one for the same output.
+
+    Raises:
+        OutputError: If it cannot be written, another process has it, or the disk is full.
+    """
+    output = output.resolve()
+    place = next(folder for folder in output.parents if folder.is_dir())
+    aside = place / f".{output.name}{TRIAL}"
+    with not_written(aside):
+        aside.mkdir(exist_ok=True)
+    with locked(aside, output) as inode:
+        try:
+            with unstopped(), not_written(aside):
+                _clear(aside, None)
+            yield aside
+        except Exception as error:
+            if (found := _reason_of_the_disk(error, aside)) is None:
+                raise
+            raise found from error
+        finally:
+            with unstopped():
+                if is_inode(aside, inode):
+                    shutil.rmtree(aside, ignore_errors=True)
+
+
 def _refuse_vanished(aside: Path, inode: int) -> None:
     """Refuse to go on with a folder that is no longer the one that was filled.
 
@@ -92,6 +123,11 @@ def _reason(error: BaseException, aside: Path, inode: int) -> TapiocaError | Non
         _refuse_vanished(aside, inode)
     except OutputError as vanished:
         return vanished
+    return _reason_of_the_disk(error, aside)
+
+
+def _reason_of_the_disk(error: Exception, aside: Path) -> TapiocaError | None:
+    """Return what a user is told where a folder could not be written."""
     if (found := exhausted(error, aside)) is not None:
         return found
     where = getattr(error, "filename", None)

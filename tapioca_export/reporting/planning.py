@@ -26,8 +26,9 @@ def plan_table(plan: Plan) -> TextTable:
         # Those of ONNX Runtime are not seen.
         ("operations", _span(plan.flops, lambda n: scaled(n, POWERS)) if plan.flops.most else "not counted"),
         ("time of the search, estimated", _span(plan.seconds, lambda n: scaled(n, TIMES))),
+        *_stages(plan),
         (
-            "peak memory",
+            "peak memory of the search",
             f"{size_text(plan.peak_memory_bytes)} a worker; weights {size_text(plan.model_bytes)}, states of "
             f"{sequences} x {tokens} tokens up to {size_text(plan.trace_bytes)}",
         ),
@@ -40,12 +41,21 @@ def plan_table(plan: Plan) -> TextTable:
     return TextTable(caption, ("what it costs", "least .. most"), rows)
 
 
+def _stages(plan: Plan) -> list[tuple[str, str]]:
+    """Return what a run takes, and what its stages do; of what is not known, nothing is added up."""
+    if not plan.stages or plan.untold:
+        return []
+    whole = Bounds(*(sum(getattr(part, end) for part in plan.stages.values()) for end in ("least", "most")))
+    beside = ((name, part) for name, part in plan.stages.items() if name != "select")
+    each = ", ".join(f"{name} {_span(part, lambda n: scaled(n, TIMES))}" for name, part in beside)
+    return [("time of the run, estimated", f"{_span(whole, lambda n: scaled(n, TIMES))}; {each}")]
+
+
 def render_plan(plan: Plan) -> str:
     """Return the plan as text."""
     table = plan_table(plan)
     width = max(len(name) for name, _ in table.rows)
-    is_run = plan.command == "run"
-    beside = ["Exports, proofs and timing take time and memory beside the search."] if is_run else []
+    beside = [] if plan.untold is None else [plan.untold]
     return "\n".join(
         [
             f"{table.caption}.",

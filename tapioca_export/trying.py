@@ -1,0 +1,236 @@
+"""What a run does after its search, tried on few layers: the time it takes, and whether the model exports.
+
+Files of one layer and of a few are made, proven, scored and timed by what a run does that with. The seconds
+of more layers, and of more rows, are read off a line through both; a run goes on to its own numbers by the
+very same functions, so this is an estimate of the machine, not of the code.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from . import checkpoints, measuring, reading, steps
+from .artifacts import Bounds, scratch
+from .benchmarking import (
+    default_settings,
+    make_workloads,
+    measure_latency,
+    measure_memory_and_load,
+    resolve_provider,
+    score_exported,
+)
+from .benchmarking.runtimes import ExportFolder, read_export_folder
+from .benchmarking.sessions import CPU
+from .benchmarking.stage import shared_cache
+from .config import RunConfig
+from .models import LoadedModel, drop_layers, droppable_layers, save_pruned
+from .samples import Samples
+
+# Layers that stay in each stack, rows that are profiled and rows that are scored, runs of each shape.
+FEW_LAYERS, FEW_ROWS, NUM_SCORED, NUM_RUNS = (1, 4), (24, 96), 96, 5
+Roles = Mapping[str, Samples]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Line:
+    """Seconds of two sizes, and what others are taken to take: in proportion where the two are one."""
+
+    sizes: tuple[float, float]
+    seconds: tuple[float, float]
+
+    def at(self, size: float) -> float:
+        """Return the seconds of a size; no size takes less than a smaller one."""
+        (low, high), (less, more) = self.sizes, self.seconds
+        if high <= low:
+            return more * size / high
+        slope = max(more - less, 0.0) / (high - low)
+        return max(more + slope * (size - high), 0.0)
+
+
+def seconds_after_search(
+    config: RunConfig, model: LoadedModel, roles: Roles, load_seconds: float, deepest: int
+) -> dict[str, Bounds]:
+    """Return the seconds of each stage behind the search, named as in `run.json`.
+
+    Args:
+        config: Of the run.
+        model: The whole model.
+        roles: Samples by role, select and report.
+        load_seconds: What loading took.
+        deepest: The most layers that may go; the most seconds are those of none gone.
+
+    Raises:
+        TapiocaError: If a profile, a file of few layers or a checkpoint cannot be made, or is not equal.
+    """
+    found = {"profile": _profile(config, model, roles)}
+    network = steps.on_cpu(config, model)
+    few = _with_few(network, FEW_LAYERS[0]), _with_few(network, FEW_LAYERS[1])
+    layers = (network.num_layers - deepest, network.num_layers)
+    with scratch(config.output) as folder:
+        trial = _Trial(config, network, few, roles, folder)
+        first, files = trial.export()
+        least, most = (sum(line.at(count) for line in files.values()) for count in layers)
+        found["export original"] = Bounds(most + first, most + first)
+        # The weights of the other layers are written as well, and read by another process.
+        pruning = trial.prune() + 2 * load_seconds
+        found["prune"] = Bounds(pruning, pruning)
+        found["export pruned"] = Bounds(least + load_seconds, most + load_seconds)
+        timing = trial.benchmark()
+        whole = timing.of_original(layers[1])
+        found["benchmark"] = Bounds(*(whole + timing.of_pruned(count) for count in layers))
+    return found
+
+
+def _profile(config: RunConfig, model: LoadedModel, roles: Roles) -> Bounds:
+    """Tell what the profiles take; those of the pruned model as long as those of the original."""
+    near = replace(config, engine="local", num_workers=1, ray_address=None)
+    names = ("id-select", "target-select")
+    sizes: list[int] = []
+    found: list[float] = []
+    for count in FEW_ROWS:
+        few = {name: _first(roles[name], count) for name in names}
+        with steps.probing(near, model, few) as probe:
+            found.append(_seconds(partial(measuring.measure, model, probe, ())))
+        sizes.append(sum(map(len, few.values())))
+    once = Line((sizes[0], sizes[1]), (found[0], found[1])).at(sum(len(roles[name]) for name in names))
+    return Bounds(once, 2 * once)
+
+
+@dataclass(frozen=True)
+class _Benchmark:
+    """Seconds of what is done with one file, over its layers, and of what is done once."""
+
+    tuned: float
+    runs: int
+    scored: Line
+    timed: Line
+    opened: Line
+
+    def of_original(self, layers: int) -> float:
+        """Return the seconds of the original, which is timed twice, and of what is done once."""
+        return self.of_pruned(layers) + self.runs * self.timed.at(layers) + self.tuned
+
+    def of_pruned(self, layers: int) -> float:
+        """Return the seconds of the pruned file."""
+        return self.scored.at(layers) + self.runs * self.timed.at(layers) + self.opened.at(layers)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A model, one of one layer a stack and one of a few, and a folder for what is made of them."""
+
+    config: RunConfig
+    whole: LoadedModel
+    few: tuple[LoadedModel, LoadedModel]
+    roles: Roles
+    folder: Path
+
+    @property
+    def sizes(self) -> tuple[float, float]:
+        """Layers of both."""
+        small, large = (model.num_layers for model in self.few)
+        return small, large
+
+    def export(self) -> tuple[float, dict[str, Line]]:
+        """Export both in every format; return what the first export takes beside, and lines by format."""
+        rows, small = reading.parity_rows(self.roles), self.few[0]
+        cold = self._export(small, rows, "first")
+        found = [self._export(model, rows, name) for model, name in zip(self.few, "ab", strict=True)]
+        lines = {name: Line(self.sizes, (found[0][name], found[1][name])) for name in self.config.format}
+        return max(sum(cold.values()) - sum(found[0].values()), 0.0), lines
+
+    def _export(self, model: LoadedModel, rows: Samples, name: str) -> dict[str, float]:
+        places = {format_: self.folder / name / format_ for format_ in self.config.format}
+        clock, found = time.perf_counter(), {}
+        for format_, _ in steps.export_each(self.config, model, rows, places, None, self.roles["id-select"]):
+            found[format_] = time.perf_counter() - clock
+            clock = time.perf_counter()
+        return found
+
+    def prune(self) -> float:
+        """Return the seconds of a checkpoint of one layer a stack, written and proven."""
+        batches = checkpoints.proof_batches(self.whole, reading.parity_rows(self.roles))
+        drop, place = _gone(self.whole, FEW_LAYERS[0]), self.folder / "checkpoint"
+        place.mkdir()
+        return _seconds(partial(save_pruned, self.whole, drop, place, batches))
+
+    def benchmark(self) -> _Benchmark:
+        """Score, time and open both files."""
+        folders = [read_export_folder(self.folder / name / "onnx") for name in "ab"]
+        scored = [sum(self._score(folder, role) for role in ("id", "target")) for folder in folders]
+        timed = [0.0, 0.0]
+        for format_ in self.config.format:
+            for place, seconds in enumerate(self._time(format_)):
+                timed[place] += seconds
+        settings = steps.benchmark_settings(self.config)
+        plain, works = default_settings(CPU, settings.threads), self._workloads(folders, "onnx")
+        largest = max(works, key=lambda work: work.batch_size * work.sequence_length).batches[0]
+        opened = [_seconds(partial(measure_memory_and_load, own.path, plain, largest)) for own in folders]
+        return _Benchmark(
+            settings.tune_seconds or 0.0,
+            settings.warmup + settings.iterations,
+            *(Line(self.sizes, (small, large)) for small, large in (scored, timed, opened)),
+        )
+
+    def _score(self, folder: ExportFolder, role: str) -> float:
+        """Return the seconds that all report rows of a role take."""
+        rows, task = self.roles[f"{role}-report"], self.few[0].task
+        if not rows.is_labelled:
+            return 0.0
+        few, settings = _first(rows, NUM_SCORED), steps.benchmark_settings(self.config)
+        processor = self.few[0].processor
+        seconds = _seconds(partial(score_exported, folder.path, task, few, processor, settings))
+        return seconds * len(rows) / len(few)
+
+    def _time(self, format_: str) -> tuple[float, float]:
+        """Return the seconds that one run of every shape takes, of one layer a stack and of a few."""
+        settings = replace(steps.benchmark_settings(self.config), iterations=NUM_RUNS, warmup=1)
+        small, large = (read_export_folder(self.folder / name / format_) for name in "ab")
+        works = self._workloads([small, large], format_)
+        providers = map(resolve_provider, self.config.provider) if format_ == "onnx" else ()
+        rows = [
+            row
+            for provider in dict.fromkeys((CPU, *providers))
+            for row in measure_latency(large, small, works, provider, settings)
+        ]
+        less, more = (sum(getattr(row, side).p50_ms for row in rows) / 1e3 for side in ("pruned", "original"))
+        return less, more
+
+    def _workloads(self, folders: list[ExportFolder], format_: str) -> Any:
+        small, large = (folder.export for folder in folders)
+        model, settings = self.few[0], steps.benchmark_settings(self.config)
+        cache = shared_cache(large.cache, small.cache)
+        return make_workloads(
+            model.task, self.roles["target-report"], model.processor, settings, cache, large.dtype
+        )
+
+
+def _gone(model: LoadedModel, count: int) -> tuple[int, ...]:
+    """Return what has to go for few layers to stay in each stack, of those that can."""
+    droppable = set(droppable_layers(model))
+    return tuple(n for part in model.numbering.ranges for n in part[count:] if n in droppable)
+
+
+def _with_few(model: LoadedModel, count: int) -> LoadedModel:
+    """Return a model with few layers a stack; it says so where it is named."""
+    few = drop_layers(model, _gone(model, count))
+    return replace(few, source=f"{model.source} with {few.num_layers} of {model.num_layers} layers")
+
+
+def _first(samples: Samples, count: int) -> Samples:
+    """Return the first rows, of one domain."""
+    return replace(samples, rows=samples.rows[:count], named=None)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    clock = time.perf_counter()
+    work()
+    return time.perf_counter() - clock

@@ -1,0 +1,220 @@
+"""What a run would take is read off files of few layers, made and timed by what a run does that with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from conftest import save_model
+
+from tapioca_export import artifacts, planning, reading, steps, trying
+from tapioca_export.artifacts import Bounds, scratch
+from tapioca_export.cli import main
+from tapioca_export.config import RunConfig
+from tapioca_export.costing import calibrating
+from tapioca_export.errors import ExportError, OutputError
+from tapioca_export.models import load_model
+from tapioca_export.reporting import render_plan
+from tapioca_export.trying import Line
+
+Tiny = Callable[[str], Path]
+Files = Callable[[str], dict[str, Path]]
+
+
+@pytest.fixture(autouse=True)
+def short_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts do not depend on it."""
+    monkeypatch.setattr(calibrating, "NUM_SECONDS", 0.0)
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def asked(tiny: Tiny, sample_files: Files, output: Path) -> list[object]:
+    files = sample_files("bert")
+    return [
+        "run", "--model", tiny("bert"), "--id", files["id"], "--target", files["target"], "--output",
+        output, "--dry-run", "--max-drop-layers", 2,
+    ]  # fmt: skip
+
+
+def test_a_line_goes_through_both_sizes_and_never_falls() -> None:
+    line = Line((1, 4), (10.0, 16.0))
+    assert [line.at(size) for size in (1, 4, 12)] == [10, 16, 32]
+    assert Line((1, 4), (16.0, 10.0)).at(12) == 10  # noise: a larger one takes no less
+    assert Line((2, 2), (3.0, 4.0)).at(6) == 12
+    assert Line((4, 8), (0.0, 8.0)).at(1) == 0
+
+
+def test_a_plan_of_a_run_times_its_stages_by_their_names(
+    tiny: Tiny, sample_files: Files, tmp_path: Path, finished: Path
+) -> None:
+    result = call(*asked(tiny, sample_files, tmp_path / "out"), "--format", "torchscript", "--json")
+    assert result.exit_code == 0, result.output
+    assert list(tmp_path.iterdir()) == []
+    plan = json.loads(result.stdout)
+    assert plan["stages"].keys() == json.loads((finished / "run.json").read_text())["seconds"].keys()
+    assert all(0 < part["least"] <= part["most"] for part in plan["stages"].values())
+    assert plan["stages"]["select"] == plan["seconds"]
+    assert "untold" not in plan
+    tried = [line for line in result.stderr.splitlines() if "of 4 layers as" in line]
+    assert [line.split(" with ")[1].split(",")[0] for line in tried] == [
+        f"{count} of 4 layers as {format_}"
+        for count in (1, 1, 4)
+        for format_ in ("onnx", "torchscript", "pt2")
+    ]
+    (tmp_path / "plan.json").write_text(result.stdout, encoding="utf-8")
+    text = render_plan(artifacts.read(tmp_path / "plan.json", artifacts.Plan))
+    (line,) = (line for line in text.splitlines() if "time of the run" in line)
+    assert all(name in line for name in ("load", "profile", "export original", "prune", "benchmark"))
+
+
+def test_a_search_alone_is_planned_without_an_export(tiny: Tiny, sample_files: Files, tmp_path: Path) -> None:
+    _, *rest = asked(tiny, sample_files, tmp_path / "out")
+    result = call("select", *rest, "--json")
+    assert result.exit_code == 0, result.output
+    assert "stages" not in json.loads(result.stdout)
+    assert "Exporting" not in result.stderr
+
+
+@pytest.fixture
+def on_a_clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Let exports, checkpoints and benchmarks take what is told here, by a clock of their own.
+
+    A layer takes 3 seconds to export and any file 2, the first of a process 7 more. A layer takes 0.1 to run
+    a shape, and 0.01 to score a row; a file takes 5 and half a second a layer to open in other processes.
+    """
+    now = {"is": 0.0, "exports": 0}
+
+    def export_each(config: Any, model: Any, rows: Any, places: Mapping[str, Path], *_: Any) -> Iterator[Any]:
+        for name in places:
+            now["is"] += 2 + 3 * model.num_layers + (0 if now["exports"] else 7)
+            now["exports"] += 1
+            places[name].mkdir(parents=True)
+            (places[name] / "layers").write_text(str(model.num_layers))
+            yield name, None
+
+    def read_folder(path: Path) -> Any:
+        count = int((path / "layers").read_text())
+        return SimpleNamespace(path=path, export=SimpleNamespace(num_layers=count, cache={}, dtype="fp32"))
+
+    def score(path: Path, task: Any, rows: Any, *_: Any) -> None:
+        now["is"] += 0.01 * len(rows) * int((path / "layers").read_text())
+
+    def measure_memory(path: Path, *_: Any) -> None:
+        now["is"] += 5 + 0.5 * int((path / "layers").read_text())
+
+    def measure_latency(before: Any, after: Any, works: Any, *_: Any) -> list[Any]:
+        sides = {
+            side: SimpleNamespace(p50_ms=100.0 * folder.export.num_layers)
+            for side, folder in (("original", before), ("pruned", after))
+        }
+        return [SimpleNamespace(**sides) for _ in works]
+
+    def save(*_: Any) -> None:
+        now["is"] += 11
+
+    def measure(model: Any, probe: Any, drop: Any) -> None:
+        now["is"] += 1 + 0.25 * sum(map(len, probe.samples.values()))
+
+    monkeypatch.setattr(trying.time, "perf_counter", lambda: now["is"])
+    monkeypatch.setattr(steps, "export_each", export_each)
+    monkeypatch.setattr(trying.measuring, "measure", measure)
+    for name, fake in {
+        "read_export_folder": read_folder, "score_exported": score, "save_pruned": save,
+        "measure_memory_and_load": measure_memory, "measure_latency": measure_latency,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(trying, name, fake)
+    return now
+
+
+def test_stages_are_read_off_two_sizes(
+    sample_files: Files, tmp_path: Path, on_a_clock: dict[str, float]
+) -> None:
+    deep = save_model(tmp_path / "deep", "bert", num_hidden_layers=9)
+    config = RunConfig(
+        model=str(deep), **sample_files("bert"), format=("onnx", "pt2"), batch_size=(1, 2, 4),
+        sequence_length=(8,), warmup=2, iterations=8, output=tmp_path / "new" / "out",
+    )  # fmt: skip
+    model, roles = reading.load_with_roles(config, ("select", "report"))
+    found = trying.seconds_after_search(config, model, roles, load_seconds=0.5, deepest=3)
+    selected, reported = (
+        sum(len(roles[f"{name}-{side}"]) for name in ("id", "target")) for side in ("select", "report")
+    )
+    once = 1 + 0.25 * selected
+    assert found["profile"] == Bounds(pytest.approx(once), pytest.approx(2 * once))
+    whole = 2 * (2 + 3 * 9)  # in two formats
+    assert found["export original"].least == found["export original"].most == pytest.approx(whole + 7)
+    assert found["prune"].most == pytest.approx(11 + 2 * 0.5)
+    left = 2 * (2 + 3 * 6)
+    assert found["export pruned"] == Bounds(pytest.approx(left + 0.5), pytest.approx(whole + 0.5))
+
+    def file(layers: int, times: int) -> float:
+        """Three shapes, ten runs of each, in two formats; the original twice."""
+        return 0.01 * reported * layers + 2 * 3 * 10 * times * 0.1 * layers + 5 + 0.5 * layers
+
+    expected = [file(9, 2) + file(layers, 1) for layers in (6, 9)]
+    assert found["benchmark"] == Bounds(*(pytest.approx(seconds) for seconds in expected))
+    tuned = trying._Benchmark(30.0, 10, *[Line((1, 4), (1.0, 1.0))] * 3)
+    assert tuned.of_original(9) - tuned.of_pruned(9) == 30 + 10
+
+
+def test_what_cannot_be_exported_is_known_before_the_search(
+    tiny: Tiny, sample_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise ExportError("An operator is missing.", "Use another.")
+
+    monkeypatch.setattr(steps, "export_each", refuse)
+    plan = planning.plan(
+        RunConfig(model=str(tiny("bert")), **sample_files("bert"), output=tmp_path / "out"), "run"
+    )
+    assert plan.stages.keys() == {"load", "select"}
+    assert plan.untold is not None
+    assert plan.untold.endswith("An operator is missing.")
+    text = render_plan(plan)
+    assert plan.untold in text
+    assert "time of the run" not in text
+    assert "time of the search" in text
+
+
+def test_a_graph_is_planned_without_what_follows_its_search(
+    sample_files: Files, tmp_path: Path, finished: Path
+) -> None:
+    config = RunConfig(
+        model=str(finished / "original/onnx/model.onnx"), **sample_files("bert"), output=tmp_path / "out"
+    )
+    plan = planning.plan(config, "run")
+    assert "not exported anew" in (plan.untold or "")
+
+
+def test_each_stack_keeps_few_layers_and_what_cannot_go(tiny: Tiny, tmp_path: Path) -> None:
+    assert trying._gone(load_model(tiny("bert")), 1) == (1, 2, 3)
+    assert trying._gone(load_model(tiny("bert")), 4) == ()
+    held = load_model(tiny("modernbert"))
+    assert 0 not in trying._gone(held, 0)
+
+
+def test_a_trial_leaves_nothing_and_clears_away_what_a_killed_one_left(tmp_path: Path) -> None:
+    output, aside = tmp_path / "new" / "out", tmp_path / ".out.trial.tapioca-partial"
+    aside.mkdir()
+    (aside / "rest").touch()
+    with scratch(output) as folder:
+        assert (folder, list(folder.iterdir())) == (aside, [])
+        (folder / "file").touch()
+        with pytest.raises(OutputError, match="Another process"), scratch(output):
+            pass
+    assert list(tmp_path.iterdir()) == []
+    for error, told in ((KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "full"), OutputError)):
+        with pytest.raises(told), scratch(output):
+            raise error
+        assert list(tmp_path.iterdir()) == []
+    with scratch(output) as folder:
+        folder.rmdir()  # somebody else's doing
+    assert list(tmp_path.iterdir()) == []
