@@ -1,12 +1,13 @@
 """Predicted against measured: what `select --dry-run` says of three models, and what `select` then takes.
 
     python benchmarks/cost.py                               # about five minutes on two cores
+    python benchmarks/cost.py --runs                        # `run --dry-run` and `run`: about ten
     python benchmarks/cost.py --clock process --threads 1   # CPU time: for a machine with neighbours
 
 Three random encoders of different width and depth read the texts of the tests. The plan and the
 search run in fresh processes of their own, one after the other. Prints a table, writes JSON with
 environment and commit; exit code 1 where a prediction is off: layer forwards at all, seconds by more
-than 25 %, peak memory by more than 10 %.
+than 25 %, peak memory by more than 10 %. Of a whole run the seconds of all stages together count.
 """
 
 from __future__ import annotations
@@ -86,17 +87,68 @@ def child(clock: str, arguments: list[str]) -> None:
     command_line(arguments)
 
 
-def measure(scratch: Path, size: tuple[int, int, int, int], threads: int, clock: str) -> dict[str, Any]:
-    """Predict, then search."""
+def asked(command: str, scratch: Path, size: tuple[int, int, int, int], threads: int) -> list[str]:
+    """Write a model and rows; return a command on them that drops a layer a round."""
     hidden, num_layers, num_rows, num_rounds = size
     model = scratch / f"{num_layers}x{hidden}"
     build(model, hidden, num_layers)
     files = write_rows(scratch, num_rows)
-    arguments = [
-        "select", "--model", str(model), "--id", str(files["id"]), "--target", str(files["target"]),
-        "--full-scores", "--max-drop-layers", str(num_rounds), "--epsilon", "1", "--num-threads",
-        str(threads), "--output", str(scratch / f"out-{num_layers}"),
+    return [
+        command, "--model", str(model), "--id", str(files["id"]), "--target", str(files["target"]),
+        "--full-scores", "--max-drop-layers", str(num_rounds), "--epsilon", "1", "--pick", str(num_rounds),
+        "--num-threads", str(threads), "--output", str(scratch / f"out-{num_layers}"),
     ]  # fmt: skip
+
+
+def measure_run(scratch: Path, size: tuple[int, int, int, int], threads: int, clock: str) -> dict[str, Any]:
+    """Predict, then run; the least is meant, as all rounds are run and their layers dropped."""
+    arguments = asked("run", scratch, size, threads)
+    started = time.perf_counter()
+    plan, _ = run([*arguments, "--dry-run"], clock)
+    planned = time.perf_counter() - started
+    run(arguments, clock)
+    record = json.loads((scratch / f"out-{size[1]}" / "run.json").read_text(encoding="utf-8"))
+    stages = {
+        name: {"predicted": plan["stages"][name]["least"], "seconds": seconds}
+        for name, seconds in record["seconds"].items()
+    }
+    # Of a search with all scores, and of profiles before and after, the most is what is done.
+    for name in ("select", "profile"):
+        stages[name]["predicted"] = plan["stages"][name]["most"]
+    return {
+        "layers": size[1],
+        "hidden": size[0],
+        "rows": plan["num_samples"],
+        "rounds": size[3],
+        "stages": stages,
+        "predicted_seconds": sum(stage["predicted"] for stage in stages.values()),
+        "seconds": sum(stage["seconds"] for stage in stages.values()),
+        "planning_seconds": planned,
+    }
+
+
+def run_is_right(row: dict[str, Any]) -> bool:
+    """Tell whether the seconds of a run were predicted."""
+    return abs(row["predicted_seconds"] / row["seconds"] - 1) <= SECONDS_WITHIN
+
+
+def print_runs(rows: list[dict[str, Any]]) -> None:
+    """Print a line a run, and one a stage."""
+    for row in rows:
+        ratio = row["predicted_seconds"] / row["seconds"]
+        click.echo(
+            f"{row['layers']:3d} x {row['hidden']:3d}: {row['seconds']:.1f} s, predicted "
+            f"{row['predicted_seconds']:.1f} ({ratio:.2f}) in {row['planning_seconds']:.1f} s"
+            f"{'' if run_is_right(row) else '  OFF'}"
+        )
+        for name, stage in row["stages"].items():
+            click.echo(f"    {name:16s} {stage['seconds']:8.1f}  predicted {stage['predicted']:8.1f}")
+
+
+def measure(scratch: Path, size: tuple[int, int, int, int], threads: int, clock: str) -> dict[str, Any]:
+    """Predict, then search."""
+    hidden, num_layers, _, num_rounds = size
+    arguments = asked("select", scratch, size, threads)
     plan, _ = run([*arguments, "--dry-run"], clock)
     selection, peak = run(arguments, clock)
     cost = selection["cost"]
@@ -131,11 +183,20 @@ def is_right(row: dict[str, Any]) -> bool:
 @click.command(help=__doc__)
 @click.option("--threads", default=2, help="Threads of PyTorch.")
 @click.option("--clock", type=click.Choice(["wall", "process"]), default="wall")
-@click.option("--output", type=click.Path(path_type=Path), default=HERE / "cost.json")
-def main(threads: int, clock: str, output: Path) -> None:
+@click.option("--runs", is_flag=True, help="Whole runs, in place of searches.")
+@click.option("--output", type=click.Path(path_type=Path), help="cost.json, or run_cost.json, beside this.")
+def main(threads: int, clock: str, runs: bool, output: Path | None) -> None:
     """Measure the three models, print the table, write the JSON."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    rows = []
+    output = output or HERE / ("run_cost.json" if runs else "cost.json")
+    rows: list[dict[str, Any]] = []
+    if runs:
+        with TemporaryDirectory() as scratch:
+            for size in SIZES:
+                rows.append(measure_run(Path(scratch), size, threads, clock))
+                print_runs(rows[-1:])
+        keep(output, clock, threads, rows)
+        sys.exit(0 if all(map(run_is_right, rows)) else 1)
     click.echo(
         "model    rows rounds  layer forwards (predicted)   seconds (predicted, ratio)   "
         "peak MB (predicted, ratio)"
@@ -153,17 +214,17 @@ def main(threads: int, clock: str, output: Path) -> None:
                 f"{row['predicted_peak_bytes'] / row['peak_bytes']:.3f})  "
                 f"{'' if is_right(row) else 'OFF'}"
             )
-    from recording import origin
-
-    record = {
-        **origin(),
-        "clock": clock,
-        "threads": threads,
-        "rows": rows,
-    }
-    output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    keep(output, clock, threads, rows)
     if not all(map(is_right, rows)):
         sys.exit(1)
+
+
+def keep(output: Path, clock: str, threads: int, rows: list[dict[str, Any]]) -> None:
+    """Write what was measured."""
+    from recording import origin
+
+    record = {**origin(), "clock": clock, "threads": threads, "rows": rows}
+    output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
