@@ -225,11 +225,23 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Groups:
+    """The rows of a role, group by group.
+
+    `worst` compares the metric of the group on which each model is worst, which may be another for either.
+    """
+
+    worst: Accuracy
+    each: dict[str, Accuracy]
+
+
+@dataclass(frozen=True)
 class Benchmark(Shown):
     """`benchmark.json`: original against pruned, both as exported files.
 
     `accuracy` is keyed by role, "id" and "target"; a role without labels is absent.
-    Of several targets, "target" is the objective's row, and `targets` has each domain's by its name.
+    Of several targets, "target" is the objective's row, and `targets` has each domain's by its name. `groups`
+    has, of each role whose rows have a column `group`, the groups of at least ten rows.
     `flips` has, of "id" and "target", the rows whose result changed most: first those that became worse.
     `optimism_gap` is the gain on the select rows minus the gain on the report rows.
     `cache_bytes_per_token` is what keys and values of one token take; None where nothing is cached.
@@ -250,6 +262,7 @@ class Benchmark(Shown):
     skipped: tuple[str, ...] = ()
     objective: str | None = field(default=None, metadata=SPARSE)
     targets: dict[str, Accuracy] = field(default_factory=dict, metadata=SPARSE)
+    groups: dict[str, Groups] = field(default_factory=dict, metadata=SPARSE)
     flips: dict[str, tuple[Flip, ...]] = field(default_factory=dict, metadata=SPARSE)
     sessions: dict[str, tuple[OrtSession, ...]] = field(default_factory=dict, metadata=SPARSE)
     kind: Literal["benchmark"] = "benchmark"
@@ -267,10 +280,11 @@ class Benchmark(Shown):
 
     @property
     def rows(self) -> dict[str, Accuracy]:
-        """All that was scored, each by what it is in words: roles, then each target domain."""
+        """All that was scored, each by what it is in words: roles, each target domain, and worst groups."""
         words = {} if self.objective is None else {"target": f"target ({self.objective})"}
         found = {words.get(role, role): accuracy for role, accuracy in self.accuracy.items()}
-        return found | {f"target {name}": accuracy for name, accuracy in self.targets.items()}
+        found |= {f"target {name}": accuracy for name, accuracy in self.targets.items()}
+        return found | {f"{role}, worst group": groups.worst for role, groups in self.groups.items()}
 
 
 # --- comparison.json ------------------------------------------------------------------------

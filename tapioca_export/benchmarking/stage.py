@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from ..artifacts import Accuracy, Benchmark, Flip, Latency, OrtSession, Pair
+from ..artifacts import Accuracy, Benchmark, Flip, Groups, Latency, OrtSession, Pair
 from ..errors import TapiocaError
 from ..generation import CacheShapes, Evaluation, cache_bytes
 from ..precision import DTYPES
 from ..samples import Samples
 from ..tasks import Processor, Task
 from .flipping import changed_rows, flips_of
+from .grouping import compare_groups
 from .memory import measure_memory_and_load
 from .pairing import compare_fusions, open_pair
 from .runtimes import ONNXRUNTIME, ExportFolder, providers_of, runtimes_on
@@ -71,7 +72,7 @@ def benchmark(
     rows = samples.get("target") or samples["id"]
     cache = shared_cache(before.export.cache, after.export.cache)
     workloads = make_workloads(task, rows, processor, settings, cache, before.export.dtype)
-    accuracy, targets, flips = _accuracy(before, after, task, samples, processor, settings)
+    scored = _score(before, after, task, samples, processor, settings)
     domains = rows.domains
     latency, tuned, skipped = _latency(before, after, workloads, providers, settings)
     largest = max(workloads, key=lambda work: work.batch_size * work.sequence_length).batches[0]
@@ -82,11 +83,12 @@ def benchmark(
     ]
     if (uncompared := compare_fusions(before, after)) is not None:
         skipped = (*skipped, uncompared)
+    skipped = (*skipped, *scored.left_out)
     num_bytes = DTYPES[before.export.dtype].num_bytes
     caches = Pair(*(cache_bytes(folder.export.cache, num_bytes) for folder in (before, after)))
     return Benchmark(
         task=task.name,
-        accuracy=accuracy,
+        accuracy=scored.accuracy,
         latency=latency,
         size_bytes=Pair(before.export.size_bytes, after.export.size_bytes),
         peak_memory_bytes=Pair(*(peak_bytes for peak_bytes, _ in memory)),
@@ -95,8 +97,9 @@ def benchmark(
         damp=after.export.damp,
         cache_bytes_per_token=caches if before.export.cache else None,
         objective=domains.objective if domains.are_named else None,
-        targets=targets,
-        flips=flips,
+        targets=scored.targets,
+        groups=scored.groups,
+        flips=scored.flips,
         sessions=_fastest_first(tuned, latency),
         skipped=skipped if cache or not after.export.cache else (*skipped, NO_STEPS),
     )
@@ -137,36 +140,48 @@ def fastest_sessions(measured: Benchmark, original: Path, pruned: Path) -> dict[
     return {folders[name]: sessions[0] for name, sessions in measured.sessions.items() if sessions}
 
 
-def _accuracy(
+@dataclass
+class _Scored:
+    """What was found of the task's results, and in words what of them was left out."""
+
+    accuracy: dict[str, Accuracy] = field(default_factory=dict)
+    targets: dict[str, Accuracy] = field(default_factory=dict)
+    groups: dict[str, Groups] = field(default_factory=dict)
+    flips: dict[str, tuple[Flip, ...]] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+
+
+def _score(
     before: ExportFolder,
     after: ExportFolder,
     task: Task,
     samples: Mapping[str, Samples],
     processor: Processor,
     settings: BenchmarkSettings,
-) -> tuple[dict[str, Accuracy], dict[str, Accuracy], dict[str, tuple[Flip, ...]]]:
-    """Compare on the rows of every labelled role, and of every named domain; name the rows that flip."""
-    accuracy: dict[str, Accuracy] = {}
-    targets: dict[str, Accuracy] = {}
-    flips: dict[str, tuple[Flip, ...]] = {}
+) -> _Scored:
+    """Compare on the rows of every labelled role, named domain and group; name the rows that flip."""
+    found = _Scored()
     for role, rows in samples.items():
         if not rows.is_labelled:
             continue
         scoring, folders = Scoring(Evaluation(task, rows, processor), settings), (before.path, after.path)
         one, other = (scoring.score(folder) for folder in folders)
         scoring.prove(folders, (one, other))
-        accuracy[role] = compare(task, one, other, rows.domains)
+        found.accuracy[role] = compare(task, one, other, rows.domains)
         worth = [task.row_values(scores.values) for scores in (one, other)]
-        flips[role] = ()
+        found.flips[role] = ()
         if worth[0] is not None and worth[1] is not None:
             changed = changed_rows(worth[0], worth[1], task.higher_is_better)
             answers = scoring.answer(folders, (one, other), [] if settings.redact else changed)
-            flips[role] = flips_of(changed, worth[0], worth[1], rows, answers, redact=settings.redact)
+            found.flips[role] = flips_of(changed, worth[0], worth[1], rows, answers, redact=settings.redact)
         if rows.domains.are_named:
             parts = zip(one.split(rows.domains), other.split(rows.domains), strict=True)
-            found = [compare(task, *pair) for pair in parts]
-            targets = dict(zip(rows.domains.names, found, strict=True))
-    return accuracy, targets, flips
+            each = [compare(task, *pair) for pair in parts]
+            found.targets = dict(zip(rows.domains.names, each, strict=True))
+        groups, left_out = compare_groups(task, one, other, rows)
+        found.groups |= {} if groups is None else {role: groups}
+        found.left_out += left_out
+    return found
 
 
 Tuned = Mapping[str, Mapping[str, OrtSession]]

@@ -54,6 +54,7 @@ def fields_of(report: Report) -> dict[str, Any]:
     roles = {role: _scored(measured.accuracy.get(role)) for role in ("target", "id")}
     short = {
         **roles,
+        "worst_group": {role: _scored(groups.worst) for role, groups in measured.groups.items()},
         "targets": {name: _scored(row) for name, row in measured.targets.items()},
         "speedup": _least([row.speedup for row in measured.served]),
         "size_ratio": _ratio(measured.size_bytes.pruned, measured.size_bytes.original),

@@ -50,6 +50,8 @@ def render_markdown(report: Report) -> str:
     )
     for title, table in shown:
         parts += [f"## {title}", md_table(table) if table.rows else "Not measured."]
+    if benchmark.groups:
+        parts += md_captioned("Groups", tables.group_table(benchmark))
     if benchmark.sessions:
         parts += md_captioned("Sessions", tables.session_table(benchmark))
     if selection.points:
@@ -228,9 +230,10 @@ def _accuracy_section(report: Report) -> Section:
     if benchmark.optimism_gap is not None:
         intro += f" Optimism gap: {number(benchmark.optimism_gap)}."
     shown = (tables.accuracy_table(benchmark),) if benchmark.accuracy else ()
+    groups = (tables.group_table(benchmark),) if benchmark.groups else ()
     flips = (tables.flip_table(benchmark),) if any(benchmark.flips.values()) else ()
     plots = tuple(comparisons.accuracy_figures(benchmark))
-    return Section("accuracy", "Task metric", intro, figures=plots, tables=shown, folded=flips)
+    return Section("accuracy", "Task metric", intro, figures=plots, tables=(*shown, *groups), folded=flips)
 
 
 def _latency_section(report: Report) -> Section:

@@ -195,6 +195,18 @@ def _accuracy_row(role: str, accuracy: Accuracy) -> Row:
     )
 
 
+def group_table(benchmark: Benchmark) -> TextTable:
+    """Return both models on each group of the report rows."""
+    rows = tuple(
+        (row[0], name, *row[1:])
+        for role, groups in benchmark.groups.items()
+        for name, accuracy in groups.each.items()
+        for row in (_accuracy_row(role, accuracy),)
+    )
+    _, *columns = accuracy_table(benchmark).columns
+    return TextTable("Group by group", ("report rows", "group", *columns), rows)
+
+
 def flip_table(benchmark: Benchmark) -> TextTable:
     """Return the rows whose result changed most, those that became worse first."""
     has_answers = any(flip.original_answer is not None for part in benchmark.flips.values() for flip in part)

@@ -300,6 +300,7 @@ def _about_accuracy(benchmark: Benchmark) -> list[str]:
         rows |= benchmark.rows
         del rows["target"]
     lines = [_accuracy_sentence(role, rows[role]) for role in rows]
+    lines += _about_groups(benchmark)
     if any(accuracy.metric == "nmse" for accuracy in benchmark.accuracy.values()):
         lines.append("nmse is the mean squared error divided by the variance of the answers; 0 is perfect.")
     if any(accuracy.metric == "wer" for accuracy in benchmark.accuracy.values()):
@@ -318,6 +319,26 @@ def _about_accuracy(benchmark: Benchmark) -> list[str]:
         for role, accuracy in benchmark.rows.items()
         if accuracy.metric == "log_perplexity"
     ]
+
+
+def _about_groups(benchmark: Benchmark) -> list[str]:
+    """Say what becomes of the worst group, and which groups fall, each judged at its share of 0.05."""
+    lines = []
+    for role, groups in benchmark.groups.items():
+        if benchmark.objective is None:  # elsewhere it stands among the rows
+            lines.append(_accuracy_sentence(f"{role}, worst group", groups.worst))
+        many = len(groups.each)
+        fallen = [
+            name
+            for name, part in groups.each.items()
+            if effect(part) == "harm" and part.p_value * many < 0.05
+        ]
+        if fallen:
+            lines.append(
+                f"It harms {len(fallen)} of {number_of(many, 'group')} of the {role_text(role)} rows "
+                f"({', '.join(fallen)}); p below 0.05 divided by the number of groups."
+            )
+    return lines
 
 
 def _accuracy_sentence(role: str, accuracy: Accuracy | None) -> str:

@@ -9,9 +9,10 @@ Knows nothing about tokenizers, models or metrics.
 
 from .files import read_records
 from .roles import MIN_ROWS, ROLES, Side, halves, load_roles, refuse_shared
-from .rows import Place, ReadRow, Row, Samples, check_exists, read_samples
+from .rows import GROUP, Place, ReadRow, Row, Samples, check_exists, group_of, read_samples
 
 __all__ = [
+    "GROUP",
     "MIN_ROWS",
     "ROLES",
     "Place",
@@ -20,6 +21,7 @@ __all__ = [
     "Samples",
     "Side",
     "check_exists",
+    "group_of",
     "halves",
     "load_roles",
     "read_records",

@@ -47,7 +47,7 @@ class Row:
     `features` is what the task encodes, `label` what it scores against (None: unlabelled), `key`
     the normalised content that makes two rows the same, `where` the place to name in a message,
     `layout` in words what all rows of a run must have in common ("text and text_pair"), `shown` the
-    beginning of each of its columns, for a reader.
+    beginning of each of its columns, for a reader. `group` is what the user counts it to, if anything.
     """
 
     features: Mapping[str, Any]
@@ -56,6 +56,7 @@ class Row:
     where: str
     layout: str = ""
     shown: str = ""
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,26 @@ class Samples:
             replace(self, role=f"{self.role} ({name})", rows=self.rows[part], named=None)
             for name, part in zip(self.domains.names, self.domains.parts, strict=True)
         )
+
+
+# The column of any task that says what a row is counted to.
+GROUP = "group"
+
+
+def group_of(value: Any, where: str) -> str | None:
+    """Return the name of a row's group; None where the record has none.
+
+    Raises:
+        LoadError: If it is no text, number or truth value.
+    """
+    if value is None or value == "":
+        return None
+    if not isinstance(value, (str, int, float)):
+        raise LoadError(
+            f"{where}: {GROUP} is {type(value).__name__}, not the name of a group.",
+            f"Write a text or a number, or name another column with --columns {GROUP}=...",
+        )
+    return str(value)
 
 
 ReadRow = Callable[[Mapping[str, Any], str], Row]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +16,7 @@ import numpy as np
 from ..artifacts import Prompting
 from ..errors import ConfigError, LoadError, NotFiniteError
 from ..registry import Table
-from ..samples import Row, Samples
+from ..samples import GROUP, Row, Samples, group_of
 from .asking import Readings
 from .continuing import Continuation
 from .dividing import Division, cheapest_starts
@@ -332,7 +332,7 @@ class Task(ABC):
         Raises:
             ConfigError: If `columns` names something that the task does not read.
         """
-        known = (*self.columns, *self.optional_columns)
+        known = (*self.columns, *self.optional_columns, GROUP)
         for name in columns:
             if name not in known:
                 raise ConfigError(
@@ -351,7 +351,8 @@ class Task(ABC):
                         f"{where} has no column {source!r}; it has: {', '.join(map(str, record))}.",
                         f"Name it with --columns {name}=...",
                     )
-            return self.read_row(renamed, where, processor)
+            group = group_of(renamed.pop(GROUP, None), where)
+            return replace(self.read_row(renamed, where, processor), group=group)
 
         return read
 
