@@ -105,6 +105,10 @@ def test_a_group_is_read_from_its_column_or_another(tmp_path: Path, sample_files
     assert [row.group for row in read_with[1].rows] == ["d0", "d1"] * 3
     # What a row is counted to does not make it another row.
     assert read_with[0].fingerprint == read_with[1].fingerprint
+    lists = write_jsonl(tmp_path / "lists.jsonl", [{**record, "group": [1]} for record in records])
+    assert read_samples(lists, CLASSIFICATION.rows({}, TEXT_OF_TINY), role="id").rows[0].group is None
+    with pytest.raises(LoadError, match="group is list"):
+        read_samples(lists, CLASSIFICATION.rows({"group": "group"}, TEXT_OF_TINY), role="id")
     with pytest.raises(LoadError, match="no column 'nothing'"):
         read_samples(path, CLASSIFICATION.rows({"group": "nothing"}, TEXT_OF_TINY), role="id")
 
@@ -113,7 +117,9 @@ TEXT_OF_TINY = replace(TEXT, id2label={0: "negative", 1: "neutral", 2: "positive
 
 
 def test_names_of_groups_are_texts_or_numbers() -> None:
-    assert [group_of(value, "row 1") for value in (None, "", "a", 3, True)] == [None, None, "a", "3", "True"]
+    told = {"a": "a", 3: "3", True: "True", "": None, None: None, float("nan"): None}
+    assert [group_of(value, "row 1") for value in told] == list(told.values())
+    assert group_of(["a"], "row 1", is_asked_for=False) is None
     with pytest.raises(LoadError, match=r"row 1: group is list"):
         group_of(["a"], "row 1")
 

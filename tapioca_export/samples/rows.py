@@ -5,6 +5,7 @@ What a row means is the task's business, which hands in a function that reads on
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -114,20 +115,23 @@ class Samples:
 GROUP = "group"
 
 
-def group_of(value: Any, where: str) -> str | None:
+def group_of(value: Any, where: str, is_asked_for: bool = True) -> str | None:
     """Return the name of a row's group; None where the record has none.
 
+    A column that only happens to have this name, and holds something else, names no groups.
+
     Raises:
-        LoadError: If it is no text, number or truth value.
+        LoadError: If the column was asked for, and holds no text, number or truth value.
     """
-    if value is None or value == "":
+    is_missing = value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+    if not is_missing and isinstance(value, (str, int, float)):
+        return str(value)
+    if is_missing or not is_asked_for:
         return None
-    if not isinstance(value, (str, int, float)):
-        raise LoadError(
-            f"{where}: {GROUP} is {type(value).__name__}, not the name of a group.",
-            f"Write a text or a number, or name another column with --columns {GROUP}=...",
-        )
-    return str(value)
+    raise LoadError(
+        f"{where}: {GROUP} is {type(value).__name__}, not the name of a group.",
+        f"Write a text or a number, or name another column with --columns {GROUP}=...",
+    )
 
 
 ReadRow = Callable[[Mapping[str, Any], str], Row]

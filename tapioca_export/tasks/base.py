@@ -351,7 +351,7 @@ class Task(ABC):
                         f"{where} has no column {source!r}; it has: {', '.join(map(str, record))}.",
                         f"Name it with --columns {name}=...",
                     )
-            group = group_of(renamed.pop(GROUP, None), where)
+            group = group_of(renamed.pop(GROUP, None), where, GROUP in columns)
             return replace(self.read_row(renamed, where, processor), group=group)
 
         return read
