@@ -103,9 +103,7 @@ def asked(command: str, scratch: Path, size: tuple[int, int, int, int], threads:
 def measure_run(scratch: Path, size: tuple[int, int, int, int], threads: int, clock: str) -> dict[str, Any]:
     """Predict, then run; the least is meant, as all rounds are run and their layers dropped."""
     arguments = asked("run", scratch, size, threads)
-    started = time.perf_counter()
     plan, _ = run([*arguments, "--dry-run"], clock)
-    planned = time.perf_counter() - started
     run(arguments, clock)
     record = json.loads((scratch / f"out-{size[1]}" / "run.json").read_text(encoding="utf-8"))
     stages = {
@@ -123,7 +121,6 @@ def measure_run(scratch: Path, size: tuple[int, int, int, int], threads: int, cl
         "stages": stages,
         "predicted_seconds": sum(stage["predicted"] for stage in stages.values()),
         "seconds": sum(stage["seconds"] for stage in stages.values()),
-        "planning_seconds": planned,
     }
 
 
@@ -138,8 +135,7 @@ def print_runs(rows: list[dict[str, Any]]) -> None:
         ratio = row["predicted_seconds"] / row["seconds"]
         click.echo(
             f"{row['layers']:3d} x {row['hidden']:3d}: {row['seconds']:.1f} s, predicted "
-            f"{row['predicted_seconds']:.1f} ({ratio:.2f}) in {row['planning_seconds']:.1f} s"
-            f"{'' if run_is_right(row) else '  OFF'}"
+            f"{row['predicted_seconds']:.1f} ({ratio:.2f}){'' if run_is_right(row) else '  OFF'}"
         )
         for name, stage in row["stages"].items():
             click.echo(f"    {name:16s} {stage['seconds']:8.1f}  predicted {stage['predicted']:8.1f}")

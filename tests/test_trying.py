@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -218,3 +219,20 @@ def test_a_trial_leaves_nothing_and_clears_away_what_a_killed_one_left(tmp_path:
     with scratch(output) as folder:
         folder.rmdir()  # somebody else's doing
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_took_what_was_predicted_and_a_bad_prediction_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(__file__).parent.parent / "benchmarks"
+    monkeypatch.syspath_prepend(str(folder))
+    import cost
+
+    rows = json.loads((folder / "run_cost.json").read_text(encoding="utf-8"))["rows"]
+    assert len(rows) == len(cost.SIZES)
+    assert all(map(cost.run_is_right, rows))
+    for row in rows:
+        for name in ("predicted", "seconds"):
+            total = {"predicted": "predicted_seconds"}.get(name, name)
+            assert row[total] == pytest.approx(sum(stage[name] for stage in row["stages"].values()))
+        for factor in (0.7, 1.3):
+            assert not cost.run_is_right({**row, "predicted_seconds": factor * row["seconds"]})
+    sys.modules.pop("cost", None)
