@@ -335,6 +335,7 @@ BAD_OPTIONS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("--epsilon", "-1"): ("--epsilon",),
     ("--epsilon", "nan"): ("--epsilon",),
     ("--max-drop-layers", "-1"): ("--max-drop-layers",),
+    ("--criterion", "fixed", "--drop", "1,2", "--max-drop-layers", "1"): ("--drop names 2",),
     ("--protect-first", "-1"): ("--protect-first",),
     ("--protect-first", "4"): ("No layer", "--protect-first"),
     ("--max-length", "1"): ("--max-length 1",),

@@ -190,6 +190,20 @@ def test_quiet_says_nothing_on_either_stream(search: Callable[..., Result]) -> N
     assert (result.stdout, result.stderr) == ("", "")
 
 
+@pytest.mark.parametrize("is_plan", [False, True])
+def test_a_depth_that_no_search_reaches_is_named_once_with_what_is_taken(
+    search: Callable[..., Result], is_plan: bool
+) -> None:
+    dry = ["--dry-run"] if is_plan else []
+    result = search("--max-drop-layers", "7", "--epsilon", "1e9", *dry, "--json")
+    (line,) = (line for line in result.stderr.splitlines() if "--max-drop-layers" in line)
+    said = "Warning: --max-drop-layers 7 is more than can go: 3 of 4 layers, which is taken instead."
+    assert line.partition("] ")[2] == said
+    found = json.loads(result.stdout)
+    assert (found["rounds"] if is_plan else len(found["steps"])) == 3
+    assert "--max-drop-layers" not in search("--max-drop-layers", "3", *dry, "--overwrite").stderr
+
+
 def test_a_line_is_one_line_and_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
     show_logs(logging.INFO)
     LOGGER.info("Exporting %s", "a\nmodel\x1b[2J\u202e")

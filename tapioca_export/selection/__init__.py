@@ -7,7 +7,7 @@ from . import published  # registers criteria
 from .criteria import CRITERIA
 from .pareto import are_on_front
 from .rounds import Round, Scored, SelectionSettings
-from .search import Weigh, changed, pick_depth, select_layers
+from .search import Weigh, beyond_reach, changed, pick_depth, select_layers
 from .searches import SEARCHES
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "SelectionSettings",
     "Weigh",
     "are_on_front",
+    "beyond_reach",
     "changed",
     "pick_depth",
     "published",
