@@ -12,7 +12,7 @@ from .adopting import SKIPPED, describe
 from .formats import FORMATS, Dialect, ExportSettings, Format, Written
 from .parity import parity_batches
 from .stage import export_model, prove_again
-from .targets import dialect_for
+from .targets import dialect_for, refuse_opset_beside
 
 __all__ = [
     "FORMATS",
@@ -26,4 +26,5 @@ __all__ = [
     "export_model",
     "parity_batches",
     "prove_again",
+    "refuse_opset_beside",
 ]
