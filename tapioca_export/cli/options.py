@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -17,7 +17,7 @@ from click.core import ParameterSource
 from .. import plain_yaml
 from ..bars import DISABLED
 from ..config import Doses, RunConfig
-from ..errors import ConfigError, LoadError, UnknownNameError, first_line, reason
+from ..errors import ConfigError, LoadError, UnknownNameError, first_line, reason, shortened
 from ..numbering import LayerName
 from .logs import show_logs
 
@@ -242,12 +242,27 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, path: Path | No
         key = _text(key, f"a key in {path}")
         name = key.replace("-", "_")
         if name not in known:
+            _refuse_table(path, key, value, [name for name in PAIRS if name in known])
             names = [str(name).replace("_", "-") for name in known]
             raise UnknownNameError(f"key in {path}", key, names)
         if value is not None:  # YAML's way not to set something
             values[name] = _config_value(value, known[name], f"{path}: {key}")
     ctx.default_map = {**(ctx.default_map or {}), **values}
     ctx.meta[CONFIG_FILE] = path, ctx
+
+
+def _refuse_table(path: Path, key: str, value: Any, tables: Sequence[str]) -> None:
+    """Refuse settings that stand in a table, or in a list of tables.
+
+    Raises:
+        ConfigError: Saying where they belong.
+    """
+    if any(isinstance(part, Mapping) for part in (value if isinstance(value, list) else [value])):
+        names = ", ".join(name.replace("_", "-") for name in tables) or "none"
+        raise ConfigError(
+            f"{path} has a table {shortened(key)!r}, and settings stand in no table.",
+            f"Move its keys to the top of the file, above any table. Settings that are tables: {names}.",
+        )
 
 
 def in_config_file(meta: Mapping[str, Any], message: str) -> str:
