@@ -22,7 +22,7 @@ from click.testing import CliRunner, Result
 import tapioca_export
 from tapioca_export import artifacts
 from tapioca_export.cli import main
-from tapioca_export.cli.options import CONFIG_FILE, in_config_file
+from tapioca_export.cli.config_files import CONFIG_FILE, in_config_file
 from tapioca_export.config import RunConfig
 
 Tiny = Callable[[str], Path]

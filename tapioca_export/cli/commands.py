@@ -17,8 +17,9 @@ from ..errors import ConfigError, TapiocaError
 from ..exhaustion import exhausted
 from ..numbering import LayerName, whole_layers
 from ..stopping import stopping_over_errors
+from .config_files import in_config_file
 from .logs import is_verbose, one_line, show_logs
-from .options import FIELDS, VARIANTS, _scales, comparing, in_config_file, options, planning
+from .options import FIELDS, VARIANTS, _scales, comparing, options, planning
 from .results import (
     counts,
     damped,
