@@ -9,6 +9,7 @@ from typing import Literal
 from ..artifacts import Benchmark, Intervention, Report
 from ..numbering import layers_text
 from . import comparisons, doses, figures, interventions, tables, tradeoffs
+from .flips import flip_table
 from .markdown import json_text, md_captioned, md_json, md_table, md_text
 from .pages import Section, render_page
 from .tables import TextTable
@@ -231,7 +232,7 @@ def _accuracy_section(report: Report) -> Section:
         intro += f" Optimism gap: {number(benchmark.optimism_gap)}."
     shown = (tables.accuracy_table(benchmark),) if benchmark.accuracy else ()
     groups = (tables.group_table(benchmark),) if benchmark.groups else ()
-    flips = (tables.flip_table(benchmark),) if any(benchmark.flips.values()) else ()
+    flips = (flip_table(benchmark),) if any(benchmark.flips.values()) else ()
     plots = tuple(comparisons.accuracy_figures(benchmark))
     return Section("accuracy", "Task metric", intro, figures=plots, tables=(*shown, *groups), folded=flips)
 

@@ -348,6 +348,8 @@ def _accuracy_sentence(role: str, accuracy: Accuracy | None) -> str:
         return f"{start}: the task metric was not measured, there are no labelled rows."
     shown = {"gain": "a gain is shown", "harm": "harm is shown", "unclear": "no change is shown"}
     changed = f"; of {accuracy.n} rows {accuracy.gained} became better and {accuracy.lost} worse"
+    if accuracy.still_wrong:
+        changed += f", {accuracy.still_wrong} more went from one wrong answer to another"
     return (
         f"{start}: {shown[effect(accuracy)]}; {accuracy.metric} changes by "
         f"{signed(accuracy.difference)} ({span(accuracy.interval, sign=True)}; "
