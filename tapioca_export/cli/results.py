@@ -14,6 +14,7 @@ import click
 
 from ..bars import is_terminal
 from ..numbering import LayerName
+from ..showing import visible
 
 if TYPE_CHECKING:
     from ..reporting.tables import TextTable
@@ -24,7 +25,7 @@ def show(artifact: Any, as_json: bool, quiet: bool, text: Callable[[], str]) -> 
     if quiet:
         return
     if not as_json:
-        click.echo(text())
+        click.echo(visible(text()))
         return
     from ..artifacts import to_json
 
