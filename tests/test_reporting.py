@@ -33,7 +33,9 @@ from tapioca_export import artifacts
 from tapioca_export.artifacts import Flip, Pair, Prediction, Ratio, Report
 from tapioca_export.cli.results import show
 from tapioca_export.gating import Thresholds, check, render_summary
-from tapioca_export.reporting import render_html, render_markdown, render_text, write_report
+from tapioca_export.reporting import (
+    about_medians, render_html, render_markdown, render_text, setting_text, write_report,
+)  # fmt: skip
 from tapioca_export.reporting.rendering import AGAIN
 from tapioca_export.reporting.tables import TextTable, export_table, layer_table
 from tapioca_export.reporting.wording import number, size_text
@@ -155,6 +157,32 @@ def test_a_speedup_within_timing_noise_is_not_called_faster():
 def test_a_slower_model_is_called_slower():
     row = latency(speedup=Ratio(0.9, (0.88, 0.92)))
     assert "; slower (0.90 times the speed" in verdict(latency=(row,))
+
+
+@pytest.mark.parametrize(
+    ("original_ms", "pruned_ms", "speedup", "is_said"),
+    [
+        (10.0, 9.8, 0.98, True),
+        (9.8, 10.0, 1.02, True),
+        (10.0, 9.8, 1.02, False),
+        (9.8, 10.0, 0.98, False),
+        (10.0, 9.8, 0.996, False),  # shown as 1.00
+        (10.004, 10.001, 0.9, False),  # shown as 10.00 both
+        (10.0, 10.0, 1.2, False),
+    ],
+)
+def test_times_and_speedup_on_different_sides_are_explained_where_both_are_shown(
+    original_ms, pruned_ms, speedup, is_said
+):
+    low = speedup - 0.02
+    odd = latency(8, low, original=replace(latency().original, p50_ms=original_ms))
+    odd = replace(odd, pruned=replace(odd.pruned, p50_ms=pruned_ms), speedup=Ratio(speedup, (low, 1.1)))
+    found = report(benchmark=benchmark(latency=(latency(), odd))).findings
+    said = [line for line in found if "different sides" in line]
+    assert len(said) == is_said
+    assert all(f"are on different sides of 1 at {setting_text(odd)}: " in line for line in said)
+    both = about_medians(benchmark(latency=(odd, latency(), odd)))
+    assert [f"at {setting_text(odd)}; {setting_text(odd)}: " in line for line in both] == [True] * is_said
 
 
 def test_some_faster_settings_are_counted():

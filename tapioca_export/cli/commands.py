@@ -294,7 +294,7 @@ def benchmark(original: Path, pruned: Path, as_json: bool, quiet: bool, **flags:
     result = library.benchmark(original, pruned, config)
 
     def text() -> str:
-        from ..reporting import about_sessions, setting_text
+        from ..reporting import about_medians, about_sessions, setting_text
 
         lines = []
         for role, row in result.rows.items():
@@ -312,7 +312,7 @@ def benchmark(original: Path, pruned: Path, as_json: bool, quiet: bool, **flags:
                 f"{cell.speedup.median:.2f}x the speed ({low:.2f} to {high:.2f}; "
                 f"ideal {cell.ideal_speedup:.2f})"
             )
-        lines += [*about_sessions(result), *result.skipped]
+        lines += [*about_medians(result), *about_sessions(result), *result.skipped]
         return "\n".join(lines)
 
     show(result, as_json, quiet, text)

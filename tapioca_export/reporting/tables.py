@@ -25,14 +25,13 @@ from ..artifacts import (
 )
 from ..numbering import whole_layers
 from .sessions import gain_text, session_text
+from .speeds import provider_text, setting_text
 from .wording import (
     change_text,
     choice_text,
     number,
     p_text,
-    provider_text,
     role_text,
-    setting_text,
     signed,
     size_text,
     span,
