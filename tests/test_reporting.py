@@ -34,8 +34,13 @@ from tapioca_export.artifacts import Flip, Pair, Prediction, Ratio, Report
 from tapioca_export.cli.results import show
 from tapioca_export.gating import Thresholds, check, render_summary
 from tapioca_export.reporting import (
-    about_medians, render_html, render_markdown, render_text, setting_text, write_report,
-)  # fmt: skip
+    about_medians,
+    render_html,
+    render_markdown,
+    render_text,
+    setting_text,
+    write_report,
+)
 from tapioca_export.reporting.rendering import AGAIN
 from tapioca_export.reporting.tables import TextTable, export_table, layer_table
 from tapioca_export.reporting.wording import number, size_text
