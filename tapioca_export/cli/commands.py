@@ -16,6 +16,7 @@ from ..config import RunConfig
 from ..errors import ConfigError, TapiocaError
 from ..exhaustion import exhausted
 from ..numbering import LayerName, whole_layers
+from ..registry import Table
 from ..stopping import stopping_over_errors
 from .config_files import in_config_file
 from .logs import is_verbose, one_line, show_logs
@@ -30,6 +31,7 @@ from .results import (
     show_report,
     show_selection,
     table_text,
+    wrapped,
 )
 
 LOADING = (
@@ -328,18 +330,20 @@ def list_() -> None:
     from ..selection import CRITERIA, SEARCHES
     from ..tasks import TASKS
 
-    for title, table in (
-        ("criteria", CRITERIA),
-        ("searches", SEARCHES),
-        ("tasks", TASKS),
-        ("formats", FORMATS),
-        ("runtimes", RUNTIMES),
-        ("engines", ENGINES),
-    ):
+    tables: dict[str, Table[Any]] = {
+        "criteria": CRITERIA,
+        "searches": SEARCHES,
+        "tasks": TASKS,
+        "formats": FORMATS,
+        "runtimes": RUNTIMES,
+        "engines": ENGINES,
+    }
+    longest = max(len(name) for table in tables.values() for name in table)
+    for title, table in tables.items():
         click.echo(f"{title}:")
         for name, entry in table.items():
             text = getattr(entry, "help", None) or (entry.__doc__ or "")
-            click.echo(f"  {name:22s} {text.strip().splitlines()[0]}")
+            click.echo(wrapped(text.strip().splitlines()[0], f"  {name:{longest}s}  "))
 
 
 @main.command()
