@@ -294,6 +294,17 @@ def test_quiet_prints_nothing(command: str, received: list[RunConfig]) -> None:
     assert len(received) == 1
 
 
+@pytest.mark.parametrize("flags", [("-q", "--json"), ("--json", "--quiet")])
+@pytest.mark.parametrize("command", ["select", "export", "run"])
+def test_quiet_keeps_progress_away_and_not_the_json_that_was_asked_for(
+    command: str, flags: tuple[str, ...], received: list[RunConfig]
+) -> None:
+    result = call(command, "-m", "m", *flags)
+    assert result.stdout == call(command, "-m", "m", "--json").stdout
+    assert json.loads(result.stdout)["kind"]
+    assert result.stderr == ""
+
+
 def test_a_search_prints_its_steps(received: list[RunConfig]) -> None:
     lines = call("select", "-m", "m").stdout.splitlines()
     assert lines[0] == "baseline: accuracy 0.72"

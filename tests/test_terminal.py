@@ -188,6 +188,8 @@ def test_candidates_are_not_named_unasked(search: Callable[..., Result]) -> None
 def test_quiet_says_nothing_on_either_stream(search: Callable[..., Result]) -> None:
     result = search("-q")
     assert (result.stdout, result.stderr) == ("", "")
+    both = search("-q", "--json", "--overwrite")
+    assert (json.loads(both.stdout)["kind"], both.stderr) == ("selection", "")
 
 
 @pytest.mark.parametrize("is_plan", [False, True])
@@ -314,5 +316,7 @@ def test_check_prints_json_or_nothing(tmp_path: Path) -> None:
         said = json.loads(found.stdout)
         assert (said["passed"], found.exit_code) == (passed, 0 if passed else 3)
         assert [(c["name"], c["passed"]) for c in said["checks"]] == [("min_speedup", passed)]
+        both = CliRunner().invoke(main, [*gate, least, "-q", "--json"])
+        assert (both.stdout, both.stderr, both.exit_code) == (found.stdout, "", found.exit_code)
         silent = CliRunner().invoke(main, [*gate, least, "-q"])
         assert (silent.output, silent.exit_code) == ("", found.exit_code)

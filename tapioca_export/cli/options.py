@@ -174,7 +174,12 @@ def options(*names: str, prints: bool = True) -> Callable[[Any], Any]:
 def printing(command: Any) -> Any:
     """Add how much to print, and how."""
     quiet = click.option(
-        "-q", "--quiet", is_flag=True, is_eager=True, callback=_silence, help="Print nothing but errors."
+        "-q",
+        "--quiet",
+        is_flag=True,
+        is_eager=True,
+        callback=_silence,
+        help="Print nothing but errors, and with --json the artifact.",
     )
     verbose = click.option(
         "-v", "--verbose", is_flag=True, is_eager=True, expose_value=False, callback=_show_all,
