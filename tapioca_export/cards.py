@@ -36,6 +36,7 @@ PROOFS = {
         "byte, and together they are what the model's class wants. No logits were computed."
     ),
 }
+LOCAL = "Made from a local folder; which model on the hub it comes from, if any, is not known."
 DAMPED = "Layers damped, by folded weights that scale what each branch adds to the residual stream"
 
 
@@ -71,6 +72,7 @@ def write_model_card(folder: Path, selection: Selection, measured: Benchmark | N
     how += " or damped" if damped else ""
     proof = PROOFS[selection.proof or "logits"].format(how=how)
     data = _metadata(folder, selection, measured)
+    made_of = f"\n{LOCAL}" if data.base_model is None else ""
     licence = data.license or "that of the original model, whose card names none or is not at hand"
     text = f"""---
 {data.to_yaml()}
@@ -79,7 +81,7 @@ def write_model_card(folder: Path, selection: Selection, measured: Benchmark | N
 
 Layers removed, no retraining: {layers} of {selection.num_layers} (counted from 0); {kept} are left.{damped}
 {zeros}Chosen by the criterion `{selection.criterion}` of tapioca-export; `selection.json` says why.
-{proof}
+{proof}{made_of}
 
 {_results(measured) if measured else ""}Licence: {licence}.
 """
@@ -91,7 +93,7 @@ def _metadata(folder: Path, selection: Selection, measured: Benchmark | None) ->
     from huggingface_hub import ModelCardData
 
     before = _metadata_of(selection.model)
-    base = before.get("base_model") if _is_local(selection.model) else selection.model
+    base = _hub_names(before.get("base_model")) if _is_local(selection.model) else selection.model
     tag = _pipeline_tag(folder, selection.task)
     results = _eval_results(measured, tag or "other") if measured else []
     return ModelCardData(
@@ -103,6 +105,13 @@ def _metadata(folder: Path, selection: Selection, measured: Benchmark | None) ->
         eval_results=results or None,
         **{key: before[key] for key in INHERITED if key in before},
     )
+
+
+def _hub_names(found: Any) -> str | list[str] | None:
+    """Return what of a card's base models are names on the hub, where tools have put paths too."""
+    named = found if isinstance(found, list) else [found]
+    names = [name for name in named if isinstance(name, str) and not _is_local(name)]
+    return names if len(names) > 1 else next(iter(names), None)
 
 
 def _is_local(model: str) -> bool:

@@ -14,10 +14,10 @@ from .bars import progress_bar
 from .benchmarking import compare as compare_scores
 from .config import RunConfig
 from .errors import ConfigError
-from .models import LoadedModel, droppable_layers
+from .models import LoadedModel
 from .profiling import Probe
 from .samples import Samples
-from .selection import CRITERIA
+from .selection import CRITERIA, beyond_reach
 from .tasks import Scores
 
 # Any criterion can take part in these; the others hold sets of layers against each other by a metric.
@@ -69,15 +69,8 @@ def check_depth(config: RunConfig, model: LoadedModel) -> None:
     Raises:
         ConfigError: Saying how many layers may be dropped.
     """
-    units, droppable = model.units, droppable_layers(model)
-    unprotected = units.unprotected(config.protect_first, config.protect_last)
-    most = units.most([unit for unit in unprotected if units.layer_of(unit) in droppable])
-    if (config.max_drop_layers or 0) > most:
-        raise ConfigError(
-            f"--max-drop-layers {config.max_drop_layers} is more than may be dropped: {most} of "
-            f"{units.num_units} {units.noun}.",
-            "Lower it, or protect fewer layers.",
-        )
+    if beyond := beyond_reach(steps.selection_settings(config, model), model.units.num_units):
+        raise ConfigError(f"{beyond}.", "Lower it, or protect fewer layers.")
 
 
 def at_equal_depth(config: RunConfig, criterion: str) -> RunConfig:

@@ -34,14 +34,15 @@ OBJECTIVES = ("mean", "worst", "weights")
 ALPHAS = (0.0, 0.25, 0.5, 0.75)
 # The domain of a target that was given without a name.
 UNNAMED = ""
+LARGEST_SEED = 2**32 - 1
 DOMAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LEAST = {
     0: ("max_drop_layers", "protect_first", "protect_last", "warmup"),
     1: (
-        "batch_size", "budget_evaluations", "calibration_samples", "eval_batch_size", "iterations", "limit",
-        "max_length", "max_new_tokens", "num_fewshot", "num_threads", "num_workers", "opset",
-        "sequence_length", "shortlist", "width",
+        "batch_size", "budget_evaluations", "calibration_samples", "eval_batch_size", "limit", "max_length",
+        "max_new_tokens", "num_fewshot", "num_threads", "num_workers", "opset", "shortlist", "width",
     ),
+    2: ("iterations", "sequence_length"),
 }  # fmt: skip
 
 
@@ -237,8 +238,8 @@ class RunConfig:
             raise ConfigError(
                 f"--max-memory has no meaning for --device {self.device}.", "Add --device auto."
             )
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"--seed {self.seed} must be from 0 to {2**32 - 1}.")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ConfigError(f"--seed {self.seed} must be from 0 to {LARGEST_SEED}.")
         for name, allowed in (("tie_break", ("index", "loss")), ("select_on", ("target", "id"))):
             if getattr(self, name) not in allowed:
                 raise ConfigError(

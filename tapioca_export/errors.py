@@ -27,6 +27,11 @@ from collections.abc import Iterable
 LONGEST_NAME = 100  # characters of a name that is in no table
 
 
+def shortened(name: str) -> str:
+    """Return a name of any length as a message shows it."""
+    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's message, or the error's type where it has none."""
     lines = str(error).strip().splitlines()
@@ -73,8 +78,7 @@ class UnknownNameError(ConfigError):
     """A name that is in no table."""
 
     def __init__(self, what: str, name: str, known: Iterable[str]) -> None:
-        names = sorted(known)
-        name = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
+        names, name = sorted(known), shortened(name)
         close = difflib.get_close_matches(name, names, n=1)
         guess = f"Did you mean {close[0]!r}? " if close else ""
         super().__init__(f"Unknown {what} {name!r}.", f"{guess}Known: {', '.join(names) or 'none'}.")

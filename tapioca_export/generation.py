@@ -218,23 +218,26 @@ class Evaluation:
         found = self._found(run, shapes, self.batches if batches is None else batches)
         return Scores.joined([(rows, self._scored(outputs, rows)) for rows, outputs in found])
 
-    def answer(self, run: Session, shapes: CacheShapes, rows: np.ndarray) -> tuple[Scores, list[str | None]]:
+    def answer(
+        self, run: Session, shapes: CacheShapes, rows: np.ndarray | None = None
+    ) -> tuple[Scores, list[str | None]]:
         """Score a model on some rows, and put what it answers into words, None where the task has none.
 
         Args:
             run: Runs the model, all its graphs as one.
             shapes: The cache inputs.
-            rows: Their indices, in rising order.
+            rows: Their indices, in rising order (default: all).
 
         Raises:
             BenchmarkError: As `score` does.
         """
         parts, said = [], dict[int, str | None]()
-        for indices, outputs in self._found(run, shapes, self._batches(rows)):
+        batches = self.batches if rows is None else self._batches(rows)
+        for indices, outputs in self._found(run, shapes, batches):
             parts.append((indices, self._scored(outputs, indices)))
             words = self.task.answers_by_domain(outputs, self.samples, indices, self.processor)
             said |= dict(zip(indices.tolist(), words, strict=True))
-        return Scores.joined(parts), [said[row] for row in rows.tolist()]
+        return Scores.joined(parts), [said[row] for row in sorted(said)]
 
     def _batches(self, rows: np.ndarray | None = None) -> list[np.ndarray]:
         num_rows = max(1, SCORING_BATCH_SIZE // self.task.num_answers(self.samples))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any
+
+# A number of YAML 1.2 that PyYAML, which is of 1.1, takes for a text: with an exponent, and no dot or sign.
+NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
 
 
 def load(text: str) -> Any:
@@ -26,6 +30,7 @@ def load(text: str) -> Any:
                 raise yaml.YAMLError(f"{names.most_common(1)[0][0]!r} is given twice")
             return super().construct_mapping(node, deep)
 
+    Plain.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.0123456789"))
     try:
         return yaml.load(text, Plain)
     except Exception as error:  # of a tag that does not fit its text, PyYAML lets through what Python raises

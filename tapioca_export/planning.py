@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +17,9 @@ from .graphs import is_graph
 from .models import LoadedModel
 from .precision import DTYPES
 from .samples import Samples, Side
+from .selection import beyond_reach
+
+logger = logging.getLogger(__name__)
 
 
 def plan(config: RunConfig, command: Literal["select", "run"] = "select") -> Plan:
@@ -54,6 +58,8 @@ def of_search(config: RunConfig, model: LoadedModel, roles: Mapping[str, Samples
             "--dry-run predicts searches among whole layers, not among their attentions and MLPs.",
             "Use --granularity block.",
         )
+    if beyond := beyond_reach(steps.selection_settings(config, model), model.units.num_units):
+        logger.warning("%s, which is taken instead.", beyond)
     samples = {name: roles[f"{name}-select"] for name in ("id", "target")}
     unhurried = replace(config, budget_seconds=None)
     can_race = model.task.best_value is not None

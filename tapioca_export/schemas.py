@@ -11,13 +11,14 @@ from dataclasses import fields
 from typing import Any, get_args
 
 from . import artifacts
-from .config import LEAST, OBJECTIVES, Doses, RunConfig, Scaling
+from .config import LARGEST_SEED, LEAST, OBJECTIVES, RunConfig, Scaling
+from .config_keys import TARGETS, TEXTS, TYPES
 from .engines import ENGINES
 from .errors import UnknownNameError
-from .exporting import FORMATS
+from .exporting import FORMATS, OLDEST_OPSET
 from .numbering import GRANULARITIES
 from .precision import DTYPES
-from .selection import CRITERIA, SEARCHES
+from .selection import CRITERIA, PICKS, SEARCHES
 from .tasks import TASKS
 from .treatments import KINDS, LEVELS
 
@@ -29,10 +30,24 @@ CHOICES: dict[str, Iterable[str]] = {
     "quantize": KINDS, "objective": OBJECTIVES, "scaling": get_args(Scaling),
     "tie_break": ("index", "loss"), "select_on": ("target", "id"),
 }  # fmt: skip
-# What a config file may hold besides the fields of the configuration, for `select` and for `intervene`.
-BESIDES = {"compare": tuple[str, ...], "layers": tuple[artifacts.LayerName, ...]}
-# On the command line a text with commas or pairs, which a config file may hold as well.
-TEXTS = ("drop", "alphas", "compare", "layers", "columns", "weights")
+FROM_0: dict[str, Any] = {"minimum": 0}
+ABOVE_0: dict[str, Any] = {"exclusiveMinimum": 0}
+# What numbers in a config file are limited to.
+LIMITS: dict[str, dict[str, Any]] = {
+    **{name: {"minimum": number} for number, names in LEAST.items() for name in names},
+    **dict.fromkeys(("alphas", "draws", "epsilon", "max_drop", "pick", "weights"), FROM_0),
+    **dict.fromkeys(("atol", "budget_seconds", "tune_seconds"), ABOVE_0),
+    "confidence": {"minimum": 0.5, "exclusiveMaximum": 1},
+    "opset": {"minimum": OLDEST_OPSET},
+    "seed": {"minimum": 0, "maximum": LARGEST_SEED},
+}
+# Repeatable options of which one value is needed.
+NEEDED = ("batch_size", "provider")
+# What texts in a config file are limited to.
+PATTERNS = {
+    "pick": f"^({'|'.join(PICKS)}|[0-9]+)$",
+    "target_ort": r"^[0-9]+\.[0-9]+(\.[0-9]+)?$",
+}
 
 
 def kinds() -> dict[str, type]:
@@ -74,47 +89,50 @@ def _plain_schema(annotation: Any) -> dict[str, Any]:
 
 def _config_schema() -> dict[str, Any]:
     """Return the schema of a config file: option names as keys, and all ways to write a value."""
-    whole = _plain_schema(RunConfig)
-    properties = dict(whole["properties"])
-    doses = _plain_schema(Doses)["properties"]
-    properties |= {name: doses[name] for name in ("draws", "scaling")}
-    properties |= {name: _plain_schema(annotation) for name, annotation in BESIDES.items()}
+    properties = _plain_schema(RunConfig)["properties"]
     help_ = {item.name: item.metadata["help"] for item in fields(RunConfig)}
-    least = {name: number for number, names in LEAST.items() for name in names}
-    written = {}
-    for name, value in properties.items():
-        written[name.replace("_", "-")] = _key(name, value, help_.get(name), least.get(name))
+    written, spelt = {}, {}
+    for name, annotation in TYPES.items():
+        key = name.replace("_", "-")
+        written[key] = _key(name, _plain_schema(annotation), properties.get(name, {}), help_.get(name))
+        if key != name:
+            spelt[f"^{name.replace('_', '[-_]')}$"] = {"$ref": f"#/properties/{key}"}
     return {
         "$schema": DRAFT,
         "title": "tapioca-export configuration",
         "type": "object",
         "properties": written,
+        "patternProperties": spelt,  # underscores are as good as dashes
         "additionalProperties": False,
     }
 
 
-def _key(name: str, found: Mapping[str, Any], help_: str | None, least: int | None) -> dict[str, Any]:
-    """Return the schema of one key."""
-    value = {key: part for key, part in found.items() if key not in ("title", "default")}
-    ways = [_limited(name, way, least) for way in value.pop("anyOf", [value])]
+def _key(name: str, found: Mapping[str, Any], field: Mapping[str, Any], help_: str | None) -> dict[str, Any]:
+    """Return the schema of one key: `found` is that of its type, `field` that of its field."""
+    ways = [_limited(name, way) for way in found.get("anyOf", [found])]
     if way := next((way["items"] for way in ways if way.get("type") == "array" and "items" in way), None):
         ways.append(way)  # one value of a repeatable option
     if name in TEXTS:
         ways.append({"type": "string"})
-    if name == "pick":
-        ways.append({"type": "integer"})
+    if name in TARGETS:
+        ways.append({"type": "array", "items": {"type": "string"}})
+    ways.append({"type": "null"})  # sets nothing
     unique = [way for number, way in enumerate(ways) if way not in ways[:number]]
-    made = dict(unique[0]) if len(unique) == 1 else {"anyOf": unique}
-    made |= {"description": help_} if help_ else {}
-    return made | ({"default": found["default"]} if "default" in found else {})
+    described = {"description": help_} if help_ else {}
+    return {"anyOf": unique, **described, **({"default": field["default"]} if "default" in field else {})}
 
 
-def _limited(name: str, way: Mapping[str, Any], least: int | None) -> dict[str, Any]:
+def _limited(name: str, way: Mapping[str, Any]) -> dict[str, Any]:
     """Return one way to write a value with what it may be."""
-    if way.get("type") == "array":
-        return {**way, "items": _limited(name, way["items"], least)} if "items" in way else dict(way)
-    if way.get("type") == "string" and name in CHOICES:
+    kind = way.get("type")
+    for inner in ("items", "additionalProperties"):
+        if inner in way:
+            least = {"minItems": 1} if name in NEEDED else {}
+            return {**way, inner: _limited(name, way[inner]), **least}
+    if kind == "string" and name in CHOICES:
         return {"enum": sorted(CHOICES[name])}
-    if way.get("type") in ("integer", "number") and least is not None:
-        return {**way, "minimum": least}
+    if kind == "string" and name in PATTERNS:
+        return {**way, "pattern": PATTERNS[name]}
+    if kind in ("integer", "number"):
+        return {**way, **LIMITS.get(name, {})}
     return {key: part for key, part in way.items() if key != "format"}

@@ -31,7 +31,7 @@ from .benchmarking import BenchmarkSettings, resolve_provider
 from .config import RunConfig
 from .engines import ENGINES, Engine, EngineSettings, open_engine
 from .errors import ConfigError, ExportError, first_line
-from .exporting import FORMATS, Dialect, ExportSettings, dialect_for, export_model
+from .exporting import FORMATS, Dialect, ExportSettings, dialect_for, export_model, refuse_opset_beside
 from .graphs import is_graph
 from .models import (
     SPREAD,
@@ -291,12 +291,13 @@ def _export_settings(config: RunConfig, format_: str, formats: Collection[str]) 
     """
     dialect = Dialect(config.opset)
     if config.target_ort is not None:
-        if config.opset is not None or "onnx" not in config.format:
-            raise ConfigError(
-                "--target-ort chooses the opset of ONNX files.",
-                "Leave out --opset, or export with --format onnx.",
-            )
         dialect = dialect_for(config.target_ort)
+        refuse_opset_beside(config.target_ort, config.opset)
+        if "onnx" not in config.format:
+            raise ConfigError(
+                f"--target-ort is for ONNX files, and --format is {', '.join(config.format)}.",
+                "Leave out --target-ort, or add --format onnx.",
+            )
     is_beside = not FORMATS[format_].is_treated and any(FORMATS[name].is_treated for name in formats)
     return ExportSettings(
         format_,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_benchmarking import CLASSIFICATION, QUICK, TEXT, make_text_export, text_samples
 
-from tapioca_export.artifacts import Prompting
+from tapioca_export.artifacts import Accuracy, Prompting
 from tapioca_export.benchmarking import benchmark, score_exported, scoring
 from tapioca_export.benchmarking.scoring import Scoring
 from tapioca_export.domains import Domains
@@ -124,6 +124,30 @@ def test_flips_say_what_either_file_answers(exports: tuple[Path, Path]) -> None:
         assert (flip.original_answer == right) is (flip.original == 1)
         assert (flip.pruned_answer == right) is (flip.pruned == 1)
         assert flip.original_answer != flip.pruned_answer
+
+
+def test_rows_that_stay_wrong_with_another_answer_are_counted_of_all_and_of_each_domain(
+    exports: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where answers are logits, which no two models have alike: then all rows that stay wrong count."""
+
+    def answers(self: Task, outputs: np.ndarray, *given: Any) -> list[str | None]:
+        return [str(row) for row in outputs.round(3).tolist()]
+
+    def both_wrong(accuracy: Accuracy) -> int:
+        assert accuracy.gained is not None
+        return round(accuracy.n * (1 - accuracy.original)) - accuracy.gained
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(CLASSIFICATION), "answers", answers)
+        rows = replace(ROWS, named=Domains.of({"a": 20, "b": 40}))
+        found = benchmark(*exports, CLASSIFICATION, {"target": rows}, TEXT, replace(QUICK, redact=True))
+    counted = [both_wrong(accuracy) for accuracy in found.targets.values()]
+    assert [accuracy.still_wrong for accuracy in found.targets.values()] == counted
+    assert found.accuracy["target"].still_wrong == sum(counted)
+    assert min(counted) > 0
+    plain = benchmark(*exports, CLASSIFICATION, {"target": ROWS}, TEXT, QUICK)
+    assert plain.accuracy["target"].still_wrong == 0, "of two labels there is one wrong answer"
 
 
 def test_answers_are_those_to_the_rows_that_were_asked_for(

@@ -15,6 +15,7 @@ GROUND = {
     "artifacts",
     "bars",
     "config",
+    "config_keys",
     "domains",
     "engines",
     "errors",

@@ -335,6 +335,7 @@ BAD_OPTIONS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("--epsilon", "-1"): ("--epsilon",),
     ("--epsilon", "nan"): ("--epsilon",),
     ("--max-drop-layers", "-1"): ("--max-drop-layers",),
+    ("--criterion", "fixed", "--drop", "1,2", "--max-drop-layers", "1"): ("--drop names 2",),
     ("--protect-first", "-1"): ("--protect-first",),
     ("--protect-first", "4"): ("No layer", "--protect-first"),
     ("--max-length", "1"): ("--max-length 1",),
@@ -429,6 +430,19 @@ def test_layers_that_cannot_be_dropped_are_refused(
         ("c.toml", "id = {a = 1}", ("c.toml: id is a table",)),
         ("c.toml", "drop = [[1]]", ("c.toml: drop is a list",)),
         ("c.toml", 'criterion = "talle"', ("Did you mean 'tale'?",)),
+        *(
+            (name, text, ("has a table 'export', and settings stand in no table", "Move its keys to the top"))
+            for name, text in (
+                ("c.toml", "epsilon = 1\n[export]\nopset = 18"),
+                ("c.toml", "[[export]]\nopset = 18"),
+                ("c.toml", "export = {}"),
+                ("c.toml", "[columns]\ntext = 'text'\n[export.onnx]\nopset = 18"),
+                ("c.yaml", "export:\n  opset: 18"),
+            )
+        ),
+        ("c.toml", "[export]\nopset = 18", ("tables: columns, weights, target, target-report.",)),
+        ("c.toml", "export = 1", ("key in c.toml 'export'", "Known: ")),
+        ("c.toml", f"[{'x' * 999}]", (f"table '{'x' * 100}...',",)),
         ("c.yaml", "json: true", ("key in c.yaml 'json'",)),
     ],
 )

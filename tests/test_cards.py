@@ -71,6 +71,51 @@ def test_a_card_that_says_nothing_leaves_the_licence_open(folder: Path, tmp_path
     assert "Licence: that of the original model" in found.text
 
 
+LOCAL = "Made from a local folder"
+
+
+def test_a_base_that_is_not_known_is_left_out_and_the_card_says_why(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "original").mkdir()
+    found = card(folder, str(tmp_path / "original"))
+    assert "base_model" not in found.data.to_dict()
+    assert found.text.count(LOCAL) == 1
+    assert str(tmp_path) not in found.content
+    (tmp_path / "original/README.md").write_text(BASE)
+    assert LOCAL not in card(folder, str(tmp_path / "original")).text
+    assert LOCAL not in card(folder, "org/base").text
+
+
+@pytest.mark.parametrize(
+    ("named", "base"),
+    [
+        ("org/base", "org/base"),
+        ("gpt2", "gpt2"),
+        ("[org/one, org/two]", ["org/one", "org/two"]),
+        ("[org/one, /home/somebody/two]", "org/one"),
+        ("/home/somebody/models/mine", None),
+        ("./mine", None),
+        ("C:\\models\\mine", None),
+        ("here/mine", None),  # a folder that is there
+        ("[]", None),
+        ("3", None),
+        ("{a: b}", None),
+        ("", None),
+    ],
+)
+def test_of_the_base_in_the_originals_card_only_a_name_on_the_hub_is_kept(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, base: object
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("here/mine").mkdir(parents=True)
+    (tmp_path / "original").mkdir()
+    Path("original/README.md").write_text(f"---\nlicense: mit\nbase_model: {named}\n---\n")
+    found = card(folder, str(tmp_path / "original"))
+    assert found.data.base_model == base
+    assert found.data.license == "mit"
+    assert (LOCAL in found.text) is (base is None)
+    assert "somebody" not in found.content
+
+
 def test_a_path_that_is_not_here_is_no_name_on_the_hub(folder: Path) -> None:
     found = card(folder, "/home/somebody/models/mine")
     assert found.data.base_model is None

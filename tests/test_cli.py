@@ -21,8 +21,8 @@ from click.testing import CliRunner, Result
 
 import tapioca_export
 from tapioca_export import artifacts
-from tapioca_export.cli import main
-from tapioca_export.cli.options import CONFIG_FILE, in_config_file
+from tapioca_export.cli import main, results
+from tapioca_export.cli.config_files import CONFIG_FILE, in_config_file
 from tapioca_export.config import RunConfig
 
 Tiny = Callable[[str], Path]
@@ -294,6 +294,17 @@ def test_quiet_prints_nothing(command: str, received: list[RunConfig]) -> None:
     assert len(received) == 1
 
 
+@pytest.mark.parametrize("flags", [("-q", "--json"), ("--json", "--quiet")])
+@pytest.mark.parametrize("command", ["select", "export", "run"])
+def test_quiet_keeps_progress_away_and_not_the_json_that_was_asked_for(
+    command: str, flags: tuple[str, ...], received: list[RunConfig]
+) -> None:
+    result = call(command, "-m", "m", *flags)
+    assert result.stdout == call(command, "-m", "m", "--json").stdout
+    assert json.loads(result.stdout)["kind"]
+    assert result.stderr == ""
+
+
 def test_a_search_prints_its_steps(received: list[RunConfig]) -> None:
     lines = call("select", "-m", "m").stdout.splitlines()
     assert lines[0] == "baseline: accuracy 0.72"
@@ -328,6 +339,22 @@ def test_list_names_every_entry_of_every_table() -> None:
     lines = [line.split(maxsplit=1) for line in call("list").stdout.splitlines() if line[0] == " "]
     assert [line[0] for line in lines] == [*CRITERIA, *SEARCHES, *TASKS, *FORMATS, *RUNTIMES, *ENGINES]
     assert all(len(line) == 2 for line in lines), "an entry has no help"
+
+
+@pytest.mark.parametrize("columns", [None, 80])
+def test_list_stands_in_two_columns_however_long_a_name_is(
+    columns: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "_terminal_width", lambda: columns)
+    lines = [line for line in call("list").stdout.splitlines() if line[0] == " "]
+    names = [line.split(maxsplit=1)[0] for line in lines if line[2] != " "]
+    start = 4 + max(map(len, names))
+    for line in lines:
+        assert line[start - 2 : start] == "  "
+        assert line[start] != " "
+        assert len(line) <= (columns or 1000)
+    assert (len(lines) > len(names)) is (columns is not None)
+    assert "zero-shot-image-classification" in names
 
 
 def test_doctor_names_versions_and_providers() -> None:

@@ -14,16 +14,18 @@ import reports
 from click.testing import CliRunner
 from conftest import NUM_LAYERS
 
-from tapioca_export.artifacts import Benchmark, Flip, read, write
-from tapioca_export.benchmarking.flipping import MOST, changed_rows, flips_of
+from tapioca_export.artifacts import MOST_FLIPS, Benchmark, Flip, Prompting, read, write
+from tapioca_export.benchmarking.flipping import changed_rows, flips_of, num_still_wrong
 from tapioca_export.cli import main
 from tapioca_export.reporting import render_html
-from tapioca_export.reporting.tables import flip_table
+from tapioca_export.reporting.flips import flip_table
+from tapioca_export.reporting.wording import findings
 from tapioca_export.samples import Row, Samples
 from tapioca_export.samples.rows import SHOWN, shown
-from tapioca_export.tasks import TASKS
+from tapioca_export.tasks import TASKS, Scores
 from tapioca_export.tasks.feature_extraction import PAIRS
 from tapioca_export.tasks.token_classification import WordTagging
+from tapioca_export.tasks.writing import WrittenAnswer
 
 HOSTILE = "<script>alert(1)</script> \u202e \u05d0\u05d1\u05d2 </td> " + "x" * 1_000_000
 
@@ -67,8 +69,78 @@ def test_where_less_is_better_the_largest_rise_comes_first_and_then_the_largest_
 
 def test_no_more_than_so_many_rows_a_direction_are_named() -> None:
     flips = found([1.0] * 120 + [0.0] * 120, [0.0] * 120 + [1.0] * 120)
-    assert len(flips) == 2 * MOST
-    assert [flip.pruned for flip in flips] == [0.0] * MOST + [1.0] * MOST
+    assert len(flips) == 2 * MOST_FLIPS
+    assert [flip.pruned for flip in flips] == [0.0] * MOST_FLIPS + [1.0] * MOST_FLIPS
+
+
+@pytest.mark.parametrize(
+    ("worse", "better", "counts", "caption"),
+    [
+        (3, 2, (2, 3), "All rows whose result changed"),
+        (50, 50, (50, 50), "All rows whose result changed"),
+        (49, 0, (None, None), "All rows whose result changed"),
+        (51, 2, (2, 51), "Rows whose result changed most: the 50 of 51 target rows that became worse"),
+        (
+            60, 130, (130, 60),
+            "Rows whose result changed most: the 50 of 60 target rows that became worse; "
+            "the 50 of 130 target rows that became better",
+        ),
+        (
+            1, 60, (None, None),
+            "Rows whose result changed most: the 50 of more target rows that became better",
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_the_table_says_how_many_rows_it_does_not_show(
+    worse: int, better: int, counts: tuple[int | None, int | None], caption: str, higher_is_better: bool
+) -> None:
+    before, after = [1.0] * worse + [0.0] * better, [0.0] * worse + [1.0] * better
+    if not higher_is_better:
+        before, after = after, before
+    task = "text-classification" if higher_is_better else "polynomial-regression"
+    accuracy = replace(reports.GAIN, higher_is_better=higher_is_better, gained=counts[0], lost=counts[1])
+    flips = {"target": found(before, after, task)}
+    benchmark = replace(reports.report().benchmark, accuracy={"target": accuracy}, flips=flips)
+    assert flip_table(benchmark).caption == caption
+
+
+CLASSES = TASKS["text-classification"]
+
+
+def scored(values: list[float]) -> Scores:
+    return Scores(np.asarray(values), np.zeros(len(values)))
+
+
+def test_rows_that_go_from_one_wrong_answer_to_another_are_counted() -> None:
+    both = scored([0, 0, 0, 1, 1]), scored([0, 0, 1, 0, 1])
+    said = ["red", "red", "red", "blue", "blue"], ["green", "red", "blue", "red", "blue"]
+    assert num_still_wrong(CLASSES, both, said) == 1
+    assert num_still_wrong(CLASSES, both, (said[0], ["red", *said[1][1:]])) == 0
+    unknown = (said[0], [None, *said[1][1:]])
+    assert num_still_wrong(CLASSES, both, unknown) is None, "no count of rows that are not all known"
+    assert num_still_wrong(CLASSES, both, (said[0], [*said[1][:4], None])) == 1, "of a row that is right"
+    assert num_still_wrong(TASKS["polynomial-regression"], both, said) is None
+
+
+def test_of_texts_that_are_written_the_answer_in_them_is_compared() -> None:
+    task = WrittenAnswer(Prompting(max_new_tokens=9, extract=r"\d+"))
+    both = (Scores(np.array([[0, 0], [0, 1], [0, 0]]), np.zeros(3)),) * 2
+    said = ["so it is 3", "no idea", "it is 4"], ["I think 3", "none", "it is 5"]
+    assert num_still_wrong(task, both, said) == 1
+
+
+def test_the_sentence_about_a_role_names_rows_that_are_still_wrong() -> None:
+    def said(still_wrong: int | None) -> str:
+        report = reports.report()
+        accuracy = {"target": replace(reports.GAIN, still_wrong=still_wrong)}
+        benchmark = replace(report.benchmark, accuracy=accuracy)
+        return " ".join(findings(report.selection, report.profile, benchmark, {}))
+
+    more = "41 became better and 13 worse, 7 more went from one wrong answer to another."
+    assert more in said(7)
+    assert said(0) == said(None)
+    assert "another" not in said(0)
 
 
 def test_rows_of_entities_are_worth_their_own_f1_and_ranks_are_worth_nothing_alone() -> None:

@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import unicodedata
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -29,11 +30,21 @@ from reports import (
 )
 
 from tapioca_export import artifacts
-from tapioca_export.artifacts import Pair, Prediction, Ratio, Report
-from tapioca_export.reporting import render_html, render_markdown, write_report
+from tapioca_export.artifacts import Flip, Pair, Prediction, Ratio, Report
+from tapioca_export.cli.results import show
+from tapioca_export.gating import Thresholds, check, render_summary
+from tapioca_export.reporting import (
+    about_medians,
+    render_html,
+    render_markdown,
+    render_text,
+    setting_text,
+    write_report,
+)
 from tapioca_export.reporting.rendering import AGAIN
-from tapioca_export.reporting.tables import export_table, layer_table
+from tapioca_export.reporting.tables import TextTable, export_table, layer_table
 from tapioca_export.reporting.wording import number, size_text
+from tapioca_export.showing import visible
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
 
@@ -151,6 +162,32 @@ def test_a_speedup_within_timing_noise_is_not_called_faster():
 def test_a_slower_model_is_called_slower():
     row = latency(speedup=Ratio(0.9, (0.88, 0.92)))
     assert "; slower (0.90 times the speed" in verdict(latency=(row,))
+
+
+@pytest.mark.parametrize(
+    ("original_ms", "pruned_ms", "speedup", "is_said"),
+    [
+        (10.0, 9.8, 0.98, True),
+        (9.8, 10.0, 1.02, True),
+        (10.0, 9.8, 1.02, False),
+        (9.8, 10.0, 0.98, False),
+        (10.0, 9.8, 0.996, False),  # shown as 1.00
+        (10.004, 10.001, 0.9, False),  # shown as 10.00 both
+        (10.0, 10.0, 1.2, False),
+    ],
+)
+def test_times_and_speedup_on_different_sides_are_explained_where_both_are_shown(
+    original_ms, pruned_ms, speedup, is_said
+):
+    low = speedup - 0.02
+    odd = latency(8, low, original=replace(latency().original, p50_ms=original_ms))
+    odd = replace(odd, pruned=replace(odd.pruned, p50_ms=pruned_ms), speedup=Ratio(speedup, (low, 1.1)))
+    found = report(benchmark=benchmark(latency=(latency(), odd))).findings
+    said = [line for line in found if "different sides" in line]
+    assert len(said) == is_said
+    assert all(f"are on different sides of 1 at {setting_text(odd)}: " in line for line in said)
+    both = about_medians(benchmark(latency=(odd, latency(), odd)))
+    assert [f"at {setting_text(odd)}; {setting_text(odd)}: " in line for line in both] == [True] * is_said
 
 
 def test_some_faster_settings_are_counted():
@@ -274,6 +311,65 @@ def test_hostile_text_is_inert_in_markdown():
     outside_code = [line for line in text.splitlines() if not line.startswith("    ")]
     assert not any("<script" in line or "<img" in line for line in outside_code)
     assert all(line.count("|") > 2 for line in outside_code if line.startswith("|"))
+
+
+# NUL, bell, escape, delete, CSI, right-to-left override, isolate, half a character.
+UNSEEN = "a\x00\x07\x1b[2J\x7f\x9b\u202e\u2066\ud800z"
+SEEN = "a\u2400\u2407\u241b[2J\u2421\\u009b\\u202e\\u2066\\ud800z"
+
+
+def unseen_in(text: str) -> set[str]:
+    return {sign for sign in text if unicodedata.category(sign) in ("Cc", "Cs") or sign in "\u202e\u2066"}
+
+
+def test_what_nobody_would_see_is_shown_by_signs_and_nothing_else_changes():
+    assert visible(UNSEEN) == SEEN
+    controls = [chr(code) for code in (*range(0x20), 0x7F)]
+    assert [visible(sign) for sign in controls if sign not in "\t\n"] == [
+        chr(0x2400 + min(ord(sign), 0x21)) for sign in controls if sign not in "\t\n"
+    ]
+    assert all(visible(chr(code)) == f"\\u{code:04x}" for code in range(0x80, 0xA0))
+    plain = "tab\t line\n \u05d0\u05d1 \U0001f600 e\u0301 \u200d\xa0\\x1b \u2400"
+    assert visible(plain) == plain
+
+
+@pytest.mark.parametrize("render", [render_html, render_markdown, lambda found: found._repr_html_()])
+def test_no_control_character_reaches_a_page(render, monkeypatch):
+    monkeypatch.setattr("test_reporting.HOSTILE", UNSEEN)
+    made = hostile_report()
+    domains = {UNSEEN: replace(GAIN, metric=UNSEEN)}
+    flips = {"target": (Flip(UNSEEN, UNSEEN, 1.0, 0.0, UNSEEN, UNSEEN),)}
+    made = replace(made, benchmark=replace(made.benchmark, targets=domains, flips=flips))
+    text = render(made)
+    assert unseen_in(text) <= {"\n", "\t"}
+    assert "\u2400" in text
+
+
+def texts_in(value) -> str:
+    """All texts of plain values, one after another."""
+    if isinstance(value, dict):
+        return "".join(map(texts_in, value.values()))
+    return "".join(map(texts_in, value)) if isinstance(value, list) else str(value)
+
+
+def test_no_control_character_reaches_a_plot(monkeypatch):
+    monkeypatch.setattr("test_reporting.HOSTILE", UNSEEN)
+    shown = texts_in(Page(render_html(hostile_report())).specs())
+    assert unseen_in(shown) <= {"\n", "\t"}
+    assert SEEN in shown
+
+
+def test_no_control_character_reaches_the_terminal(capsys, tmp_path):
+    table = TextTable(UNSEEN, ("x", UNSEEN), (("y", UNSEEN),))
+    assert render_text(table).splitlines() == [f"x  {SEEN}", f"y  {SEEN}"]
+    show(None, as_json=False, quiet=False, text=lambda: f"{UNSEEN}\nnext\tline")
+    assert capsys.readouterr().out == f"{SEEN}\nnext\tline\n"
+
+
+def test_a_gate_that_names_what_nobody_would_see_shows_it():
+    made = replace(report(), verdict=UNSEEN)
+    verdict = check(made, Thresholds(min_speedup=0.0))
+    assert SEEN in render_summary(made, verdict)
 
 
 def test_the_page_loads_nothing():

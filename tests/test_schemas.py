@@ -20,9 +20,10 @@ import tapioca_export
 from tapioca_export import verify
 from tapioca_export.artifacts import Bounds, Compared, Comparison, Cost, Plan, read, to_json
 from tapioca_export.cli import main
-from tapioca_export.cli.options import SETTINGS, _parse_config
+from tapioca_export.cli.config_files import _parse_config
 from tapioca_export.collating import collate, compared_run
 from tapioca_export.config import RunConfig
+from tapioca_export.config_keys import TYPES
 from tapioca_export.errors import ConfigError
 from tapioca_export.provenance import make_run
 from tapioca_export.reporting.markdown import json_text
@@ -131,7 +132,7 @@ def test_an_unknown_kind_is_refused_with_the_nearest() -> None:
 
 def test_the_schema_of_the_config_file_has_every_key_and_its_help() -> None:
     found = schema("config")["properties"]
-    assert set(found) == {name.replace("_", "-") for name in SETTINGS} - {"by-layer"}  # is no option
+    assert set(found) == {name.replace("_", "-") for name in TYPES}
     for item in fields(RunConfig):
         assert found[item.name.replace("_", "-")]["description"] == item.metadata["help"]
 
@@ -200,6 +201,113 @@ def test_schema_and_command_refuse_the_same(key: str, value: Any, received: list
     assert not is_valid({key: value}, "config")
     assert run_with(key, value) in (1, 2)
     assert not received
+
+
+# A text that each of these keys may hold, and a list of it, where it is not any text; `file` is there.
+TEXT = {
+    "alphas": "0.5", "columns": "text=review", "device": "cpu", "drop": "encoder:2", "layers": "1",
+    "max-memory": "8GB", "output": "out", "pick": "bsba", "provider": "cpu", "target-ort": "1.17",
+    "weights": "a=1",
+}  # fmt: skip
+# Values of every type, and of every shape; some are right for each key, most are wrong.
+VALUES: tuple[Any, ...] = (
+    None, True, -1, 0, 1, 2.0, 18, 0.5, 1.5, 2**32 - 1, 2**32, [], [1], [2], [0.5], [-1], [True], [None],
+    [[1]], [{}], {}, {"a": "file"}, {"a": 1}, {"a": -1}, {"a": ["file"]},
+)  # fmt: skip
+# Texts that are wrong where a text is one of a few, or none at all.
+WRONG = ("", "yes", "-1")
+# What a key takes beside it to have a meaning.
+WRITES = {"max-new-tokens": 9}
+QUANTIZES = {"quantize": "int8"}
+BESIDE: dict[str, dict[str, Any]] = {
+    "calibration-samples": QUANTIZES, "drop": {"criterion": "fixed"}, "dtype": {"format": "pt2"},
+    "extract": WRITES, "extract-last": WRITES | {"extract": "x"}, "few-shot": {"num-fewshot": 5},
+    "max-memory": {"device": "auto"}, "num-fewshot": {"few-shot": "file"}, "num-workers": {"engine": "ray"},
+    "per-channel": QUANTIZES, "ray-address": {"engine": "ray"},
+}  # fmt: skip
+DOMAIN = {"target": {"a": "other"}}
+CONFIG = schema("config")
+
+
+def beside(key: str, value: Any) -> dict[str, Any]:
+    """Return what makes a right value of a key one that has a meaning."""
+    if key == "objective":
+        return DOMAIN | ({"weights": "a=1"} if value == "weights" else {})
+    if key == "weights" and value:
+        return DOMAIN | {"objective": "weights"}
+    if key == "target-report" and value and isinstance(value, dict):
+        return DOMAIN
+    if (key, value) == ("criterion", "fixed"):
+        return {"drop": 1}
+    return BESIDE.get(key, {}) if value not in (None, [], ()) else {}
+
+
+def taken(key: str, value: Any) -> bool:
+    """Tell whether the command that has a key takes its value."""
+    command = next(name for name in ("run", "select", "intervene") if key in option_names(name))
+    document = {key: value, **beside(key, value)}
+    Path("c.yaml").write_text(json.dumps(document), encoding="utf-8")
+    model = [] if key == "model" and value is not None else ["-m", "m"]
+    result = call(command, *model, "-q", "-c", "c.yaml")
+    assert result.exit_code == 0 or result.stderr.startswith("Error: "), (document, result.output)
+    return result.exit_code == 0
+
+
+def option_names(command: str) -> set[str]:
+    return {str(option.name).replace("_", "-") for option in main.commands[command].params}
+
+
+def values_of(key: str) -> list[Any]:
+    found = CONFIG["properties"][key]
+    choices = [value for way in found["anyOf"] for value in way.get("enum", ())]
+    text = choices[0] if choices else TEXT.get(key, "file")
+    # What else a text says is not the schema's business.
+    takes_texts = any(way.get("type") == "string" and "pattern" not in way for way in found["anyOf"])
+    return [*VALUES, *(() if takes_texts else WRONG), *choices, text, [text]]
+
+
+@pytest.mark.parametrize("key", [name.replace("_", "-") for name in TYPES])
+def test_schema_and_command_agree_on_every_type_of_every_key(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right and wrong values alike; that each key has both is held too."""
+
+    def run(config: RunConfig) -> Any:
+        from tapioca_export import steps
+
+        steps.check(config, searches=True)
+        return reports.report()
+
+    monkeypatch.setattr(tapioca_export, "run", run)
+    for name in ("compare", "intervene", "select"):
+        monkeypatch.setattr(tapioca_export, name, lambda *given: reports.report())
+    monkeypatch.chdir(tmp_path)
+    for name in ("file", "other"):
+        Path(name).touch()
+    checker = jsonschema.Draft202012Validator(CONFIG)
+    found = {
+        json.dumps(value): (checker.is_valid({key: value}), taken(key, value)) for value in values_of(key)
+    }
+    assert {value: pair for value, pair in found.items() if pair[0] != pair[1]} == {}
+    assert {pair[0] for pair in found.values()} == {True, False}
+
+
+def test_a_key_with_underscores_is_the_same_key(received: list[RunConfig]) -> None:
+    for key in ("max_drop_layers", "max-drop_layers", "max-drop-layers"):
+        assert is_valid({key: 3}, "config")
+        assert not is_valid({key: "three"}, "config")
+        assert run_with(key, 3) == 0
+        assert run_with(key, "three") == 2
+    assert not is_valid({"max.drop.layers": 3}, "config")
+    assert {config.max_drop_layers for config in received} == {3}
+
+
+@pytest.mark.parametrize("text", ["5e-2", "5E-2", "+5e-2", ".5e-1", "5.e-2", "0.05"])
+def test_a_number_with_an_exponent_is_one_in_yaml_as_well(text: str, received: list[RunConfig]) -> None:
+    Path("c.yaml").write_text(f"epsilon: {text}\n", encoding="utf-8")
+    assert is_valid(_parse_config(Path("c.yaml")), "config")
+    assert call("run", "-m", "m", "-q", "-c", "c.yaml").exit_code == 0
+    assert received[0].epsilon == 0.05
 
 
 # --- init -----------------------------------------------------------------------------------

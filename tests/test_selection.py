@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from tapioca_export.measuring import measure
 from tapioca_export.models import LoadedModel, load_model
 from tapioca_export.profiling import Probe
 from tapioca_export.samples import MIN_ROWS, Samples, read_samples
-from tapioca_export.selection import CRITERIA, SelectionSettings, select_layers
+from tapioca_export.selection import CRITERIA, SelectionSettings, beyond_reach, select_layers
 
 ACCURACY = SimpleNamespace(name="text-classification", metric="accuracy", higher_is_better=True)
 
@@ -294,3 +295,43 @@ def test_replay_costs_less_than_plain_search(
     assert cost.plain_layer_forwards == 64 * (NUM_LAYERS + NUM_LAYERS * (NUM_LAYERS - 1))
     # The baseline, one recorded pass below the last layer, and for each candidate the layers above it.
     assert cost.layer_forwards == 64 * (2 * NUM_LAYERS - 1 + NUM_LAYERS * (NUM_LAYERS - 1) // 2)
+
+
+# --- depths that no search can reach --------------------------------------------------------
+
+# Settings of a search among 4 layers -> the most that can go, of how many.
+MOST: tuple[tuple[dict[str, Any], int, str], ...] = (
+    ({}, 3, "3 of 4 layers"),
+    ({"protect_first": 1, "protect_last": 1}, 2, "2 of 4 layers"),
+    ({"held": (0,), "protect_last": 1}, 2, "2 of 4 layers"),
+    ({"stacks": {"encoder": 2, "decoder": 2}}, 2, "2 of 4 layers"),
+    ({"criterion": "damp", "scales": (0.0, 0.5)}, 4, "4 of 4 layers"),
+    ({"criterion": "damp", "scales": (0.0, 0.5), "protect_first": 2}, 2, "2 of 4 layers"),
+    ({"parts": ("attention", "mlp")}, 7, "7 of 8 sublayers"),
+)
+
+
+@pytest.mark.parametrize(("settings", "most", "counted"), MOST, ids=str)
+def test_a_depth_is_beyond_reach_where_more_is_asked_for_than_can_go(
+    settings: dict[str, Any], most: int, counted: str
+) -> None:
+    num_units = 8 if "parts" in settings else 4
+    said = [
+        beyond_reach(SelectionSettings(max_drop_layers=depth, **settings), num_units)
+        for depth in (None, 0, most, most + 1, most + 9)
+    ]
+    assert said[:3] == [None] * 3
+    assert said[3:] == [f"--max-drop-layers {n} is more than can go: {counted}" for n in (most + 1, most + 9)]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"criterion": "fixed", "drop": (1,)}, {"criterion": "angular-distance"}]
+)
+def test_criteria_that_refuse_another_depth_themselves_are_left_to_it(settings: dict[str, Any]) -> None:
+    assert beyond_reach(SelectionSettings(max_drop_layers=9, **settings), 4) is None
+
+
+def test_layers_that_are_named_are_no_more_than_may_go() -> None:
+    SelectionSettings(criterion="fixed", drop=(1, 2), max_drop_layers=2)
+    with pytest.raises(ConfigError, match="--drop names 2, and --max-drop-layers 1 allows fewer"):
+        SelectionSettings(criterion="fixed", drop=(1, 2), max_drop_layers=1)

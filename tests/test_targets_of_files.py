@@ -19,7 +19,7 @@ from tapioca_export.benchmarking import missing_for_gpu
 from tapioca_export.cli import main
 from tapioca_export.errors import ConfigError
 from tapioca_export.exporting import Dialect, ExportSettings, dialect_for, export_model
-from tapioca_export.exporting.targets import NEWEST_READ, USUAL_OPSET
+from tapioca_export.exporting.targets import NEWEST_READ, USUAL_OPSET, refuse_opset_beside
 
 ROOT = Path(__file__).parent.parent
 Tiny = Callable[[str], Path]
@@ -72,12 +72,47 @@ def test_a_file_is_written_as_its_runtime_reads_it(tiny: Tiny, sample_files: Fil
     assert onnx.load(usual / "model.onnx").ir_version > 9
 
 
-@pytest.mark.parametrize("more", [["--opset", 20], ["--format", "pt2"]])
-def test_a_target_that_has_no_say_is_refused(more: list[Any], sample_files: Files, tmp_path: Path) -> None:
+# What is given beside --target-ort 1.17 -> the error and the hint.
+BESIDE: dict[tuple[Any, ...], tuple[str, str]] = {
+    ("--opset", 19): (
+        "--target-ort 1.17 chooses the opset itself, 20, and --opset asks for 19.",
+        "Leave out --opset to write opset 20, or --target-ort to write opset 19.",
+    ),
+    ("--opset", 20): (
+        "--target-ort 1.17 chooses the opset itself, 20, and --opset asks for 20.",
+        "Leave out --opset to write opset 20, or --target-ort to write opset 20.",
+    ),
+    ("--opset", 22): (
+        "--opset 22 is newer than what --target-ort 1.17 reads, opset 20.",
+        "Leave out --opset to write opset 20, or --target-ort to write opset 22, which ONNX Runtime "
+        "reads from 1.21 on.",
+    ),
+    ("--opset", 99): (
+        "--opset 99 is newer than what --target-ort 1.17 reads, opset 20.",
+        "Leave out --opset to write opset 20, or --target-ort to write opset 99.",
+    ),
+    ("--format", "pt2", "--format", "torchscript"): (
+        "--target-ort is for ONNX files, and --format is pt2, torchscript.",
+        "Leave out --target-ort, or add --format onnx.",
+    ),
+}
+
+
+@pytest.mark.parametrize("more", BESIDE, ids=str)
+def test_a_target_that_has_no_say_is_refused(
+    more: tuple[Any, ...], sample_files: Files, tmp_path: Path
+) -> None:
     rows = sample_files("bert")["id"]
     result = invoke("export", "-m", "m", "--id", rows, "-o", tmp_path / "o", "--target-ort", "1.17", *more)
     assert result.exit_code == 1
-    assert "--target-ort chooses the opset of ONNX files" in result.stderr
+    message, hint = BESIDE[more]
+    assert result.stderr.splitlines() == [f"Error: {message}", f"Hint: {hint}"]
+
+
+def test_an_opset_that_a_runtime_reads_but_does_not_get_is_not_called_too_new() -> None:
+    with pytest.raises(ConfigError, match=r"1\.32 chooses the opset itself, 20, and --opset asks for 28"):
+        refuse_opset_beside("1.32", 28)
+    refuse_opset_beside("1.32", None)
 
 
 # --- GPUs -----------------------------------------------------------------------------------

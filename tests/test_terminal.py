@@ -188,6 +188,22 @@ def test_candidates_are_not_named_unasked(search: Callable[..., Result]) -> None
 def test_quiet_says_nothing_on_either_stream(search: Callable[..., Result]) -> None:
     result = search("-q")
     assert (result.stdout, result.stderr) == ("", "")
+    both = search("-q", "--json", "--overwrite")
+    assert (json.loads(both.stdout)["kind"], both.stderr) == ("selection", "")
+
+
+@pytest.mark.parametrize("is_plan", [False, True])
+def test_a_depth_that_no_search_reaches_is_named_once_with_what_is_taken(
+    search: Callable[..., Result], is_plan: bool
+) -> None:
+    dry = ["--dry-run"] if is_plan else []
+    result = search("--max-drop-layers", "7", "--epsilon", "1e9", *dry, "--json")
+    (line,) = (line for line in result.stderr.splitlines() if "--max-drop-layers" in line)
+    said = "Warning: --max-drop-layers 7 is more than can go: 3 of 4 layers, which is taken instead."
+    assert line.partition("] ")[2] == said
+    found = json.loads(result.stdout)
+    assert (found["rounds"] if is_plan else len(found["steps"])) == 3
+    assert "--max-drop-layers" not in search("--max-drop-layers", "3", *dry, "--overwrite").stderr
 
 
 def test_a_line_is_one_line_and_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
@@ -300,5 +316,7 @@ def test_check_prints_json_or_nothing(tmp_path: Path) -> None:
         said = json.loads(found.stdout)
         assert (said["passed"], found.exit_code) == (passed, 0 if passed else 3)
         assert [(c["name"], c["passed"]) for c in said["checks"]] == [("min_speedup", passed)]
+        both = CliRunner().invoke(main, [*gate, least, "-q", "--json"])
+        assert (both.stdout, both.stderr, both.exit_code) == (found.stdout, "", found.exit_code)
         silent = CliRunner().invoke(main, [*gate, least, "-q"])
         assert (silent.output, silent.exit_code) == ("", found.exit_code)

@@ -58,6 +58,7 @@ from .records import (
 )
 from .reports import Report
 from .results import (
+    MOST_FLIPS,
     Accuracy,
     Benchmark,
     Compared,
@@ -87,6 +88,7 @@ from .verifications import (
 )
 
 __all__ = [
+    "MOST_FLIPS",
     "SCHEMA_VERSION",
     "Accuracy",
     "Benchmark",

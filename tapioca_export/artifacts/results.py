@@ -125,7 +125,9 @@ class Accuracy:
     `interval` is a 95 % paired bootstrap interval of the difference; `p_value` is the exact McNemar
     test for right/wrong metrics, a paired permutation test otherwise. `gained` and `lost` count the
     rows that became better and worse; None where the metric is no mean over rows. `invalid` counts the
-    rows in whose answers `--extract` found nothing; None where there is no such rule.
+    rows in whose answers `--extract` found nothing; None where there is no such rule. `still_wrong` counts
+    the rows that went from one wrong answer to another, which is no change of the metric; None where rows are
+    neither right nor wrong, or answers are not known in words.
     """
 
     metric: str
@@ -141,6 +143,7 @@ class Accuracy:
     gained: int | None
     lost: int | None
     invalid: Pair | None = None
+    still_wrong: int | None = field(default=None, metadata=SPARSE)
 
     @property
     def gain(self) -> float:
@@ -152,6 +155,10 @@ class Accuracy:
         """Interval of `gain`."""
         low, high = self.interval
         return (low, high) if self.higher_is_better else (-high, -low)
+
+
+# Rows that became worse, and rows that became better, which are named: a report is read.
+MOST_FLIPS = 50
 
 
 @dataclass(frozen=True)
@@ -242,7 +249,8 @@ class Benchmark(Shown):
     `accuracy` is keyed by role, "id" and "target"; a role without labels is absent.
     Of several targets, "target" is the objective's row, and `targets` has each domain's by its name. `groups`
     has, of each role whose rows have a column `group`, the groups of at least ten rows.
-    `flips` has, of "id" and "target", the rows whose result changed most: first those that became worse.
+    `flips` has, of "id" and "target", the rows whose result changed most, at most 50 that became
+    worse, then at most 50 that became better.
     `optimism_gap` is the gain on the select rows minus the gain on the report rows.
     `cache_bytes_per_token` is what keys and values of one token take; None where nothing is cached.
     `skipped` says in words what was asked for and could not be measured here. `sessions` has, with `--tune`,

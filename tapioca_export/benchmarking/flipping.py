@@ -7,13 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..artifacts import Flip
+from ..artifacts import MOST_FLIPS, Flip
 from ..samples import Samples
 from ..samples.rows import beginning
+from ..tasks import Scores, Task
 from .scoring import Answers
-
-# Rows a direction: a report is read, and the counts beside it are of all.
-MOST = 50
 
 
 def changed_rows(before: np.ndarray, after: np.ndarray, higher_is_better: bool) -> list[int]:
@@ -26,7 +24,7 @@ def changed_rows(before: np.ndarray, after: np.ndarray, higher_is_better: bool) 
     """
     gains = (after - before) * (1 if higher_is_better else -1)
     worse, better = np.argsort(gains, kind="stable"), np.argsort(-gains, kind="stable")
-    chosen = np.concatenate([worse[gains[worse] < 0][:MOST], better[gains[better] > 0][:MOST]])
+    chosen = np.concatenate([worse[gains[worse] < 0][:MOST_FLIPS], better[gains[better] > 0][:MOST_FLIPS]])
     return [int(row) for row in chosen]
 
 
@@ -64,3 +62,23 @@ def flips_of(
             )
         )
     return tuple(found)
+
+
+def num_still_wrong(task: Task, found: Sequence[Scores], said: Sequence[Sequence[str | None]]) -> int | None:
+    """Count the rows that both models get wrong, each with another answer.
+
+    None where rows are neither right nor wrong, or the task has no words for an answer.
+
+    Args:
+        task: What is right, and what of a text is its answer.
+        found: What the original and the pruned model scored, of N rows each.
+        said: Their answers to these rows, in words.
+    """
+    worth = [task.row_values(scores.values) for scores in found]
+    if not task.is_right_or_wrong or worth[0] is None or worth[1] is None:
+        return None
+    wrong = np.flatnonzero((worth[0] == 0) & (worth[1] == 0)).tolist()
+    pairs = [(said[0][row], said[1][row]) for row in wrong]
+    if any(text is None for pair in pairs for text in pair):
+        return None
+    return sum(task.judged(str(before)) != task.judged(str(after)) for before, after in pairs)

@@ -65,6 +65,14 @@ class Scoring:
         """
         return self.evaluation.score(*self._opened(folder))
 
+    def answered(self, folder: Path) -> tuple[Scores, list[str | None]]:
+        """Score a file on all rows, and put what it answers into words, None where the task has none.
+
+        Raises:
+            BenchmarkError: As `score` does.
+        """
+        return self.evaluation.answer(*self._opened(folder))
+
     def prove(self, folders: Sequence[Path], found: Sequence[Scores]) -> None:
         """Refuse results that are the other file's.
 

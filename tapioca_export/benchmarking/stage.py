@@ -18,7 +18,7 @@ from ..generation import CacheShapes, Evaluation, cache_bytes
 from ..precision import DTYPES
 from ..samples import Samples
 from ..tasks import Processor, Task
-from .flipping import changed_rows, flips_of
+from .flipping import changed_rows, flips_of, num_still_wrong
 from .grouping import compare_groups
 from .memory import measure_memory_and_load
 from .pairing import compare_fusions, open_pair
@@ -165,9 +165,10 @@ def _score(
         if not rows.is_labelled:
             continue
         scoring, folders = Scoring(Evaluation(task, rows, processor), settings), (before.path, after.path)
-        one, other = (scoring.score(folder) for folder in folders)
+        (one, said), (other, other_said) = (scoring.answered(folder) for folder in folders)
         scoring.prove(folders, (one, other))
-        found.accuracy[role] = compare(task, one, other, rows.domains)
+        still_wrong = num_still_wrong(task, (one, other), (said, other_said))
+        found.accuracy[role] = replace(compare(task, one, other, rows.domains), still_wrong=still_wrong)
         worth = [task.row_values(scores.values) for scores in (one, other)]
         found.flips[role] = ()
         if worth[0] is not None and worth[1] is not None:
@@ -176,7 +177,11 @@ def _score(
             found.flips[role] = flips_of(changed, worth[0], worth[1], rows, answers, redact=settings.redact)
         if rows.domains.are_named:
             parts = zip(one.split(rows.domains), other.split(rows.domains), strict=True)
-            each = [compare(task, *pair) for pair in parts]
+            words = [rows.domains.split(np.asarray(part, dtype=object)) for part in (said, other_said)]
+            each = [
+                replace(compare(task, *pair), still_wrong=num_still_wrong(task, pair, own))
+                for pair, own in zip(parts, zip(*words, strict=True), strict=True)
+            ]
             found.targets = dict(zip(rows.domains.names, each, strict=True))
         groups, left_out = compare_groups(task, one, other, rows)
         found.groups |= {} if groups is None else {role: groups}

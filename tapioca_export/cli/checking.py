@@ -75,7 +75,7 @@ def check(
         write_text(metrics, numbers)
     if summary is not None:
         append_text(summary, said)
-    if not quiet:
+    if as_json or not quiet:
         click.echo(gating.render_json(verdict) if as_json else gating.render_markdown(verdict))
     sys.exit(verdict.exit_code)
 

@@ -16,9 +16,11 @@ from ..config import RunConfig
 from ..errors import ConfigError, TapiocaError
 from ..exhaustion import exhausted
 from ..numbering import LayerName, whole_layers
+from ..registry import Table
 from ..stopping import stopping_over_errors
+from .config_files import in_config_file
 from .logs import is_verbose, one_line, show_logs
-from .options import FIELDS, VARIANTS, _scales, comparing, in_config_file, options, planning
+from .options import FIELDS, VARIANTS, _scales, comparing, options, planning
 from .results import (
     counts,
     damped,
@@ -29,6 +31,7 @@ from .results import (
     show_report,
     show_selection,
     table_text,
+    wrapped,
 )
 
 LOADING = (
@@ -293,7 +296,7 @@ def benchmark(original: Path, pruned: Path, as_json: bool, quiet: bool, **flags:
     result = library.benchmark(original, pruned, config)
 
     def text() -> str:
-        from ..reporting import about_sessions, setting_text
+        from ..reporting import about_medians, about_sessions, setting_text
 
         lines = []
         for role, row in result.rows.items():
@@ -311,7 +314,7 @@ def benchmark(original: Path, pruned: Path, as_json: bool, quiet: bool, **flags:
                 f"{cell.speedup.median:.2f}x the speed ({low:.2f} to {high:.2f}; "
                 f"ideal {cell.ideal_speedup:.2f})"
             )
-        lines += [*about_sessions(result), *result.skipped]
+        lines += [*about_medians(result), *about_sessions(result), *result.skipped]
         return "\n".join(lines)
 
     show(result, as_json, quiet, text)
@@ -327,18 +330,20 @@ def list_() -> None:
     from ..selection import CRITERIA, SEARCHES
     from ..tasks import TASKS
 
-    for title, table in (
-        ("criteria", CRITERIA),
-        ("searches", SEARCHES),
-        ("tasks", TASKS),
-        ("formats", FORMATS),
-        ("runtimes", RUNTIMES),
-        ("engines", ENGINES),
-    ):
+    tables: dict[str, Table[Any]] = {
+        "criteria": CRITERIA,
+        "searches": SEARCHES,
+        "tasks": TASKS,
+        "formats": FORMATS,
+        "runtimes": RUNTIMES,
+        "engines": ENGINES,
+    }
+    longest = max(len(name) for table in tables.values() for name in table)
+    for title, table in tables.items():
         click.echo(f"{title}:")
         for name, entry in table.items():
             text = getattr(entry, "help", None) or (entry.__doc__ or "")
-            click.echo(f"  {name:22s} {text.strip().splitlines()[0]}")
+            click.echo(wrapped(text.strip().splitlines()[0], f"  {name:{longest}s}  "))
 
 
 @main.command()

@@ -42,7 +42,8 @@ class _LineHandler(logging.Handler):
         minutes, seconds = divmod(int(record.created - self.started), 60)
         hours, minutes = divmod(minutes, 60)
         elapsed = f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-        return f"[{elapsed}] {one_line(record.getMessage())}"
+        mark = "Warning: " if record.levelno >= logging.WARNING else ""
+        return f"[{elapsed}] {mark}{one_line(record.getMessage())}"
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the line; what goes wrong is logging's to handle, as always."""

@@ -1,37 +1,25 @@
-"""The configuration's fields as Click options, and config files as their defaults."""
+"""The configuration's fields as Click options."""
 
 from __future__ import annotations
 
 import logging
 import os
-import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import click
-from click.core import ParameterSource
 
-from .. import plain_yaml
 from ..bars import DISABLED
-from ..config import Doses, RunConfig
-from ..errors import ConfigError, LoadError, UnknownNameError, first_line, reason
+from ..config import RunConfig
+from ..config_keys import TARGETS
 from ..numbering import LayerName
+from .config_files import read_config
 from .logs import show_logs
 
 FIELDS = {item.name: item for item in fields(RunConfig)}
 TYPES = get_type_hints(RunConfig)
-# On the command line a text with commas, in a config file a list as well.
-LISTS = ("drop", "compare", "layers", "alphas")
-# On the command line pairs, in a config file a table as well.
-TARGETS = ("target", "target_report")
-PAIRS = ("columns", "weights", *TARGETS)
-LARGEST_CONFIG = 1 << 20  # bytes
-CONFIG_FILE = "tapioca_export.config_file"  # where a context keeps the file, and the context of the command
-# What a config file may hold, where the command takes it.
-SETTINGS = {*FIELDS, *LISTS, *(item.name for item in fields(Doses))}
 
 
 def _layers(ctx: click.Context, parameter: click.Parameter, value: Any) -> tuple[LayerName, ...]:
@@ -171,7 +159,7 @@ def options(*names: str, prints: bool = True) -> Callable[[Any], Any]:
     """Add options of the configuration, the config file and, where a command prints an artifact, how."""
     from_file = click.option(
         "-c", "--config", type=click.Path(path_type=Path), is_eager=True, expose_value=False,
-        callback=_read_config, help="TOML or YAML file with these options' names; flags win.",
+        callback=read_config, help="TOML or YAML file with these options' names; flags win.",
     )  # fmt: skip
 
     def decorate(command: Any) -> Any:
@@ -186,7 +174,12 @@ def options(*names: str, prints: bool = True) -> Callable[[Any], Any]:
 def printing(command: Any) -> Any:
     """Add how much to print, and how."""
     quiet = click.option(
-        "-q", "--quiet", is_flag=True, is_eager=True, callback=_silence, help="Print nothing but errors."
+        "-q",
+        "--quiet",
+        is_flag=True,
+        is_eager=True,
+        callback=_silence,
+        help="Print nothing but errors, and with --json the artifact.",
     )
     verbose = click.option(
         "-v", "--verbose", is_flag=True, is_eager=True, expose_value=False, callback=_show_all,
@@ -230,114 +223,6 @@ def planning(command: Any) -> Any:
     """Add a way to ask first."""
     help_ = "Predict layer forwards, operations, time, memory and disk; search nothing, write nothing."
     return click.option("--dry-run", is_flag=True, help=help_)(command)
-
-
-def _read_config(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> None:
-    """Make a file's values the defaults; a key that is no option of the command is an error."""
-    if path is None:
-        return
-    known = {p.name: p for p in ctx.command.params if p.name in SETTINGS}
-    values = {}
-    for key, value in _parse_config(path).items():
-        key = _text(key, f"a key in {path}")
-        name = key.replace("-", "_")
-        if name not in known:
-            names = [str(name).replace("_", "-") for name in known]
-            raise UnknownNameError(f"key in {path}", key, names)
-        if value is not None:  # YAML's way not to set something
-            values[name] = _config_value(value, known[name], f"{path}: {key}")
-    ctx.default_map = {**(ctx.default_map or {}), **values}
-    ctx.meta[CONFIG_FILE] = path, ctx
-
-
-def in_config_file(meta: Mapping[str, Any], message: str) -> str:
-    """Return a message with the config file before it, if it begins with an option that the file sets.
-
-    Args:
-        meta: What contexts of the command share.
-        message: One that is about an option's value begins with the option, or with what is unknown.
-    """
-    path, ctx = meta.get(CONFIG_FILE, (None, None))
-    about = re.match(r"(?:Invalid value for ')?--([a-z-]+)|Unknown ([a-z]+) ", message)
-    if ctx is None or about is None:
-        return message
-    name = (about[1] or about[2]).replace("-", "_")
-    is_set = ctx.get_parameter_source(name) is ParameterSource.DEFAULT_MAP
-    return f"{path}: {message}" if is_set else message
-
-
-def _config_value(value: Any, parameter: click.Parameter, where: str) -> Any:
-    """Return a file's value as the command line would give it, for the option to check.
-
-    Raises:
-        ConfigError: If it is a list or a table where the option takes one value, or no text.
-    """
-    if isinstance(value, Mapping) and parameter.name in PAIRS:
-        table = {_text(name, where): _one_value(part, where) for name, part in value.items()}
-        return [f"{name}={path}" for name, path in table.items()] if parameter.multiple else table
-    if isinstance(value, list) and (parameter.multiple or parameter.name in LISTS):
-        return [_one_value(item, where) for item in value]
-    return [_one_value(value, where)] if parameter.multiple else _one_value(value, where)
-
-
-def _one_value(value: Any, where: str) -> str:
-    """Return what is one value, as text.
-
-    Raises:
-        ConfigError: If it is a list, a table, nothing, or no text.
-    """
-    for kind, name in ((list, "list"), (Mapping, "table"), (type(None), "missing value")):
-        if isinstance(value, kind):
-            raise ConfigError(f"{where} is a {name}.", "Give one value, as on the command line.")
-    return _text(value, where)
-
-
-def _text(value: Any, where: str) -> str:
-    """Return a value as text.
-
-    Raises:
-        ConfigError: If it has thousands of digits, or what no command line could hold.
-    """
-    try:
-        text = str(value)
-        text.encode("utf-8")
-    except ValueError as error:
-        raise ConfigError(f"{where} is no text: {first_line(error)}.", "Give a shorter one.") from error
-    if "\0" in text:
-        raise ConfigError(f"{where} holds a NUL character.", "Leave it out.")
-    return text
-
-
-def _parse_config(path: Path) -> Mapping[str, Any]:
-    """Read TOML or YAML."""
-    try:
-        if path.stat().st_size > LARGEST_CONFIG:
-            raise LoadError(f"Config file {path} has more than {LARGEST_CONFIG >> 20} MiB.", "Name another.")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise LoadError(f"Cannot read config file {path}: {reason(error)}.") from error
-    try:
-        values = (plain_yaml.load(text) or {}) if path.suffix in (".yaml", ".yml") else _parse_toml(text)
-    except (ValueError, RecursionError) as error:
-        what = " ".join(str(error).split())
-        raise LoadError(
-            f"Config file {path} is malformed: {what}.", "Write TOML, or YAML in a .yaml file."
-        ) from error
-    if not isinstance(values, Mapping):
-        raise LoadError(
-            f"Config file {path} is not a table of options.", "Write lines such as epsilon = 0.05."
-        )
-    return values
-
-
-def _parse_toml(text: str) -> Any:
-    if sys.version_info >= (3, 11):
-        import tomllib
-
-        return tomllib.loads(text)
-    import tomli
-
-    return tomli.loads(text)
 
 
 VARIANTS = click.option(

@@ -14,17 +14,17 @@ import click
 
 from ..bars import is_terminal
 from ..numbering import LayerName
+from ..showing import visible
 
 if TYPE_CHECKING:
     from ..reporting.tables import TextTable
 
 
 def show(artifact: Any, as_json: bool, quiet: bool, text: Callable[[], str]) -> None:
-    """Print an artifact (or a dict of several) as JSON, or a few lines of text, or nothing."""
-    if quiet:
-        return
+    """Print an artifact (or a dict of several) as JSON, or a few lines of text, or, if quiet, nothing."""
     if not as_json:
-        click.echo(text())
+        if not quiet:
+            click.echo(visible(text()))
         return
     from ..artifacts import to_json
 

@@ -9,13 +9,14 @@ and `pt2` show how). Knows nothing about why layers are gone.
 
 from . import onnx, pt2, torchscript  # noqa: F401  (they register their formats)
 from .adopting import SKIPPED, describe
-from .formats import FORMATS, Dialect, ExportSettings, Format, Written
+from .formats import FORMATS, OLDEST_OPSET, Dialect, ExportSettings, Format, Written
 from .parity import parity_batches
 from .stage import export_model, prove_again
-from .targets import dialect_for
+from .targets import dialect_for, refuse_opset_beside
 
 __all__ = [
     "FORMATS",
+    "OLDEST_OPSET",
     "SKIPPED",
     "Dialect",
     "ExportSettings",
@@ -26,4 +27,5 @@ __all__ = [
     "export_model",
     "parity_batches",
     "prove_again",
+    "refuse_opset_beside",
 ]

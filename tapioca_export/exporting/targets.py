@@ -32,6 +32,35 @@ def dialect_for(version: str) -> Dialect:
     Raises:
         ConfigError: If it is no version, or older than what is known.
     """
+    newest = _newest_read(version)
+    return Dialect(min(_opset(newest), USUAL_OPSET), newest.ir_version)
+
+
+def refuse_opset_beside(version: str, opset: int | None) -> None:
+    """Refuse an opset that is given beside a version of ONNX Runtime, which chooses one.
+
+    Raises:
+        ConfigError: Saying whether that version reads it, and what is written without it.
+    """
+    if opset is None:
+        return
+    chosen, newest = dialect_for(version).opset, _opset(_newest_read(version))
+    hint = f"Leave out --opset to write opset {chosen}, or --target-ort to write opset {opset}"
+    if opset <= newest:
+        raise ConfigError(
+            f"--target-ort {version} chooses the opset itself, {chosen}, and --opset asks for {opset}.",
+            f"{hint}.",
+        )
+    readers = [first for first, dialect in NEWEST_READ.items() if opset <= _opset(dialect)]
+    from_on = f", which ONNX Runtime reads from {'.'.join(map(str, readers[0]))} on" if readers else ""
+    raise ConfigError(
+        f"--opset {opset} is newer than what --target-ort {version} reads, opset {newest}.",
+        f"{hint}{from_on}.",
+    )
+
+
+def _newest_read(version: str) -> Dialect:
+    """Return the newest opset and IR version that a version of ONNX Runtime reads."""
     found = re.fullmatch(r"(\d+)\.(\d+)(?:\.\d+)?", version)
     known = [first for first in NEWEST_READ if found and first <= (int(found[1]), int(found[2]))]
     if not known:
@@ -40,6 +69,9 @@ def dialect_for(version: str) -> Dialect:
             f"--target-ort {version} is not a version of ONNX Runtime from {oldest} on.",
             f"Such as --target-ort {oldest}.",
         )
-    newest = NEWEST_READ[max(known)]
-    assert newest.opset is not None
-    return Dialect(min(newest.opset, USUAL_OPSET), newest.ir_version)
+    return NEWEST_READ[max(known)]
+
+
+def _opset(dialect: Dialect) -> int:
+    assert dialect.opset is not None
+    return dialect.opset

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from xml.etree import ElementTree
 
 from ..artifacts import Report
+from ..showing import visible
 from .verdicts import Verdict
 
 
@@ -55,7 +56,7 @@ def render_junit(verdict: Verdict) -> str:
 
 
 def _cell(text: str) -> str:
-    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    escaped = visible(text).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
     return " ".join(escaped.split())
 
 

@@ -1,6 +1,7 @@
 """Artifacts -> report: one verdict with its numbers, findings, and JSON, Markdown and HTML of it.
 
     wording.py    the verdict and the findings, in sentences
+    speeds.py     how much faster, and where, in sentences
     exported.py   exported files and their proofs, in sentences
     tables.py     the numbers as tables, shared by Markdown and HTML
     figures.py, comparisons.py, doses.py, drawing.py
@@ -40,16 +41,18 @@ from .rendering import render_html, render_markdown, render_text
 from .run_tables import brief_runs_table
 from .runs import run_verdict, write_run_comparison
 from .sessions import about_sessions
+from .speeds import about_medians, setting_text
 from .summary import summary_table
 from .tables import comparison_table, layer_table
 from .tradeoffs import domain_table, trade_off_table
-from .wording import findings, setting_text, verdict
+from .wording import findings, verdict
 
 # What a report is written to.
 FILES = ("report.html", "report.json", "report.md")
 
 __all__ = [
     "FILES",
+    "about_medians",
     "about_sessions",
     "brief_runs_table",
     "comparison_table",

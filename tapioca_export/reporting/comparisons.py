@@ -19,8 +19,9 @@ from .drawing import (
     vertical_line,
     whisker_trace,
 )
+from .speeds import provider_text
 from .tables import resources
-from .wording import provider_text, role_text
+from .wording import role_text
 
 # --- accuracy -------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import html
 import json
 from typing import Any
 
+from ..showing import visible
 from .tables import TextTable
 
 
@@ -16,7 +17,7 @@ def md_captioned(title: str, table: TextTable) -> list[str]:
 
 def md_text(text: str) -> str:
     """Make text inert in Markdown and in the HTML that Markdown lets through."""
-    escaped = html.escape(text, quote=False).replace("\\", "\\\\")
+    escaped = html.escape(visible(text), quote=False).replace("\\", "\\\\")
     for mark in "|`*[]":
         escaped = escaped.replace(mark, f"\\{mark}")
     return " ".join(escaped.split())
@@ -34,7 +35,7 @@ def md_table(table: TextTable) -> str:
 
 def md_json(title: str, values: dict[str, Any]) -> str:
     """Return JSON as an indented code block: unlike a fence, nothing in it can end the block."""
-    lines = json_text(values).splitlines()
+    lines = visible(json_text(values)).splitlines()
     return f"{title}:\n\n" + "\n".join(f"    {line}" for line in lines)
 
 

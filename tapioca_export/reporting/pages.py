@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..showing import visible
 from .drawing import Figure
 from .tables import TextTable
 
@@ -48,6 +49,7 @@ def render_page(template: str, sections: Sequence[Section], **values: Any) -> st
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda value: visible(value) if type(value) is str else value,  # no markup of ours
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -68,4 +70,13 @@ def _checked(spec: dict[str, Any]) -> Any:
     """Let Plotly refuse a misspelt attribute, and turn non-finite numbers into gaps."""
     import plotly.graph_objects as go  # type: ignore[import-untyped,unused-ignore]
 
-    return json.loads(go.Figure(spec["data"], spec["layout"] | {"template": None}).to_json())
+    return _seen(json.loads(go.Figure(spec["data"], spec["layout"] | {"template": None}).to_json()))
+
+
+def _seen(value: Any) -> Any:
+    """Return plain values with all texts in them visible."""
+    if isinstance(value, dict):
+        return {key: _seen(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_seen(part) for part in value]
+    return visible(value) if isinstance(value, str) else value

@@ -8,7 +8,9 @@ from typing import Literal
 
 from ..artifacts import Benchmark, Intervention, Report
 from ..numbering import layers_text
+from ..showing import visible
 from . import comparisons, doses, figures, interventions, tables, tradeoffs
+from .flips import flip_table
 from .markdown import json_text, md_captioned, md_json, md_table, md_text
 from .pages import Section, render_page
 from .tables import TextTable
@@ -94,11 +96,11 @@ def render_text(table: TextTable, width: int | None = None) -> str:
     last = len(table.columns) - 1
     for place, column in enumerate(table.columns):
         side: Literal["left", "right"] = "left" if place in (0, last) else "right"
-        drawn.add_column(Text(column), justify=side, overflow="fold")
+        drawn.add_column(Text(visible(column)), justify=side, overflow="fold")
     for row in table.rows:
-        drawn.add_row(*map(Text, row))
+        drawn.add_row(*(Text(visible(cell)) for cell in row))
     columns = zip(table.columns, *table.rows, strict=True)
-    whole = sum(2 + max(map(cell_len, column)) for column in columns)
+    whole = sum(2 + max(cell_len(visible(cell)) for cell in column) for column in columns)
     page = io.StringIO()
     Console(file=page, width=width or whole, color_system=None).print(drawn)
     return "\n".join(line.rstrip() for line in page.getvalue().splitlines())
@@ -231,7 +233,7 @@ def _accuracy_section(report: Report) -> Section:
         intro += f" Optimism gap: {number(benchmark.optimism_gap)}."
     shown = (tables.accuracy_table(benchmark),) if benchmark.accuracy else ()
     groups = (tables.group_table(benchmark),) if benchmark.groups else ()
-    flips = (tables.flip_table(benchmark),) if any(benchmark.flips.values()) else ()
+    flips = (flip_table(benchmark),) if any(benchmark.flips.values()) else ()
     plots = tuple(comparisons.accuracy_figures(benchmark))
     return Section("accuracy", "Task metric", intro, figures=plots, tables=(*shown, *groups), folded=flips)
 

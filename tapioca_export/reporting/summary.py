@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ..artifacts import Accuracy, Latency, Pair, Report
 from ..numbering import whole_layers
+from .speeds import setting_text
 from .tables import Row, TextTable
-from .wording import change_text, changed_text, number, role_text, setting_text, size_text
+from .wording import change_text, changed_text, number, role_text, size_text
 
 
 def summary_table(report: Report) -> TextTable:

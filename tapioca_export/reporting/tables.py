@@ -15,7 +15,6 @@ from ..artifacts import (
     Compared,
     Comparison,
     Export,
-    Flip,
     Latency,
     Pair,
     Profile,
@@ -26,14 +25,13 @@ from ..artifacts import (
 )
 from ..numbering import whole_layers
 from .sessions import gain_text, session_text
+from .speeds import provider_text, setting_text
 from .wording import (
     change_text,
     choice_text,
     number,
     p_text,
-    provider_text,
     role_text,
-    setting_text,
     signed,
     size_text,
     span,
@@ -205,27 +203,6 @@ def group_table(benchmark: Benchmark) -> TextTable:
     )
     _, *columns = accuracy_table(benchmark).columns
     return TextTable("Group by group", ("report rows", "group", *columns), rows)
-
-
-def flip_table(benchmark: Benchmark) -> TextTable:
-    """Return the rows whose result changed most, those that became worse first."""
-    has_answers = any(flip.original_answer is not None for part in benchmark.flips.values() for flip in part)
-    columns = ("report rows", "place", "result", *(["answer"] if has_answers else []), "sample")
-    rows = []
-    for role, flips in benchmark.flips.items():
-        better = 1 if benchmark.accuracy[role].higher_is_better else -1
-        for flip in flips:
-            became = "better" if (flip.pruned - flip.original) * better > 0 else "worse"
-            result = f"{became}: {number(flip.original)} → {number(flip.pruned)}"
-            answers = [_answers(flip)] if has_answers else []
-            rows.append((role_text(role), flip.where, result, *answers, flip.sample or "(left out)"))
-    return TextTable("Rows whose result changed most", columns, tuple(rows), is_numeric=False)
-
-
-def _answers(flip: Flip) -> str:
-    if flip.original_answer is None or flip.pruned_answer is None:
-        return "-"
-    return f"{flip.original_answer} → {flip.pruned_answer}"
 
 
 def comparison_table(comparison: Comparison) -> TextTable:

@@ -19,7 +19,6 @@ from ..artifacts import (
     Export,
     Interval,
     Intervention,
-    Latency,
     Pair,
     Point,
     Profile,
@@ -29,6 +28,7 @@ from ..artifacts import (
 from ..numbering import counted, layers_text
 from .exported import about_export, number_of
 from .sessions import about_sessions
+from .speeds import about_medians, about_speed, speed_clause
 
 Effect = Literal["gain", "harm", "unclear"]
 
@@ -123,19 +123,6 @@ def change_text(accuracy: Accuracy) -> str:
     return f"{signed(accuracy.difference)} ({span(accuracy.interval, sign=True)})"
 
 
-def provider_text(provider: str) -> str:
-    """Return ONNX Runtime's provider name without the part that is always the same."""
-    return provider.removesuffix("ExecutionProvider")
-
-
-def setting_text(row: Latency) -> str:
-    """Return where a latency was measured."""
-    threads = number_of(row.threads, "thread")
-    threads += "" if row.original_threads is None else f" (original: {row.original_threads})"
-    runtime = "" if row.runtime == "onnxruntime" else f", {row.runtime}"
-    return f"{row.setting}, {provider_text(row.provider)}, {threads}{runtime}"
-
-
 # --- judgements -----------------------------------------------------------------------------
 
 
@@ -152,16 +139,6 @@ def effect(accuracy: Accuracy) -> Effect:
     return "harm" if high < 0 else "unclear"
 
 
-def is_faster(row: Latency) -> bool:
-    """Tell whether the speed-up's interval lies above what the same model shows against itself."""
-    return row.speedup.interval[0] > max(1.0, row.noise_floor[1])
-
-
-def is_slower(row: Latency) -> bool:
-    """Tell whether the speed-up's interval lies below what the same model shows against itself."""
-    return row.speedup.interval[1] < min(1.0, row.noise_floor[0])
-
-
 # --- verdict --------------------------------------------------------------------------------
 
 
@@ -174,7 +151,7 @@ def verdict(selection: Selection, benchmark: Benchmark) -> str:
         _target_clause(selection, target, objective_text(benchmark)),
         *_domain_clauses(benchmark),
         _id_clause(benchmark.accuracy.get("id")),
-        _speed_clause(benchmark.served),
+        speed_clause(benchmark.served),
         _size_clause(benchmark.size_bytes),
     ]
     if target is not None and effect(target) != "gain":
@@ -235,29 +212,6 @@ def _change(accuracy: Accuracy) -> str:
     )
 
 
-def _speed_clause(rows: tuple[Latency, ...]) -> str:
-    if not rows:
-        return "latency was not measured"
-    median = _range([row.speedup.median for row in rows])
-    ideal = _range([row.ideal_speedup for row in rows])
-    if all(map(is_faster, rows)):
-        return f"{median} times faster (ideal {ideal})"
-    if all(map(is_slower, rows)):
-        return f"slower ({median} times the speed, ideal {ideal})"
-    how_many = sum(map(is_faster, rows))
-    if how_many == 0:
-        return f"not measurably faster ({median} times the speed, ideal {ideal})"
-    return (
-        f"faster beyond timing noise in {how_many} of {len(rows)} settings "
-        f"({median} times the speed, ideal {ideal})"
-    )
-
-
-def _range(values: list[float]) -> str:
-    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
-    return low if low == high else f"{low} to {high}"
-
-
 def _size_clause(size: Pair) -> str:
     if size.original <= 0:
         return "file size was not measured"
@@ -284,7 +238,8 @@ def findings(
         *_about_optimism(benchmark),
         *about_deviation(profile),
         *_about_prediction(selection),
-        *_about_speed(benchmark),
+        *about_speed(benchmark),
+        *about_medians(benchmark),
         *about_sessions(benchmark),
         *_about_resources(benchmark),
         *(about_export(name, export) for name, export in exports.items()),
@@ -348,6 +303,8 @@ def _accuracy_sentence(role: str, accuracy: Accuracy | None) -> str:
         return f"{start}: the task metric was not measured, there are no labelled rows."
     shown = {"gain": "a gain is shown", "harm": "harm is shown", "unclear": "no change is shown"}
     changed = f"; of {accuracy.n} rows {accuracy.gained} became better and {accuracy.lost} worse"
+    if accuracy.still_wrong:
+        changed += f", {accuracy.still_wrong} more went from one wrong answer to another"
     return (
         f"{start}: {shown[effect(accuracy)]}; {accuracy.metric} changes by "
         f"{signed(accuracy.difference)} ({span(accuracy.interval, sign=True)}; "
@@ -406,32 +363,6 @@ def _about_prediction(selection: Selection) -> list[str]:
         f"The label-free score {judged} the metric in the first round: Spearman "
         f"{signed(found.spearman)} ({p_text(found.p_value)}, {found.num_candidates} candidates)."
     ]
-
-
-def _about_speed(benchmark: Benchmark) -> list[str]:
-    rows = benchmark.served
-    if not rows:
-        return ["Latency was not measured."]
-    sentences = [_speed_sentence(row) for row in sorted(rows, key=lambda r: r.speedup.median)]
-    if len(rows) == 1:
-        return [f"Speed-up: {sentences[0]}."]
-    slower = sum(map(is_slower, rows))
-    note = f", {slower} slower" if slower else ""
-    return [
-        f"Speed-up: {sum(map(is_faster, rows))} of {len(rows)} settings are faster beyond timing "
-        f"noise{note}.",
-        f"Slowest setting: {sentences[0]}.",
-        f"Fastest setting: {sentences[-1]}.",
-    ]
-
-
-def _speed_sentence(row: Latency) -> str:
-    low, high = row.speedup.interval
-    return (
-        f"{row.speedup.median:.2f} times ({low:.2f} to {high:.2f}) at {setting_text(row)}; "
-        f"ideal {row.ideal_speedup:.2f}, the original against itself "
-        f"{row.noise_floor[0]:.2f} to {row.noise_floor[1]:.2f}"
-    )
 
 
 def _about_resources(benchmark: Benchmark) -> list[str]:

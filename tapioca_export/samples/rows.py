@@ -20,13 +20,11 @@ from ..artifacts import sha256
 from ..config import UNNAMED
 from ..domains import Domains
 from ..errors import LoadError
+from ..showing import visible
 from .files import read_records
 
 # Characters of a column that are shown, and items of a list.
 SHOWN, SHOWN_ITEMS = 200, 8
-# Characters that turn the direction of what stands behind them: a text could be shown with another's label.
-_TURNING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-_SHOWN_TURNING = str.maketrans({sign: f"\\u{ord(sign):04x}" for sign in _TURNING})
 
 
 class Place(str):
@@ -190,7 +188,7 @@ def beginning(value: Any) -> str:
         value = f"[{', '.join(items)}]"
     elif not isinstance(value, (str, int, float, bool, type(None))):
         return f"({type(value).__name__})"
-    text = " ".join(str(value)[: 4 * SHOWN].split()).translate(_SHOWN_TURNING)
+    text = visible(" ".join(str(value)[: 4 * SHOWN].split()))
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 
 

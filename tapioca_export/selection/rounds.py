@@ -143,6 +143,11 @@ class SelectionSettings:
             raise ConfigError("--max-drop-layers must be at least 0.")
         if bool(self.drop) != (self.criterion == "fixed"):
             raise ConfigError("--drop and --criterion fixed go together.", "Give both, or neither.")
+        if self.max_drop_layers is not None and len(self.drop) > self.max_drop_layers:
+            raise ConfigError(
+                f"--drop names {len(self.drop)}, and --max-drop-layers {self.max_drop_layers} allows fewer.",
+                "Leave one of them out.",
+            )
         if not 0.5 <= self.confidence < 1:
             raise ConfigError(f"--confidence {self.confidence} must be from 0.5 to below 1, such as 0.99.")
         if self.budget_seconds is not None and not self.budget_seconds > 0:

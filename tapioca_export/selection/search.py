@@ -29,6 +29,8 @@ from .searches import BY_METRIC, SEARCHES, BudgetSpent, Path, Walk
 Weigh = Callable[[Sequence[tuple[int, ...]]], tuple[Point, ...]]
 # Criteria that end by themselves on rows without labels.
 SELF_ENDING = ("tapioca", "fixed")
+# Criteria whose layers are named, or are a block of --max-drop-layers.
+OF_A_DEPTH = ("fixed", "angular-distance")
 
 
 def select_layers(
@@ -120,6 +122,25 @@ def _walked(
             return baseline, walk, str(spent), True
         finally:
             probe.watch = lambda num_scores: None
+
+
+def beyond_reach(settings: SelectionSettings, num_units: int) -> str | None:
+    """Return that --max-drop-layers is more than a search among so many layers, or parts, can reach.
+
+    None where it is not, or where the criterion refuses another depth itself.
+
+    Raises:
+        SelectionError: If no layer may be dropped.
+        ConfigError: If a number of layers is picked that no search can reach.
+    """
+    if settings.max_drop_layers is None or settings.criterion in OF_A_DEPTH:
+        return None
+    choices = settings.choices(num_units)
+    most = choices.most(_allowed(choices, settings))
+    if settings.max_drop_layers <= most:
+        return None
+    counted = f"{most} of {num_units} {choices.units.noun}"
+    return f"--max-drop-layers {settings.max_drop_layers} is more than can go: {counted}"
 
 
 def _cost(probe: Prober, walk: Walk, num_samples: int, seconds: float) -> Cost:

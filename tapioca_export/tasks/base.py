@@ -254,6 +254,10 @@ class Task(ABC):
             found |= dict(zip(inside, self.answers(outputs[inside], domain, own, processor), strict=True))
         return [found[place] for place in range(len(rows))]
 
+    def judged(self, answer: str) -> str | None:
+        """Return what of an answer in words is right or wrong."""
+        return answer
+
     def aggregate(self, values: np.ndarray) -> np.ndarray:
         """Return the metric (...) of the values of N rows, (..., N) or (..., N, k), as `score` has them.
 

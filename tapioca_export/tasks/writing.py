@@ -133,6 +133,10 @@ class WrittenAnswer(TextGeneration):
         """Return the texts."""
         return list(written_texts(outputs, samples, rows))
 
+    def judged(self, answer: str) -> str | None:
+        """Return what the rule finds in a text."""
+        return extracted(answer, self.prompting)
+
     def aggregate(self, values: np.ndarray) -> np.ndarray:
         """Return the share of right answers."""
         return super().aggregate(values[..., 0])

@@ -404,7 +404,7 @@ def selection_of_another(patch: Patch, job: Job) -> None:
 def scores_swapped(patch: Patch, job: Job) -> None:
     """Each model's rows are scored with the other's file."""
     other = {job["original"]: job["pruned"], job["pruned"]: job["original"]}
-    before(patch, scoring.Scoring, "score", lambda self, folder: (self, other[folder]))
+    before(patch, scoring.Scoring, "answered", lambda self, folder: (self, other[folder]))
 
 
 def padding_counted(patch: Patch, job: Job) -> None:
