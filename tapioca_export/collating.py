@@ -194,7 +194,8 @@ def _report_rows(run: Run, role: str) -> str:
         return UNKNOWN
     limit = config.get("limit")
     seed = config.get("seed") if limit is not None or own.keys() - apart.keys() else None
-    parts = [digests, leaks, config.get("columns"), limit, seed]
+    columns = {name: column for name, column in (config.get("columns") or {}).items() if name != "group"}
+    parts = [digests, leaks, columns, limit, seed]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

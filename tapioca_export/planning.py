@@ -12,18 +12,19 @@ from . import graph_files, provenance, reading, steps, trying
 from .artifacts import Bounds, Plan, Selection, check_output
 from .config import RunConfig
 from .costing import PlanSettings, predict, run_bytes
-from .errors import ConfigError, TapiocaError
+from .errors import ConfigError, OutputError, TapiocaError
 from .graphs import is_graph
 from .models import LoadedModel
 from .precision import DTYPES
 from .samples import Samples, Side
 from .selection import beyond_reach
+from .stopping import stopping_over_errors
 
 logger = logging.getLogger(__name__)
 
 
 def plan(config: RunConfig, command: Literal["select", "run"] = "select") -> Plan:
-    """Return what a command would cost here, and refuse what it would refuse; nothing is written.
+    """Return what a command would cost here, and refuse what it would refuse; the output is not written.
 
     Of `run`, a model of few layers is exported, proven and timed as well, and what that took is in `stages`.
     Memory is that of the search.
@@ -99,7 +100,13 @@ def _of_run(
         untold = "An ONNX file is not exported anew: what follows its search was not timed."
     else:
         try:
-            stages |= trying.seconds_after_search(config, model, roles, load_seconds, deepest)
+            with stopping_over_errors():  # what a stop is turned into is no failure of the trial
+                stages |= trying.seconds_after_search(config, model, roles, deepest)
+        except OutputError:
+            raise
         except TapiocaError as error:
-            untold = f"A model of few layers was tried, to tell what follows the search: {error.message}"
+            untold = (
+                "What follows the search was tried on a model of few layers. That failed, perhaps for them "
+                f"alone: {error}"
+            )
     return replace(searched, command="run", disk_bytes=disk, stages=stages, untold=untold)

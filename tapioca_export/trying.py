@@ -25,15 +25,19 @@ from .benchmarking import (
     resolve_provider,
     score_exported,
 )
-from .benchmarking.runtimes import ExportFolder, read_export_folder
+from .benchmarking.runtimes import ExportFolder, read_export_folder, runtimes_on
 from .benchmarking.sessions import CPU
-from .benchmarking.stage import shared_cache
+from .benchmarking.stage import shared_cache, timed_on
 from .config import RunConfig
-from .models import LoadedModel, drop_layers, droppable_layers, save_pruned
+from .costing import model_bytes
+from .models import LoadedModel, drop_layers, droppable_layers, load_model, save_pruned
 from .samples import Samples
+from .treatments import APPROXIMATE
 
-# Layers that stay in each stack, rows that are profiled and rows that are scored, runs of each shape.
-FEW_LAYERS, FEW_ROWS, NUM_SCORED, NUM_RUNS = (1, 4), (24, 96), 96, 5
+# Layers that stay in each stack, rows of a role that are profiled and scored, runs of each shape.
+FEW_LAYERS, FEW_ROWS, NUM_RUNS = (1, 4), (24, 96), 5
+# What few layers lose by treatment says nothing of the model.
+ANY_LOSS = 1e9
 Roles = Mapping[str, Samples]
 
 logger = logging.getLogger(__name__)
@@ -56,7 +60,7 @@ class Line:
 
 
 def seconds_after_search(
-    config: RunConfig, model: LoadedModel, roles: Roles, load_seconds: float, deepest: int
+    config: RunConfig, model: LoadedModel, roles: Roles, deepest: int
 ) -> dict[str, Bounds]:
     """Return the seconds of each stage behind the search, named as in `run.json`.
 
@@ -64,26 +68,29 @@ def seconds_after_search(
         config: Of the run.
         model: The whole model.
         roles: Samples by role, select and report.
-        load_seconds: What loading took.
         deepest: The most layers that may go; the most seconds are those of none gone.
 
     Raises:
         TapiocaError: If a profile, a file of few layers or a checkpoint cannot be made, or is not equal.
     """
     found = {"profile": _profile(config, model, roles)}
+    config = replace(config, max_drop=ANY_LOSS)
     network = steps.on_cpu(config, model)
     few = _with_few(network, FEW_LAYERS[0]), _with_few(network, FEW_LAYERS[1])
     layers = (network.num_layers - deepest, network.num_layers)
     with scratch(config.output) as folder:
         trial = _Trial(config, network, few, roles, folder)
         first, files = trial.export()
-        least, most = (sum(line.at(count) for line in files.values()) for count in layers)
+        timing, again = trial.benchmark(), trial.scored_when_written
+        least, most = (
+            sum(line.at(count) for line in files.values()) + again * timing.scored.at(count)
+            for count in layers
+        )
         found["export original"] = Bounds(most + first, most + first)
+        pruning, loading = trial.prune()
         # The weights of the other layers are written as well, and read by another process.
-        pruning = trial.prune() + 2 * load_seconds
-        found["prune"] = Bounds(pruning, pruning)
-        found["export pruned"] = Bounds(least + load_seconds, most + load_seconds)
-        timing = trial.benchmark()
+        found["prune"] = Bounds(pruning + 2 * loading, pruning + 2 * loading)
+        found["export pruned"] = Bounds(least + loading, most + loading)
         whole = timing.of_original(layers[1])
         found["benchmark"] = Bounds(*(whole + timing.of_pruned(count) for count in layers))
     return found
@@ -96,7 +103,7 @@ def _profile(config: RunConfig, model: LoadedModel, roles: Roles) -> Bounds:
     sizes: list[int] = []
     found: list[float] = []
     for count in (FEW_ROWS[0], *FEW_ROWS):  # the first of a process is no measure
-        few = {name: _first(roles[name], count) for name in names}
+        few = {name: _spread(roles[name], count) for name in names}
         with steps.probing(near, model, few) as probe:
             found.append(_seconds(partial(measuring.measure, model, probe, ())))
         sizes.append(sum(map(len, few.values())))
@@ -139,13 +146,28 @@ class _Trial:
         small, large = (model.num_layers for model in self.few)
         return small, large
 
+    @property
+    def scored_when_written(self) -> float:
+        """How often all report rows are scored when a file is written that computes something else.
+
+        Before and after it is treated, on the rows of every role.
+        """
+        if not (self.config.quantize or self.config.optimize in APPROXIMATE):
+            return 0.0
+        report = sum(len(self.roles[f"{name}-report"]) for name in ("id", "target"))
+        return 2 * sum(map(len, self.roles.values())) / report
+
     def export(self) -> tuple[float, dict[str, Line]]:
         """Export both in every format; return what the first export takes beside, and lines by format."""
-        rows, small = reading.parity_rows(self.roles), self.few[0]
+        rows, small = reading.parity_rows(self._spread_roles()), self.few[0]
         cold = self._export(small, rows, "first")
         found = [self._export(model, rows, name) for model, name in zip(self.few, "ab", strict=True)]
         lines = {name: Line(self.sizes, (found[0][name], found[1][name])) for name in self.config.format}
         return max(sum(cold.values()) - sum(found[0].values()), 0.0), lines
+
+    def _spread_roles(self) -> Roles:
+        """Return few rows of each role: a treated file is scored on all that it is given."""
+        return {role: _spread(rows, FEW_ROWS[1]) for role, rows in self.roles.items()}
 
     def _export(self, model: LoadedModel, rows: Samples, name: str) -> dict[str, float]:
         places = {format_: self.folder / name / format_ for format_ in self.config.format}
@@ -155,12 +177,15 @@ class _Trial:
             clock = time.perf_counter()
         return found
 
-    def prune(self) -> float:
-        """Return the seconds of a checkpoint of one layer a stack, written and proven."""
+    def prune(self) -> tuple[float, float]:
+        """Write and prove a checkpoint of one layer a stack; return its seconds, and those of reading all."""
         batches = checkpoints.proof_batches(self.whole, reading.parity_rows(self.roles))
         drop, place = _gone(self.whole, FEW_LAYERS[0]), self.folder / "checkpoint"
         place.mkdir()
-        return _seconds(partial(save_pruned, self.whole, drop, place, batches))
+        written = _seconds(partial(save_pruned, self.whole, drop, place, batches))
+        options = replace(reading.load_options(self.config), device="cpu")
+        read = _seconds(partial(load_model, str(place), self.whole.task.name, options))
+        return written, read * model_bytes(self.whole) / model_bytes(self.few[0])
 
     def benchmark(self) -> _Benchmark:
         """Score, time and open both files."""
@@ -185,21 +210,24 @@ class _Trial:
         rows, task = self.roles[f"{role}-report"], self.few[0].task
         if not rows.is_labelled:
             return 0.0
-        few, settings = _first(rows, NUM_SCORED), steps.benchmark_settings(self.config)
-        processor = self.few[0].processor
-        seconds = _seconds(partial(score_exported, folder.path, task, few, processor, settings))
-        return seconds * len(rows) / len(few)
+        settings, processor = steps.benchmark_settings(self.config), self.few[0].processor
+        parts = [_spread(rows, count) for count in FEW_ROWS]
+        less, more = (
+            _seconds(partial(score_exported, folder.path, task, part, processor, settings)) for part in parts
+        )
+        return Line((len(parts[0]), len(parts[1])), (less, more)).at(len(rows))
 
     def _time(self, format_: str) -> tuple[float, float]:
         """Return the seconds that one run of every shape takes, of one layer a stack and of a few."""
         settings = replace(steps.benchmark_settings(self.config), iterations=NUM_RUNS, warmup=1)
         small, large = (read_export_folder(self.folder / name / format_) for name in "ab")
         works = self._workloads([small, large], format_)
-        providers = map(resolve_provider, self.config.provider) if format_ == "onnx" else ()
+        providers = [resolve_provider(name) for name in self.config.provider] if format_ == "onnx" else [CPU]
         rows = [
             row
-            for provider in dict.fromkeys((CPU, *providers))
-            for row in measure_latency(large, small, works, provider, settings)
+            for provider in timed_on(large.runtime, providers)
+            for runtime in runtimes_on(large.runtime, provider)
+            for row in measure_latency(large, small, works, provider, settings, runtime=runtime)
         ]
         less, more = (sum(getattr(row, side).p50_ms for row in rows) / 1e3 for side in ("pruned", "original"))
         return less, more
@@ -225,9 +253,10 @@ def _with_few(model: LoadedModel, count: int) -> LoadedModel:
     return replace(few, source=f"{model.source} with {few.num_layers} of {model.num_layers} layers")
 
 
-def _first(samples: Samples, count: int) -> Samples:
-    """Return the first rows, of one domain."""
-    return replace(samples, rows=samples.rows[:count], named=None)
+def _spread(samples: Samples, count: int) -> Samples:
+    """Return rows from all over a role, as of one domain."""
+    step = max(1, len(samples) // count)
+    return replace(samples, rows=samples.rows[::step][:count], named=None)
 
 
 def _seconds(work: Callable[[], object]) -> float:

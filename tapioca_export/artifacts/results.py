@@ -236,6 +236,7 @@ class Groups:
     """The rows of a role, group by group.
 
     `worst` compares the metric of the group on which each model is worst, which may be another for either.
+    `each` is empty where rows were not to be shown. `nmse` is divided by the variance of all rows.
     """
 
     worst: Accuracy
@@ -248,7 +249,7 @@ class Benchmark(Shown):
 
     `accuracy` is keyed by role, "id" and "target"; a role without labels is absent.
     Of several targets, "target" is the objective's row, and `targets` has each domain's by its name. `groups`
-    has, of each role whose rows have a column `group`, the groups of at least ten rows.
+    has, of each role whose rows have a column `group`, the groups of at least 30 rows.
     `flips` has, of "id" and "target", the rows whose result changed most, at most 50 that became
     worse, then at most 50 that became better.
     `optimism_gap` is the gain on the select rows minus the gain on the report rows.

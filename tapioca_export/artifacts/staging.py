@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 
 from ..errors import OutputError, ParityError, TapiocaError, reason
@@ -76,7 +77,7 @@ def staged(output: Path, *, overwrite: bool, keep: str | None = None) -> Iterato
 
 @contextmanager
 def scratch(output: Path) -> Iterator[Path]:
-    """Give an empty folder on the disk of an output that is never written; it is gone at the end.
+    """Give an empty folder on the disk of an output that is not written yet; it is gone at the end.
 
     Of a process that was killed it stays, until the next one for the same output.
 
@@ -84,8 +85,9 @@ def scratch(output: Path) -> Iterator[Path]:
         OutputError: If it cannot be written, another process has it, or the disk is full.
     """
     output = output.resolve()
-    place = next(folder for folder in output.parents if folder.is_dir())
-    aside = place / f".{output.name}{TRIAL}"
+    place = next((folder for folder in output.parents if folder.is_dir()), output)
+    # Outputs of one name may have their first folder in common.
+    aside = place / f".{sha256(os.fsencode(output)).hexdigest()[:16]}{TRIAL}"
     with not_written(aside):
         aside.mkdir(exist_ok=True)
     with locked(aside, output) as inode:

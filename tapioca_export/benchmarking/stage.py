@@ -183,13 +183,21 @@ def _score(
                 for pair, own in zip(parts, zip(*words, strict=True), strict=True)
             ]
             found.targets = dict(zip(rows.domains.names, each, strict=True))
-        groups, left_out = compare_groups(task, one, other, rows)
-        found.groups |= {} if groups is None else {role: groups}
+        groups, left_out = compare_groups(task, one, other, rows, redact=settings.redact)
+        if groups is not None:
+            found.groups[role] = groups
         found.left_out += left_out
     return found
 
 
 Tuned = Mapping[str, Mapping[str, OrtSession]]
+
+
+def timed_on(runtime: str, providers: Sequence[str]) -> tuple[str, ...]:
+    """Return where files of a runtime are timed: on CUDA too, where there is one and nobody named another."""
+    asked = tuple(dict.fromkeys((CPU, *providers)))
+    tries_cuda = tuple(providers) == (CPU,) and CUDA in providers_of(runtime)
+    return (*asked, CUDA) if tries_cuda else asked
 
 
 def _latency(
@@ -203,8 +211,7 @@ def _latency(
     available = providers_of(before.runtime)
     # Nobody asked for CUDA by name, so that its absence is worth a sentence, not an error.
     tries_cuda = tuple(providers) == (CPU,)
-    asked = tuple(dict.fromkeys((CPU, *providers)))
-    timed = (*asked, CUDA) if tries_cuda and CUDA in available else asked
+    asked, timed = tuple(dict.fromkeys((CPU, *providers))), timed_on(before.runtime, providers)
     rows: list[Latency] = []
     tuned: dict[str, Mapping[str, OrtSession]] = {}
     for provider in timed:

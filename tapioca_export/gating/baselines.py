@@ -21,7 +21,7 @@ SIZE_MARGIN = 0.01
 
 
 def regressions(report: Report, before: Report, max_regression: float | None = None) -> tuple[Check, ...]:
-    """Compare the pruned model with that of an earlier report, in all that was measured then.
+    """Compare the pruned model with that of an earlier report: roles, domains, speed and size measured then.
 
     A metric fails where the interval of its change lies below zero as a whole, a regression that is shown;
     with `max_regression`, where its low bound lies below that: no more than this much was lost. A speed-up

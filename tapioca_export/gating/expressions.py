@@ -54,7 +54,10 @@ def fields_of(report: Report) -> dict[str, Any]:
     roles = {role: _scored(measured.accuracy.get(role)) for role in ("target", "id")}
     short = {
         **roles,
-        "worst_group": {role: _scored(groups.worst) for role, groups in measured.groups.items()},
+        "worst_group": {
+            role: _scored(measured.groups[role].worst if role in measured.groups else None)
+            for role in ("target", "id")
+        },
         "targets": {name: _scored(row) for name, row in measured.targets.items()},
         "speedup": _least([row.speedup for row in measured.served]),
         "size_ratio": _ratio(measured.size_bytes.pruned, measured.size_bytes.original),
@@ -96,7 +99,7 @@ def _bounded(plain: Any) -> Any:
         return [_bounded(value) for value in plain]
     if not isinstance(plain, dict):
         return plain
-    if set(plain) == {"median", "interval"}:
+    if set(plain) == {"median", "interval"} and not isinstance(plain["median"], dict):
         return _quantity(plain["median"], plain["interval"])
     found = {}
     for key, value in plain.items():

@@ -121,10 +121,13 @@ def group_of(value: Any, where: str, is_asked_for: bool = True) -> str | None:
     Raises:
         LoadError: If the column was asked for, and holds no text, number or truth value.
     """
-    is_missing = value is None or value == "" or (isinstance(value, float) and math.isnan(value))
-    if not is_missing and isinstance(value, (str, int, float)):
-        return str(value)
-    if is_missing or not is_asked_for:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, (str, int, float)):
+        # In a table, a column of integers with gaps holds floats.
+        whole = isinstance(value, float) and value.is_integer()
+        return beginning(int(value) if whole else value) or None
+    if not is_asked_for:
         return None
     raise LoadError(
         f"{where}: {GROUP} is {type(value).__name__}, not the name of a group.",

@@ -336,12 +336,14 @@ class Task(ABC):
         Raises:
             ConfigError: If `columns` names something that the task does not read.
         """
-        known = (*self.columns, *self.optional_columns, GROUP)
+        own = (*self.columns, *self.optional_columns)
+        # A column that is something else already is not what rows are counted to.
+        known = own if GROUP in columns.values() and GROUP not in columns else (*own, GROUP)
         for name in columns:
             if name not in known:
                 raise ConfigError(
                     f"--columns: task {self.name} has no column {name!r}.",
-                    f"It has: {', '.join(known)}.",
+                    f"It has: {', '.join((*own, GROUP))}.",
                 )
 
         def read(record: Mapping[str, Any], where: str) -> Row:
