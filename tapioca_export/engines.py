@@ -29,6 +29,10 @@ MakeWorker = Callable[[], Worker]
 MAX_LOSSES = 3  # workers one item may lose, and workers that may die in a row while they load
 PATIENCE_S = 60.0  # without an item at work, before the user is told what is waited for
 CONNECT_S = 10.0  # Ray itself keeps trying a dead address for more than seven minutes (2.60)
+# How a client begins HTTP/2, which Ray speaks, with settings that change nothing (RFC 9113, 3.4); the server
+# answers with its own, a frame of this type, whose head has so many bytes with the type at the fourth.
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+HTTP2_SETTINGS, HTTP2_HEAD = b"\x04", 9
 # Set before Ray is imported, for its own processes too; what the user has set stays.
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -265,6 +269,26 @@ def _import_ray(address: str | None) -> Any:
     return ray
 
 
+def _check_listens(address: str) -> None:
+    """Refuse an address where nothing speaks Ray's protocol.
+
+    Raises:
+        OSError: If nothing does, or not within `CONNECT_S`.
+        ValueError: If it is no address.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    with socket.create_connection((host, int(port)), CONNECT_S) as connection:
+        if os.environ.get("RAY_USE_TLS", "0").lower() not in (
+            "0",
+            "false",
+        ):  # it would not answer in plain words
+            return
+        connection.sendall(HTTP2_PREFACE)
+        with connection.makefile("rb") as answer:
+            if answer.read(HTTP2_HEAD)[3:4] != HTTP2_SETTINGS:
+                raise ConnectionError("what answers there is not Ray")
+
+
 def _connect(ray: Any, settings: EngineSettings) -> None:
     address, quiet = settings.ray_address, {"log_to_driver": False, "logging_level": logging.ERROR}
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -274,8 +298,7 @@ def _connect(ray: Any, settings: EngineSettings) -> None:
             ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
         else:
             if address != "auto":
-                host, _, port = address.removeprefix("ray://").rpartition(":")
-                socket.create_connection((host, int(port)), CONNECT_S).close()
+                _check_listens(address)
             ray.init(address=address, **quiet)
     except (OSError, RuntimeError, ValueError) as error:
         ray.shutdown()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from tapioca_export.artifacts import staged
 from tapioca_export.engines import EngineSettings, open_engine
 from tapioca_export.errors import OutOfMemoryError
 
+ROOT = Path(__file__).parent.parent
+RAY = (sys.executable, "-m", "ray.scripts.scripts")
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 psutil = pytest.importorskip("psutil")
 pytest.importorskip("ray")
@@ -52,6 +56,38 @@ def on_ray(config: RunConfig, name: str) -> RunConfig:
     )
 
 
+@contextmanager
+def cluster(home: Path, **mode: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Start a cluster on loopback as a user does; its address, and the environment of that user."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    known = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = {**known, "HOME": str(home), "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"} | mode
+    command = [
+        *RAY, "start", "--head", "--block", f"--port={port}",
+        "--node-ip-address=127.0.0.1", "--num-cpus=2", "--include-dashboard=false"
+    ]  # fmt: skip
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as head:
+        try:
+            said = head.stdout
+            assert said is not None
+            assert any("--block" in line for line in said), "the cluster did not start"
+            yield f"127.0.0.1:{port}", environment
+        finally:
+            head.send_signal(signal.SIGTERM)
+
+
+def joining(config: RunConfig, address: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Select on the cluster at this address, as a command."""
+    command = [
+        sys.executable, "-m", "tapioca_export", "select", "--model", config.model, "--id", str(config.id),
+        "--target", str(config.target), "--epsilon", "1", "--eval-batch-size", "4", "--num-threads", "1",
+        "--engine", "ray", "--num-workers", "2", "--ray-address", address, "-q", "-o", str(config.output),
+    ]  # fmt: skip
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
 def kill_a_worker(journal: Path, killed: list[int]) -> None:
     """Wait until the search is under way, then kill one of its workers."""
     deadline = time.monotonic() + 120
@@ -75,6 +111,45 @@ def test_two_ray_workers_choose_what_one_process_chooses_though_one_is_killed(co
     assert chosen(again) == local
     killer.join()
     assert killed, "no worker was found to kill: the test shows nothing"
+
+
+def test_a_cluster_that_is_there_is_joined_though_it_asks_for_a_token(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    local = chosen(config)
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("0123456789abcdef" * 4)
+    with cluster(tmp_path, RAY_AUTH_MODE="token") as (address, environment):
+        joined = on_ray(config, "joined")
+        done = joining(joined, address, environment)
+        assert done.returncode == 0, done.stderr
+        selection = json.loads((joined.output / "selection.json").read_text())
+        del selection["cost"]
+        assert selection == local
+        assert subprocess.run([*RAY, "health-check", f"--address={address}"], env=environment).returncode == 0
+
+
+@pytest.mark.parametrize("says", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_a_port_that_is_no_cluster_is_one_line_before_a_minute_is_over(
+    config: RunConfig, says: bytes
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other, ExitStack() as held:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        threading.Thread(target=answer, args=(other, says, held), daemon=True).start()
+        started = time.monotonic()
+        done = joining(on_ray(config, "wrong"), address, {**os.environ, "PYTHONPATH": str(ROOT)})
+    assert time.monotonic() - started < 60
+    assert done.returncode == 1
+    assert f"No Ray cluster can be used at '{address}'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (config.output.parent / "wrong").exists()
+
+
+def answer(server: socket.socket, says: bytes, held: ExitStack) -> None:
+    """Take one connection, say something, and keep it open: a closed one would be an answer."""
+    connection, _ = server.accept()
+    held.enter_context(connection).sendall(says)
 
 
 def test_memory_that_runs_out_in_a_worker_is_one_line(tmp_path: Path) -> None:
