@@ -178,7 +178,10 @@ def test_names_of_groups_are_texts_or_numbers() -> None:
 
 
 GROUPED = a_benchmark(
-    groups={"target": Groups(HARM, {"<b>news</b>": replace(HARM, p_value=0.001), "sport": NO_CHANGE})}
+    groups={
+        "id": Groups(NO_CHANGE, {"sport": NO_CHANGE}),
+        "target": Groups(HARM, {"<b>news</b>": replace(HARM, p_value=0.001), "sport": NO_CHANGE}),
+    }
 )
 
 
@@ -191,6 +194,7 @@ def test_a_report_shows_groups_and_says_which_fall() -> None:
     assert "Groups" in text
     said = " ".join(report.findings)
     assert "Target, worst group: " in said
+    assert "ID, worst group: " in said
     assert "It harms 1 of 2 groups of the target rows (<b>news</b>)" in said
     # Of many groups, one falls by chance: each is judged at its share.
     part = replace(HARM, p_value=0.02)

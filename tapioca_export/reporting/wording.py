@@ -106,7 +106,8 @@ def choice_text(choice: Step | Candidate | Damping) -> str:
 
 def role_text(role: str) -> str:
     """Return the role as it stands in a sentence."""
-    return "ID" if role == "id" else role
+    name, comma, rest = role.partition(",")  # "id, worst group"
+    return ("ID" if name == "id" else name) + comma + rest
 
 
 def objective_text(found: Selection | Benchmark) -> str:
