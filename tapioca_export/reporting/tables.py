@@ -194,15 +194,14 @@ def _accuracy_row(role: str, accuracy: Accuracy) -> Row:
 
 
 def group_table(benchmark: Benchmark) -> TextTable:
-    """Return both models on each group of the report rows."""
-    rows = tuple(
-        (row[0], name, *row[1:])
-        for role, groups in benchmark.groups.items()
-        for name, accuracy in groups.each.items()
-        for row in (_accuracy_row(role, accuracy),)
-    )
-    _, *columns = accuracy_table(benchmark).columns
-    return TextTable("Group by group", ("report rows", "group", *columns), rows)
+    """Return both models on each group of the report rows; the metric is the roles'."""
+    rows = []
+    for role, groups in benchmark.groups.items():
+        for name, accuracy in groups.each.items():
+            named, _, *rest = _accuracy_row(role, accuracy)
+            rows.append((named, name, *rest))
+    first, _, *columns = accuracy_table(benchmark).columns
+    return TextTable("Group by group", (first, "group", *columns), tuple(rows))
 
 
 def comparison_table(comparison: Comparison) -> TextTable:
