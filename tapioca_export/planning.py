@@ -14,6 +14,7 @@ from .config import RunConfig
 from .costing import PlanSettings, predict, run_bytes
 from .errors import ConfigError, OutputError, TapiocaError
 from .graphs import is_graph
+from .memory import peak_resident_bytes
 from .models import LoadedModel
 from .precision import DTYPES
 from .samples import Samples, Side
@@ -109,4 +110,12 @@ def _of_run(
                 "What follows the search was tried on a model of few layers. That failed, perhaps for them "
                 f"alone: {error}"
             )
-    return replace(searched, command="run", disk_bytes=disk, stages=stages, untold=untold)
+    return replace(
+        searched,
+        command="run",
+        disk_bytes=disk,
+        stages=stages,
+        untold=untold,
+        advice=f"The search: {searched.advice}",
+        run_peak_memory_bytes=peak_resident_bytes() or None,
+    )

@@ -219,7 +219,8 @@ class _Trial:
 
     def _time(self, format_: str) -> tuple[float, float]:
         """Return the seconds that one run of every shape takes, of one layer a stack and of a few."""
-        settings = replace(steps.benchmark_settings(self.config), iterations=NUM_RUNS, warmup=1)
+        # Warmed up as in a run: what PyTorch compiles at first is no measure of all runs.
+        settings = replace(steps.benchmark_settings(self.config), iterations=NUM_RUNS)
         small, large = (read_export_folder(self.folder / name / format_) for name in "ab")
         works = self._workloads([small, large], format_)
         providers = [resolve_provider(name) for name in self.config.provider] if format_ == "onnx" else [CPU]

@@ -393,3 +393,10 @@ def test_report_renders_a_run_folder_again(run_folder: Path, monkeypatch: pytest
     printed: Any = json.loads(call("report", run_folder, "--json").stdout)
     assert printed["kind"] == "report"
     assert call("report", run_folder).stdout.startswith(reports.report().verdict)
+
+
+def test_a_setting_in_both_spellings_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "both.toml").write_text("max-drop-layers = 2\nmax_drop_layers = 3\n", encoding="utf-8")
+    result = CliRunner().invoke(main, ["run", "-c", str(tmp_path / "both.toml"), "-o", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert "both.toml sets max_drop_layers twice" in result.stderr

@@ -212,6 +212,10 @@ def test_a_gate_can_ask_for_the_worst_group() -> None:
     assert not failing("worst_group.target.gain.low < 0", fields).passed
     assert failing("worst_group.target.gain.low < -1", fields).passed
     assert failing("benchmark.groups.target.each.sport.difference > 0.5", fields).passed
+    assert not failing('groups.target["<b>news</b>"].gain.low < 0', fields).passed
+    assert failing("groups.target.sport.gain.low < -1", fields).passed
+    assert failing("worst_group.id.gain.low < -1", fields).passed
+    fields = fields_of(a_report(benchmark=a_benchmark()))
     assert not failing("worst_group.id.gain.low < 0", fields).passed  # not measured does not pass
     odd = Groups(HARM, {"median": HARM, "interval": GAIN})
     assert fields_of(a_report(benchmark=a_benchmark(groups={"target": odd})))

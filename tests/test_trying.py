@@ -66,6 +66,7 @@ def test_a_plan_of_a_run_times_its_stages_by_their_names(
     assert all(0 < part["least"] <= part["most"] for part in plan["stages"].values())
     assert plan["stages"]["select"] == plan["seconds"]
     assert "untold" not in plan
+    assert plan["run_peak_memory_bytes"] > plan["model_bytes"]
     tried = [line for line in result.stderr.splitlines() if "of 4 layers as" in line]
     assert [line.split(" with ")[1].split(",")[0] for line in tried] == [
         f"{count} of 4 layers as {format_}" for count in (1, 1, 4) for format_ in ("onnx", "torchscript")
@@ -73,6 +74,8 @@ def test_a_plan_of_a_run_times_its_stages_by_their_names(
     (tmp_path / "plan.json").write_text(result.stdout, encoding="utf-8")
     text = render_plan(artifacts.read(tmp_path / "plan.json", artifacts.Plan))
     (line,) = (line for line in text.splitlines() if "time of the run" in line)
+    assert "peak memory of the run" in text
+    assert "The search: It fits" in text
     assert all(name in line for name in ("load", "profile", "export original", "prune", "benchmark"))
 
 
@@ -113,8 +116,11 @@ def on_a_clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     def measure_memory(path: Path, *_: Any) -> None:
         now["is"] += 5 + 0.5 * int((path / "layers").read_text())
 
-    def measure_latency(before: Any, after: Any, works: Any, provider: str, *_: Any, **__: Any) -> list[Any]:
+    def measure_latency(
+        before: Any, after: Any, works: Any, provider: str, settings: Any, **_: Any
+    ) -> list[Any]:
         now["timed"].append(provider)
+        assert settings.warmup == 2  # as in the run
         sides = {
             side: SimpleNamespace(p50_ms=100.0 * folder.export.num_layers)
             for side, folder in (("original", before), ("pruned", after))

@@ -45,7 +45,8 @@ class Plan(Shown):
 
     Of a run, `stages` has the seconds of each stage, named as in `run.json`: of those behind the search they
     are read off exports of few layers that were tried, and the most is that of no layer dropped. `untold`
-    says in words why some are missing.
+    says in words why some are missing. `run_peak_memory_bytes` is the most that this process had resident
+    when they were tried, and so the least that the run will: whole files and their proofs take more.
 
     `config` has every setting as the command would take it, defaults and config file included.
     """
@@ -77,6 +78,7 @@ class Plan(Shown):
     command: Literal["select", "run"] = field(default="select", metadata=SPARSE)
     stages: dict[str, Bounds] = field(default_factory=dict, metadata=SPARSE)
     untold: str | None = field(default=None, metadata=SPARSE)
+    run_peak_memory_bytes: int | None = field(default=None, metadata=SPARSE)
     config: dict[str, Any] = field(default_factory=dict)
     kind: Literal["plan"] = "plan"
     schema_version: int = SCHEMA_VERSION

@@ -29,10 +29,13 @@ def read_config(ctx: click.Context, parameter: click.Parameter, path: Path | Non
     if path is None:
         return
     known = {p.name: p for p in ctx.command.params if p.name in TYPES}
-    values = {}
+    values, seen = {}, set()
     for key, value in _parse_config(path).items():
         key = _text(key, f"a key in {path}")
         name = key.replace("-", "_")
+        if name in seen:
+            raise ConfigError(f"{path} sets {key} twice, with - and with _.", "Leave one of them out.")
+        seen.add(name)
         if name not in known:
             _refuse_table(path, key, value, [name for name in PAIRS if name in known])
             names = [str(name).replace("_", "-") for name in known]

@@ -58,6 +58,10 @@ def fields_of(report: Report) -> dict[str, Any]:
             role: _scored(measured.groups[role].worst if role in measured.groups else None)
             for role in ("target", "id")
         },
+        "groups": {
+            role: {name: _scored(row) for name, row in groups.each.items()}
+            for role, groups in measured.groups.items()
+        },
         "targets": {name: _scored(row) for name, row in measured.targets.items()},
         "speedup": _least([row.speedup for row in measured.served]),
         "size_ratio": _ratio(measured.size_bytes.pruned, measured.size_bytes.original),

@@ -32,6 +32,7 @@ def plan_table(plan: Plan) -> TextTable:
             f"{size_text(plan.peak_memory_bytes)} a worker; weights {size_text(plan.model_bytes)}, states of "
             f"{sequences} x {tokens} tokens up to {size_text(plan.trace_bytes)}",
         ),
+        *_run_memory(plan),
         ("disk, estimated", f"{_span(plan.disk_bytes, size_text)} in the output folder"),
     )
     caption = (
@@ -48,7 +49,17 @@ def _stages(plan: Plan) -> list[tuple[str, str]]:
     whole = Bounds(*(sum(getattr(part, end) for part in plan.stages.values()) for end in ("least", "most")))
     beside = ((name, part) for name, part in plan.stages.items() if name != "select")
     each = ", ".join(f"{name} {_span(part, lambda n: scaled(n, TIMES))}" for name, part in beside)
-    return [("time of the run, estimated", f"{_span(whole, lambda n: scaled(n, TIMES))}; {each}")]
+    told = f"{_span(whole, lambda n: scaled(n, TIMES))} without start-up and report; {each}"
+    return [("time of the run, estimated", told)]
+
+
+def _run_memory(plan: Plan) -> list[tuple[str, str]]:
+    """Return what few layers took: whole files take more."""
+    if plan.run_peak_memory_bytes is None:
+        return []
+    return [
+        ("peak memory of the run", f"at least {size_text(plan.run_peak_memory_bytes)}, as few layers took")
+    ]
 
 
 def render_plan(plan: Plan) -> str:
