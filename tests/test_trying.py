@@ -257,6 +257,9 @@ def test_a_stop_amid_a_trial_ends_the_command(
 ) -> None:
     """A library of C may make an error of it, and the export one of ours."""
 
+    # As it was, once this is over: for some seconds a stop wins over every error.
+    monkeypatch.setattr(stopping._STOPPING, "_stopped_at", -stopping.PATIENCE_S)
+
     def stop(*_: Any) -> Any:
         monkeypatch.setattr(stopping._STOPPING, "_is_said", True)
         try:
@@ -270,7 +273,6 @@ def test_a_stop_amid_a_trial_ends_the_command(
         planning.plan(config, "run")
     assert ended.value.code == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(stopping._STOPPING, "_stopped_at", -stopping.PATIENCE_S)
 
 
 def test_a_graph_is_planned_without_what_follows_its_search(
