@@ -278,11 +278,8 @@ def _check_listens(address: str) -> None:
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     with socket.create_connection((host, int(port)), CONNECT_S) as connection:
-        if os.environ.get("RAY_USE_TLS", "0").lower() not in (
-            "0",
-            "false",
-        ):  # it would not answer in plain words
-            return
+        if os.environ.get("RAY_USE_TLS", "0").lower() not in ("0", "false"):
+            return  # it would not answer in plain words
         connection.sendall(HTTP2_PREFACE)
         with connection.makefile("rb") as answer:
             if answer.read(HTTP2_HEAD)[3:4] != HTTP2_SETTINGS:

@@ -202,7 +202,8 @@ class Evaluation:
     @cached_property
     def batches(self) -> list[np.ndarray]:
         """The indices of each batch's rows."""
-        return self._batches()
+        num_rows = max(1, SCORING_BATCH_SIZE // self.task.num_answers(self.samples))
+        return self.task.length_sorted(self.samples, self.processor, num_rows)
 
     def score(self, run: Session, shapes: CacheShapes, batches: Sequence[np.ndarray] | None = None) -> Scores:
         """Score a model on some of the batches (default: all); returns scores in the samples' order.
@@ -218,30 +219,22 @@ class Evaluation:
         found = self._found(run, shapes, self.batches if batches is None else batches)
         return Scores.joined([(rows, self._scored(outputs, rows)) for rows, outputs in found])
 
-    def answer(
-        self, run: Session, shapes: CacheShapes, rows: np.ndarray | None = None
-    ) -> tuple[Scores, list[str | None]]:
-        """Score a model on some rows, and put what it answers into words, None where the task has none.
+    def answer(self, run: Session, shapes: CacheShapes) -> tuple[Scores, list[str | None]]:
+        """Score a model on all rows, and put what it answers into words, None where the task has none.
 
         Args:
             run: Runs the model, all its graphs as one.
             shapes: The cache inputs.
-            rows: Their indices, in rising order (default: all).
 
         Raises:
             BenchmarkError: As `score` does.
         """
         parts, said = [], dict[int, str | None]()
-        batches = self.batches if rows is None else self._batches(rows)
-        for indices, outputs in self._found(run, shapes, batches):
+        for indices, outputs in self._found(run, shapes, self.batches):
             parts.append((indices, self._scored(outputs, indices)))
             words = self.task.answers_by_domain(outputs, self.samples, indices, self.processor)
             said |= dict(zip(indices.tolist(), words, strict=True))
         return Scores.joined(parts), [said[row] for row in sorted(said)]
-
-    def _batches(self, rows: np.ndarray | None = None) -> list[np.ndarray]:
-        num_rows = max(1, SCORING_BATCH_SIZE // self.task.num_answers(self.samples))
-        return self.task.length_sorted(self.samples, self.processor, num_rows, rows)
 
     def _scored(self, outputs: np.ndarray, rows: np.ndarray) -> Scores:
         return self.task.score_by_domain(outputs, self.samples, rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,17 +17,13 @@ from .memory import peak_resident_bytes
 from .models import LoadedModel
 from .precision import DTYPES
 from .samples import Samples, Side
-from .selection import beyond_reach
 from .stopping import stopping_over_errors
-
-logger = logging.getLogger(__name__)
 
 
 def plan(config: RunConfig, command: Literal["select", "run"] = "select") -> Plan:
     """Return what a command would cost here, and refuse what it would refuse; the output is not written.
 
     Of `run`, a model of few layers is exported, proven and timed as well, and what that took is in `stages`.
-    Memory is that of the search.
     """
     steps.check(config, searches=True)
     if command == "run":
@@ -60,8 +55,7 @@ def of_search(config: RunConfig, model: LoadedModel, roles: Mapping[str, Samples
             "--dry-run predicts searches among whole layers, not among their attentions and MLPs.",
             "Use --granularity block.",
         )
-    if beyond := beyond_reach(steps.selection_settings(config, model), model.units.num_units):
-        logger.warning("%s, which is taken instead.", beyond)
+    steps.warn_beyond_reach(config, model)
     samples = {name: roles[f"{name}-select"] for name in ("id", "target")}
     unhurried = replace(config, budget_seconds=None)
     can_race = model.task.best_value is not None

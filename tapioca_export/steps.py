@@ -6,6 +6,7 @@ goes where, and nothing of any stage's inside.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -44,9 +45,11 @@ from .numbering import PARTS, layers_text, whole_layers
 from .profiling import Changes, MakeReplayer, Probe, division_on
 from .reading import load_options
 from .samples import Samples, Side, check_exists
-from .selection import CRITERIA, SEARCHES, SelectionSettings, Weigh, select_layers
+from .selection import CRITERIA, SEARCHES, SelectionSettings, Weigh, beyond_reach, select_layers
 from .tasks import TASKS
 from .treatments import Treatment
+
+logger = logging.getLogger(__name__)
 
 # Settings that decide what a search measures; a budget and a pick do not.
 SEARCH_SETTINGS = (
@@ -143,6 +146,12 @@ def selection_settings(config: RunConfig, model: LoadedModel | None = None) -> S
         budget_seconds=config.budget_seconds,
         budget_evaluations=config.budget_evaluations,
     )
+
+
+def warn_beyond_reach(config: RunConfig, model: LoadedModel) -> None:
+    """Say that more layers are asked for than can go, and what is taken instead."""
+    if beyond := beyond_reach(selection_settings(config, model), model.units.num_units):
+        logger.warning("%s, which is taken instead.", beyond)
 
 
 def scales_of(config: RunConfig) -> tuple[float, ...]:

@@ -20,7 +20,7 @@ from .domains import DIGITS
 from .models import LoadedModel
 from .profiling import Probe
 from .samples import Samples
-from .selection import are_on_front, beyond_reach, changed
+from .selection import are_on_front, changed
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +51,7 @@ def choose(config: RunConfig, model: LoadedModel, probe: Probe, roles: Mapping[s
             }
             return _points(probes, sets)
 
-    if beyond := beyond_reach(steps.selection_settings(config, model), model.units.num_units):
-        logger.warning("%s, which is taken instead.", beyond)
+    steps.warn_beyond_reach(config, model)
     found = steps.choose(config, model, probe, roles, weigh if is_weighed else None)
     logger.info("Search ended: %s", found.stop_reason)
     return found

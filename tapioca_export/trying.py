@@ -7,17 +7,16 @@ very same functions, so this is an estimate of the machine, not of the code.
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from . import checkpoints, measuring, reading, steps
 from .artifacts import Bounds, scratch
 from .benchmarking import (
+    Workload,
     default_settings,
     make_workloads,
     measure_latency,
@@ -39,8 +38,6 @@ FEW_LAYERS, FEW_ROWS, NUM_RUNS = (1, 4), (24, 96), 5
 # What few layers lose by treatment says nothing of the model.
 ANY_LOSS = 1e9
 Roles = Mapping[str, Samples]
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,10 +73,10 @@ def seconds_after_search(
     found = {"profile": _profile(config, model, roles)}
     config = replace(config, max_drop=ANY_LOSS)
     network = steps.on_cpu(config, model)
-    few = _with_few(network, FEW_LAYERS[0]), _with_few(network, FEW_LAYERS[1])
+    small, large = (_gone(network, droppable_layers(network), count) for count in FEW_LAYERS)
     layers = (network.num_layers - deepest, network.num_layers)
     with scratch(config.output) as folder:
-        trial = _Trial(config, network, few, roles, folder)
+        trial = _Trial(config, network, (_without(network, small), _without(network, large)), roles, folder)
         first, files = trial.export()
         timing, again = trial.benchmark(), trial.scored_when_written
         least, most = (
@@ -87,7 +84,7 @@ def seconds_after_search(
             for count in layers
         )
         found["export original"] = Bounds(most + first, most + first)
-        pruning, loading = trial.prune()
+        pruning, loading = trial.prune(small)
         # The weights of the other layers are written as well, and read by another process.
         found["prune"] = Bounds(pruning + 2 * loading, pruning + 2 * loading)
         found["export pruned"] = Bounds(least + loading, most + loading)
@@ -177,10 +174,10 @@ class _Trial:
             clock = time.perf_counter()
         return found
 
-    def prune(self) -> tuple[float, float]:
-        """Write and prove a checkpoint of one layer a stack; return its seconds, and those of reading all."""
+    def prune(self, drop: Sequence[int]) -> tuple[float, float]:
+        """Write and prove a checkpoint without layers; return its seconds, and those of reading the model."""
         batches = checkpoints.proof_batches(self.whole, reading.parity_rows(self.roles))
-        drop, place = _gone(self.whole, FEW_LAYERS[0]), self.folder / "checkpoint"
+        place = self.folder / "checkpoint"
         place.mkdir()
         written = _seconds(partial(save_pruned, self.whole, drop, place, batches))
         options = replace(reading.load_options(self.config), device="cpu")
@@ -196,13 +193,15 @@ class _Trial:
             for place, seconds in enumerate(self._time(format_)):
                 timed[place] += seconds
         settings = steps.benchmark_settings(self.config)
-        plain, works = default_settings(CPU, settings.threads), self._workloads(folders, "onnx")
+        plain, works = default_settings(CPU, settings.threads), self._workloads(folders)
         largest = max(works, key=lambda work: work.batch_size * work.sequence_length).batches[0]
         opened = [_seconds(partial(measure_memory_and_load, own.path, plain, largest)) for own in folders]
         return _Benchmark(
-            settings.tune_seconds or 0.0,
-            settings.warmup + settings.iterations,
-            *(Line(self.sizes, (small, large)) for small, large in (scored, timed, opened)),
+            tuned=settings.tune_seconds or 0.0,
+            runs=settings.warmup + settings.iterations,
+            scored=Line(self.sizes, (scored[0], scored[1])),
+            timed=Line(self.sizes, (timed[0], timed[1])),
+            opened=Line(self.sizes, (opened[0], opened[1])),
         )
 
     def _score(self, folder: ExportFolder, role: str) -> float:
@@ -222,7 +221,7 @@ class _Trial:
         # Warmed up as in a run: what PyTorch compiles at first is no measure of all runs.
         settings = replace(steps.benchmark_settings(self.config), iterations=NUM_RUNS)
         small, large = (read_export_folder(self.folder / name / format_) for name in "ab")
-        works = self._workloads([small, large], format_)
+        works = self._workloads([small, large])
         providers = [resolve_provider(name) for name in self.config.provider] if format_ == "onnx" else [CPU]
         rows = [
             row
@@ -233,7 +232,7 @@ class _Trial:
         less, more = (sum(getattr(row, side).p50_ms for row in rows) / 1e3 for side in ("pruned", "original"))
         return less, more
 
-    def _workloads(self, folders: list[ExportFolder], format_: str) -> Any:
+    def _workloads(self, folders: Sequence[ExportFolder]) -> tuple[Workload, ...]:
         small, large = (folder.export for folder in folders)
         model, settings = self.few[0], steps.benchmark_settings(self.config)
         cache = shared_cache(large.cache, small.cache)
@@ -242,15 +241,14 @@ class _Trial:
         )
 
 
-def _gone(model: LoadedModel, count: int) -> tuple[int, ...]:
+def _gone(model: LoadedModel, droppable: Collection[int], count: int) -> tuple[int, ...]:
     """Return what has to go for few layers to stay in each stack, of those that can."""
-    droppable = set(droppable_layers(model))
     return tuple(n for part in model.numbering.ranges for n in part[count:] if n in droppable)
 
 
-def _with_few(model: LoadedModel, count: int) -> LoadedModel:
-    """Return a model with few layers a stack; it says so where it is named."""
-    few = drop_layers(model, _gone(model, count))
+def _without(model: LoadedModel, drop: Sequence[int]) -> LoadedModel:
+    """Return a model without layers; it says so where it is named."""
+    few = drop_layers(model, drop)
     return replace(few, source=f"{model.source} with {few.num_layers} of {model.num_layers} layers")
 
 

@@ -150,15 +150,6 @@ def test_rows_that_stay_wrong_with_another_answer_are_counted_of_all_and_of_each
     assert plain.accuracy["target"].still_wrong == 0, "of two labels there is one wrong answer"
 
 
-def test_answers_are_those_to_the_rows_that_were_asked_for(
-    exports: tuple[Path, Path], scored: tuple[Scores, Scores]
-) -> None:
-    found = SCORING.answer(exports, scored, [19, 9])  # the longest: no padding changes their answers
-    assert sorted(found) == [9, 19]
-    assert SCORING.answer(exports, scored, [9]) == {9: found[9]}
-    assert SCORING.answer(exports, scored, []) == {}
-
-
 def test_answers_stand_in_the_order_of_the_rows_and_not_of_their_lengths(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -168,12 +159,13 @@ def test_answers_stand_in_the_order_of_the_rows_and_not_of_their_lengths(
         return [len(row.features["text"].split()) for row in rows]
 
     monkeypatch.setattr(type(CLASSIFICATION), "lengths", lengths)
-    rows = np.arange(5, 15)  # from the middle to the longest, and from the shortest on
-    found, said = SCORING.evaluation.answer(
-        lambda inputs: {"logits": np.eye(2)[inputs["attention_mask"].sum(axis=1) % 2]}, {}, rows
+    evaluation = Evaluation(CLASSIFICATION, ROWS, TEXT)
+    found, said = evaluation.answer(
+        lambda inputs: {"logits": np.eye(2)[inputs["attention_mask"].sum(axis=1) % 2]}, {}
     )
-    assert said == [TEXT.id2label[int(row) % 2] for row in rows]
-    assert found.values.tolist() == [1.0] * len(rows)
+    assert np.concatenate(evaluation.batches).tolist() != list(range(len(ROWS)))
+    assert said == [TEXT.id2label[row % 2] for row in range(len(ROWS))]
+    assert found.values.tolist() == [1.0] * len(ROWS)
 
 
 def test_results_of_the_other_file_are_refused(
@@ -210,15 +202,6 @@ def test_the_proof_scores_a_batch_as_it_was(
     assert len(given) == 2
     assert given[0] == given[1]
     assert given[0] in [rows.tolist() for rows in SCORING.evaluation.batches]
-
-
-def test_an_answer_that_depends_on_the_batch_is_left_out(
-    exports: tuple[Path, Path], scored: tuple[Scores, Scores]
-) -> None:
-    """A row on the edge may go either way with other rows beside it: its answer is not what was counted."""
-    values = scored[1].values.copy()
-    values[9] = 1 - values[9]
-    assert sorted(SCORING.answer(exports, (scored[0], Scores(values, scored[1].losses)), [9, 19])) == [19]
 
 
 def test_whether_there_may_be_no_answer_is_decided_a_domain() -> None:

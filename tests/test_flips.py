@@ -40,8 +40,8 @@ def found(
 ) -> tuple[Flip, ...]:
     one, other = np.asarray(before), np.asarray(after)
     changed = changed_rows(one, other, TASKS[task].higher_is_better)
-    answers = {0: ("red", "a\nvery " + "long " * 100)}
-    return flips_of(changed, one, other, rows(len(before)), answers, redact=redact)
+    said = [["red", *[None] * len(before)], ["a\nvery " + "long " * 100, *[None] * len(before)]]
+    return flips_of(changed, one, other, rows(len(before)), said, redact=redact)
 
 
 def test_rows_that_became_worse_come_first_and_the_same_are_left_out() -> None:

@@ -95,7 +95,7 @@ def scratch(output: Path) -> Iterator[Path]:
             with unstopped(), not_written(aside):
                 _clear(aside, None)
             yield aside
-        except Exception as error:
+        except Exception as error:  # what libraries make of a full disk, or of a folder that is gone
             if (found := _reason_of_the_disk(error, aside)) is None:
                 raise
             raise found from error

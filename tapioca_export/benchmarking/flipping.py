@@ -11,7 +11,6 @@ from ..artifacts import MOST_FLIPS, Flip
 from ..samples import Samples
 from ..samples.rows import beginning
 from ..tasks import Scores, Task
-from .scoring import Answers
 
 
 def changed_rows(before: np.ndarray, after: np.ndarray, higher_is_better: bool) -> list[int]:
@@ -33,7 +32,7 @@ def flips_of(
     before: np.ndarray,
     after: np.ndarray,
     samples: Samples,
-    answers: Answers,
+    said: Sequence[Sequence[str | None]],
     *,
     redact: bool = False,
 ) -> tuple[Flip, ...]:
@@ -44,21 +43,20 @@ def flips_of(
         before: What each row was worth with the original model, (N,).
         after: What it is worth with the pruned one.
         samples: All rows.
-        answers: Both models' answers, as far as they are known.
+        said: Answers of the original and of the pruned model to all rows, None where a task has no words.
         redact: Leave out what the rows hold, and what was answered to them.
     """
     found = []
     for row in rows:
-        known = (None, None) if redact else answers.get(row, (None, None))
-        said = [None if text is None else beginning(text) for text in known]
+        answers = [None if redact or part[row] is None else beginning(part[row]) for part in said]
         found.append(
             Flip(
                 where=Path(samples.rows[row].where).name,  # a folder of the user's is nobody else's
                 sample=None if redact else samples.rows[row].shown,
                 original=float(before[row]),
                 pruned=float(after[row]),
-                original_answer=said[0],
-                pruned_answer=said[1],
+                original_answer=answers[0],
+                pruned_answer=answers[1],
             )
         )
     return tuple(found)

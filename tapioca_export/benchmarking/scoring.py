@@ -1,8 +1,7 @@
 """The task's results of exported files, and the proof that they are those of these files.
 
 Results stand in two tables, of the original and of the pruned model, and nothing in a table says which it
-is. So the batch that tells the models apart best is scored once more by either file, opened anew. Rows
-whose result changed are answered once more as well, in words, for whoever reads the report.
+is. So the batch that tells the models apart best is scored once more by either file, opened anew.
 
 Shapes: N samples.
 """
@@ -26,8 +25,6 @@ from .timing import BenchmarkSettings
 _DEFAULTS = BenchmarkSettings()
 # Of a row's loss: what two models have to differ by, so that rounding cannot hide whose it is.
 CLEAR = 1e-2
-# By row: answers of the original and of the pruned model; None where the task has no words for one.
-Answers = dict[int, tuple[str | None, str | None]]
 
 
 def score_exported(
@@ -103,29 +100,6 @@ class Scoring:
                     f"{off[other]:.3g} from those of the other file.",
                     "Benchmark again; if it says so again, tell the authors of this tool.",
                 )
-
-    def answer(self, folders: Sequence[Path], found: Sequence[Scores], rows: Sequence[int]) -> Answers:
-        """Return both models' answers to some rows.
-
-        Args:
-            folders: The original's and the pruned model's.
-            found: What each scored.
-            rows: Whose answers are asked for. One whose result is another beside other rows, by a hair, is
-                left out: what is answered here is not what was counted.
-
-        Raises:
-            BenchmarkError: If the runtime refuses a file or a batch.
-        """
-        if not rows:
-            return {}
-        chosen = np.unique(np.asarray(rows, dtype=np.int64))
-        said, same = [], np.ones(len(chosen), dtype=bool)
-        for folder, scores in zip(folders, found, strict=True):
-            again, answers = self.evaluation.answer(*self._opened(folder), chosen)
-            said.append(answers)
-            same &= np.isclose(again.values, scores.values[chosen]).reshape(len(chosen), -1).all(axis=1)
-        pairs = zip(chosen.tolist(), same, *said, strict=True)
-        return {row: (before, after) for row, is_same, before, after in pairs if is_same}
 
     def _opened(self, folder: Path) -> tuple[Session, CacheShapes]:
         exported = read_export_folder(folder)

@@ -165,19 +165,18 @@ def _score(
         if not rows.is_labelled:
             continue
         scoring, folders = Scoring(Evaluation(task, rows, processor), settings), (before.path, after.path)
-        (one, said), (other, other_said) = (scoring.answered(folder) for folder in folders)
+        (one, other), said = zip(*(scoring.answered(folder) for folder in folders), strict=True)
         scoring.prove(folders, (one, other))
-        still_wrong = num_still_wrong(task, (one, other), (said, other_said))
+        still_wrong = num_still_wrong(task, (one, other), said)
         found.accuracy[role] = replace(compare(task, one, other, rows.domains), still_wrong=still_wrong)
         worth = [task.row_values(scores.values) for scores in (one, other)]
         found.flips[role] = ()
         if worth[0] is not None and worth[1] is not None:
             changed = changed_rows(worth[0], worth[1], task.higher_is_better)
-            answers = scoring.answer(folders, (one, other), [] if settings.redact else changed)
-            found.flips[role] = flips_of(changed, worth[0], worth[1], rows, answers, redact=settings.redact)
+            found.flips[role] = flips_of(changed, worth[0], worth[1], rows, said, redact=settings.redact)
         if rows.domains.are_named:
             parts = zip(one.split(rows.domains), other.split(rows.domains), strict=True)
-            words = [rows.domains.split(np.asarray(part, dtype=object)) for part in (said, other_said)]
+            words = [rows.domains.split(np.asarray(part, dtype=object)) for part in said]
             each = [
                 replace(compare(task, *pair), still_wrong=num_still_wrong(task, pair, own))
                 for pair, own in zip(parts, zip(*words, strict=True), strict=True)
@@ -208,12 +207,12 @@ def _latency(
     settings: BenchmarkSettings,
 ) -> tuple[tuple[Latency, ...], Tuned, tuple[str, ...]]:
     """Measure on every provider; return rows, settings by provider, and in words what was left out."""
-    available = providers_of(before.runtime)
+    available, asked = providers_of(before.runtime), (CPU, *providers)
     # Nobody asked for CUDA by name, so that its absence is worth a sentence, not an error.
     tries_cuda = tuple(providers) == (CPU,)
-    asked, timed = tuple(dict.fromkeys((CPU, *providers))), timed_on(before.runtime, providers)
     rows: list[Latency] = []
     tuned: dict[str, Mapping[str, OrtSession]] = {}
+    timed = timed_on(before.runtime, providers)
     for provider in timed:
         try:
             runtime = before.runtime

@@ -80,7 +80,7 @@ class TapiocaGroup(click.Group):
             raise
         except click.UsageError as error:
             _fail(ctx, 2, error.format_message(), _see_help(ctx))
-        except Exception as error:
+        except Exception as error:  # what libraries make of a full disk or memory
             if (found := exhausted(error)) is None:
                 raise
             _fail(ctx, 1, found.message, found.hint or _see_help(ctx))

@@ -103,7 +103,7 @@ def _bounded(plain: Any) -> Any:
         return [_bounded(value) for value in plain]
     if not isinstance(plain, dict):
         return plain
-    if set(plain) == {"median", "interval"} and not isinstance(plain["median"], dict):
+    if set(plain) == {"median", "interval"} and isinstance(plain["median"], (int, float)):
         return _quantity(plain["median"], plain["interval"])
     found = {}
     for key, value in plain.items():
