@@ -179,6 +179,7 @@ def test_what_does_not_change_the_report_rows_does_not_set_runs_apart() -> None:
         a_report(config=apart),
         a_report(config={**apart, "seed": 5, "criterion": "loss", "output": "x"}, inputs=moved),
         a_report(config={**apart, "id_report": "renamed.jsonl"}, inputs={"renamed.jsonl": "3" * 64}),
+        a_report(config={**apart, "columns": {"group": "dialect"}}),  # what rows are counted to
     )
     assert found.differences == ()
 
