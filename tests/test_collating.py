@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import pytest
@@ -75,7 +76,7 @@ def save(folder: Path, report: Report) -> Path:
 def beside(*made: Report) -> RunComparison:
     """Put reports side by side as runs a, b, c..."""
     return collate(
-        [compared_run(name, Path(name), report) for name, report in zip("abc", made, strict=False)]
+        [compared_run(name, Path(name), report) for name, report in zip(ascii_lowercase, made, strict=False)]
     )
 
 
