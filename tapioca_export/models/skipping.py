@@ -81,7 +81,7 @@ class StandIn(nn.Module):
     def __init__(self, layer: nn.Module, kinds: dict[type, bool], width: int = 1) -> None:
         super().__init__()
         # Not registered as a submodule, so that names and parameters of the network stay as they are.
-        self.__dict__["layer"] = layer
+        self.layer = layer
         self.kinds = kinds  # by class of layer: does it return a tensor, or more than that
         self.answer: Any = None
         self.skips = False
@@ -92,6 +92,10 @@ class StandIn(nn.Module):
         self.ends = False
         self.see: Callable[[torch.Tensor, Any], None] | None = None
         self.num_forwards = self.num_tokens = 0
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set what is no parameter: a module's own way looks for those, at the cost of a small layer."""
+        self.__dict__[name] = value
 
     def __getattr__(self, name: str) -> Any:
         """Answer for the layer: models read attributes such as `attention_type` off it."""
