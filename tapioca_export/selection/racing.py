@@ -200,7 +200,7 @@ def _expected(field: Field, layer: int) -> float:
     wrong answers are its side of a threshold, a line's scatter away. Other penalties are compared as they
     are: candidates are compared on the same rows.
     """
-    from scipy.stats import norm
+    from scipy.special import ndtr  # scipy.stats takes longer to import than some races take
 
     if not field.is_right_or_wrong:
         return field.partial(layer)
@@ -213,7 +213,7 @@ def _expected(field: Field, layer: int) -> float:
     scatter = math.sqrt((float(np.square(own - guesses)[seen].sum()) + 1) / seen.sum())
     # Below the threshold are as many rows as the model gets wrong.
     threshold = np.quantile(margins, (current > 0).mean())
-    wrong = norm.cdf((threshold - guesses) / scatter) * field.weights
+    wrong = ndtr((threshold - guesses) / scatter) * field.weights
     split = zip(field.domains.split(wrong), field.domains.split(seen), strict=True)
     unseen = np.asarray([part[~known].sum() for part, known in split])
     return field.domains.total(field.sums(layer) + unseen)
@@ -350,9 +350,9 @@ class Forecast:
 
     def error(self, confidence: float) -> float:
         """Return the error of a difference of two totals that is not exceeded at the confidence."""
-        from scipy.stats import norm
+        from scipy.special import ndtri
 
-        return float(norm.ppf(confidence)) * math.sqrt(2) * self.deviation
+        return float(ndtri(confidence)) * math.sqrt(2) * self.deviation
 
     def standard_error(self, layer: int) -> float:
         """Return the standard error of a candidate's total, as a sample of its domain."""
