@@ -118,7 +118,7 @@ class RunConfig:
     full_scores: bool = _option(False, "Score every candidate on all rows, also those that have lost.")
     confidence: float = _option(0.99, "Confidence of --search racing.")
     width: int = _option(3, "Sets kept a round by --search beam.")
-    shortlist: int = _option(5, "Layers that geometry proposes a round, with --criterion tapioca+tale.")
+    shortlist: int = _option(5, "Layers that tapioca proposes a round, with --criterion tapioca+tale.")
     budget_seconds: float | None = _option(None, "End the search after this time with the best so far.")
     budget_evaluations: int | None = _option(None, "End the search after this many candidates.")
     engine: str = _option("local", "Where candidates are scored: local, or ray.", None, "NAME")

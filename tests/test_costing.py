@@ -105,6 +105,7 @@ def test_layers_held_by_the_architecture_are_planned_for(config: Any) -> None:
         {"search": "beam", "width": 2},
         {"criterion": "tapioca+tale", "shortlist": 2},
         {"criterion": "tapioca"},
+        {"criterion": "realignment"},
     ],
     ids=str,
 )

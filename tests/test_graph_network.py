@@ -25,7 +25,9 @@ from tapioca_export.errors import ConfigError, TapiocaError, UnsupportedModelErr
 from tapioca_export.exporting import adopting
 from tapioca_export.graphs import Pieces, cut, find_layers
 from tapioca_export.models import LoadOptions, droppable_layers, load_model, skipping
+from tapioca_export.profiling import Probe
 from tapioca_export.provenance import hash_model
+from tapioca_export.samples import read_samples
 
 IDS = np.array([[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]], dtype=np.int64)
 
@@ -214,6 +216,9 @@ def test_a_file_is_measured_as_its_checkpoint(
         with skipping(graph, drop), skipping(network, drop):
             one, other = (m.task.compared(m.logits(inputs), inputs) for m in (graph, network))
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    rows = [read_samples(paths["target"], m.task.rows({}, m.processor), role="t") for m in (graph, network)]
+    turns = [Probe(m, {"target": own}).turns() for m, own in zip((graph, network), rows, strict=True)]
+    np.testing.assert_allclose(*turns, rtol=1e-3, atol=1e-6)
     for name in ("graph", "checkpoint"):
         cli("profile", "-m", paths[name], *rows_of(paths), "--drop", "1", "-o", tmp_path / name)
         cli("select", "-m", paths[name], *rows_of(paths), "--max-drop-layers", "2", "--pick", "final", "-o",

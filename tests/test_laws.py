@@ -6,12 +6,14 @@ import copy
 import json
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ALL_FAMILIES, NUM_LAYERS
+from scipy.spatial.distance import pdist, squareform
 from torch import nn
 
 from tapioca_export.errors import UnsupportedModelError
@@ -19,6 +21,7 @@ from tapioca_export.models import LoadedModel, drop_layers, load_model, proof, s
 from tapioca_export.models.proof import save_pruned
 from tapioca_export.polynomial import WEIGHTS, sample_prompts
 from tapioca_export.profiling import Probe
+from tapioca_export.profiling.accumulating import distances_between
 from tapioca_export.samples import Samples, load_roles, read_samples
 from tapioca_export.tasks import Batch, Inputs
 
@@ -192,6 +195,61 @@ def test_profiles_depend_on_neither_batch_size_nor_row_order(model: LoadedModel,
         [one.influences[i] for i in kept], [other.influences[i] for i in kept], rtol=1e-4, atol=1e-6
     )
     assert (one.num_samples, one.num_tokens) == (other.num_samples, other.num_tokens)
+
+
+def test_distances_far_from_the_origin_lose_nothing_to_rounding() -> None:
+    states = torch.randn(3, 40, 16, generator=torch.manual_seed(0)) + 1e4  # float32 holds a thousandth there
+    states[:, 7] = states[:, 3]
+    found = distances_between(states)
+    by_hand = np.mean([squareform(pdist(part.double().numpy())) for part in states], axis=0)
+    np.testing.assert_allclose(found, by_hand, rtol=1e-9, atol=1e-6)
+    assert (np.diag(found) == 0).all()
+    assert distances_between(torch.full((2, 5, 8), 1e4)).max() < 1e-6
+
+
+def test_turns_are_those_of_the_state_behind_the_last_layer(model: LoadedModel, rows: Samples) -> None:
+    """By hand: copies without a layer, and a hook on whatever layer is their last."""
+    few = sorted(sorted(range(len(rows)), key=lambda i: rows.hashes[i])[:32])
+
+    def heads(network: LoadedModel) -> np.ndarray:
+        caught = []
+        hook = network.layers[-1].register_forward_hook(lambda module, given, output: caught.append(output))
+        found = []
+        for index in few:
+            batch = network.task.profile_batch(rows, np.asarray([index]), network.processor)
+            network.logits(batch.inputs)
+            output = caught.pop()
+            state = (output[0] if isinstance(output, tuple) else output).double().numpy()  # (1, T, H)
+            batch = replace(batch, num_states=state.shape[1])
+            found.append(network.task.readout(batch, network.processor).astype(np.float64) @ state)
+        hook.remove()
+        return np.stack(found)  # (rows, 1, P, H)
+
+    intact = heads(model)
+    for layer, turn in enumerate(Probe(model, {"id": rows, "target": rows}, batch_size=7).turns()):
+        other = heads(drop_by_hand(model, (layer,)))
+        cosine = (intact * other).sum(-1) / np.linalg.norm(intact, axis=-1) / np.linalg.norm(other, axis=-1)
+        assert turn == pytest.approx(float((1 - cosine).mean()), rel=1e-4, abs=1e-6)
+
+
+def test_turns_depend_on_neither_batch_size_nor_row_order_nor_labels(
+    model: LoadedModel, rows: Samples
+) -> None:
+    unlabelled = tuple(replace(row, label=None) for row in rows.rows[::-1])
+    backwards = Samples(rows.role, unlabelled, rows.source, rows.sha256)
+    one = Probe(model, {"id": rows, "target": rows}, batch_size=5).turns()
+    other = Probe(model, {"id": rows, "target": backwards}, batch_size=64).turns()
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_layer_that_adds_nothing_turns_nothing(tiny: Tiny, sample_files: Files) -> None:
+    model = load_model(tiny("llama"))
+    for projection in (model.layers[2].self_attn.o_proj, model.layers[2].mlp.down_proj):
+        projection.weight.data.zero_()
+    rows = load_rows(model, sample_files("llama")["id"])
+    turns = Probe(model, {"id": rows, "target": rows}).turns()
+    assert turns[2] == pytest.approx(0, abs=1e-9)
+    assert min(turn for layer, turn in enumerate(turns) if layer != 2) > 1e-5
 
 
 def test_identical_samples_show_no_deviation(model: LoadedModel, rows: Samples) -> None:

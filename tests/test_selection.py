@@ -14,6 +14,7 @@ from conftest import NUM_LAYERS, THREE_FAMILIES
 from test_laws import drop_by_hand
 
 from tapioca_export.artifacts import Curves, Deviation, Evaluation, LayerProfile, Ledger
+from tapioca_export.cli.results import show_selection
 from tapioca_export.domains import Domains
 from tapioca_export.errors import ConfigError, SelectionError, UnknownNameError
 from tapioca_export.measuring import measure
@@ -64,13 +65,13 @@ class FakeProbe:
             found[layer] = Evaluation(metric, deviation=self._deviation(key))
         return found
 
-    def influences(self, name: str) -> tuple[float, ...]:
+    def turns(self) -> tuple[float, ...]:
         return tuple(float((7 * i) % self.num_layers) for i in range(self.num_layers))
 
-    magnitudes = sensitivities = lambda self: self.influences("target")
+    magnitudes = sensitivities = lambda self: self.turns()
 
     def angular_distances(self, num_layers: int) -> tuple[float, ...]:
-        return self.influences("target")[: self.num_layers - num_layers + 1]
+        return self.turns()[: self.num_layers - num_layers + 1]
 
     def profile(self, name: str, dropped: Collection[int] = ()) -> LayerProfile:
         influences = tuple(float((7 * i) % self.num_layers) for i in range(self.num_layers))
@@ -211,27 +212,87 @@ def test_fixed_drops_what_was_named_whatever_the_metric() -> None:
     assert selection.drop == (1, 4)
 
 
-def test_tapioca_stops_at_the_noise_floor_and_when_nothing_helps() -> None:
+def test_realignment_stops_at_the_noise_floor_and_when_nothing_helps() -> None:
     within = FakeProbe(4, lambda d: 1.0, labelled=False, deviation=lambda d: 0.1)
-    assert search(within, criterion="tapioca").stop_reason.startswith("the target deviates from ID no more")
+    stopped = search(within, criterion="realignment").stop_reason
+    assert stopped.startswith("the target deviates from ID no more")
     worse = FakeProbe(4, lambda d: 1.0, labelled=False, deviation=lambda d: 1.0 + len(d))
-    selection = search(worse, criterion="tapioca")
+    selection = search(worse, criterion="realignment")
     assert selection.drop == ()
     assert "no removal" in selection.stop_reason
 
 
-def test_tapioca_on_unlabelled_rows_keeps_its_whole_trajectory() -> None:
+def test_realignment_on_unlabelled_rows_keeps_its_whole_trajectory() -> None:
     probe = FakeProbe(4, lambda d: 1.0, labelled=False, deviation=lambda d: 1.0 - 0.4 * len(d))
-    selection = search(probe, criterion="tapioca")
+    selection = search(probe, criterion="realignment")
     assert len(selection.drop) == 3
     assert (selection.pick, selection.metric, selection.baseline_metric) == ("final", None, None)
 
 
-def test_tapioca_with_labels_reports_how_well_it_predicted() -> None:
+def test_realignment_with_labels_reports_how_well_it_predicted() -> None:
     probe = FakeProbe(5, lambda d: 0.5 + sum(d) / 100, deviation=lambda d: 2.0 - 0.1 * sum(d))
-    selection = search(probe, criterion="tapioca")
+    selection = search(probe, criterion="realignment")
     assert selection.prediction.spearman == pytest.approx(1.0)
     assert selection.prediction.num_candidates == 5
+
+
+def test_tapioca_drops_first_what_turns_the_head_least() -> None:
+    probe = FakeProbe(5, lambda d: 1.0, labelled=False)
+    assert probe.turns() == (0, 2, 4, 1, 3)
+    selection = search(probe, criterion="tapioca", max_drop_layers=4)
+    assert [step.layer for step in selection.steps] == [0, 3, 1, 4]
+    scores = {candidate.layer: candidate.score for candidate in selection.steps[1].candidates}
+    assert scores == {1: -2, 2: -4, 3: -1, 4: -3}
+
+
+@pytest.mark.parametrize(("num_layers", "dropped"), [(3, 1), (4, 1), (12, 3)])
+def test_tapioca_without_labels_drops_a_quarter_unless_told_otherwise(num_layers: int, dropped: int) -> None:
+    probe = FakeProbe(num_layers, lambda d: 1.0, labelled=False)
+    selection = search(probe, criterion="tapioca")
+    assert (len(selection.drop), selection.pick) == (dropped, "final")
+    assert "unless --max-drop-layers says otherwise" in selection.stop_reason
+    told = search(probe, criterion="tapioca", max_drop_layers=2)
+    assert len(told.drop) == 2
+    assert told.stop_reason.endswith("the most that was asked for")
+
+
+def test_tapioca_with_labels_is_stopped_by_the_floor_and_says_how_well_it_foretold() -> None:
+    best_first = FakeProbe(6, lambda d: 0.9 - 0.012 * sum(7 * n % 6 for n in d))
+    selection = search(best_first, criterion="tapioca", epsilon=0.08)
+    assert selection.prediction.spearman > 0.9
+    assert selection.prediction.num_candidates == 6
+    assert selection.steps[-1].metric >= 0.82
+    assert "beyond the floor" in selection.stop_reason
+    # Only the first round's candidates are scored by the metric; of the others, what is dropped.
+    assert all(candidate.metric is None for candidate in selection.steps[1].candidates)
+
+
+def test_select_prints_how_well_the_score_foretold_the_metric(capsys: pytest.CaptureFixture[str]) -> None:
+    probe = FakeProbe(6, lambda d: 0.9 - 0.012 * sum(7 * n % 6 for n in d))
+    show_selection(search(probe, criterion="tapioca"), as_json=False, quiet=False)
+    (line,) = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("The label-free score")
+    ]
+    assert line.startswith("The label-free score predicted the metric in the first round: Spearman +1")
+    show_selection(search(probe, criterion="tale"), as_json=False, quiet=False)
+    assert "label-free" not in capsys.readouterr().out
+
+
+def test_tapioca_drops_nothing_where_there_is_no_shift() -> None:
+    within = FakeProbe(4, lambda d: 1.0, labelled=False, deviation=lambda d: 0.1)
+    selection = search(within, criterion="tapioca")
+    assert (selection.drop, selection.steps) == ((), ())
+    assert selection.stop_reason.startswith("the target deviates from ID no more")
+    # What pruning does to the deviation is no reason to end.
+    probe = FakeProbe(8, lambda d: 1.0, labelled=False, deviation=lambda d: 0.05 if d else 1.0)
+    assert len(search(probe, criterion="tapioca").drop) == 2
+
+
+def test_tapioca_tale_proposes_what_tapioca_would_drop_first() -> None:
+    labelled = FakeProbe(8, lambda d: 1.0)
+    first = search(labelled, criterion="tapioca+tale", shortlist=3, max_drop_layers=1, pick="final").steps[0]
+    order = [s.layer for s in search(labelled, criterion="tapioca", max_drop_layers=3, pick="final").steps]
+    assert {candidate.layer for candidate in first.candidates} == set(order)
 
 
 def test_identical_samples_give_tapioca_nothing_to_drop(

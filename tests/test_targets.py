@@ -349,6 +349,17 @@ def test_full_scores_of_domains_take_what_was_planned(
         assert plan.layer_forwards.least <= cost.layer_forwards <= plan.layer_forwards.most
 
 
+@pytest.mark.parametrize("objective", ["mean", "worst"])
+def test_turns_are_the_objective_of_those_of_the_domains(
+    objective: str, config: Callable[..., RunConfig]
+) -> None:
+    rows = load_all(config(objective=objective))["target-select"]
+    model = load_model(config().model, "polynomial-regression")
+    apart = [Probe(model, {"target": part}).turns() for part in rows.by_domain]
+    expected = np.mean(apart, axis=0) if objective == "mean" else np.max(apart, axis=0)
+    assert Probe(model, {"target": rows}).turns() == pytest.approx(expected.tolist())
+
+
 def test_criteria_are_compared_by_the_objective(config: Callable[..., RunConfig]) -> None:
     chosen = config(objective="worst", max_drop_layers=1)
     found = commands.compare(chosen, ("tale", "random"))

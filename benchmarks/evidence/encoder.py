@@ -17,8 +17,9 @@ from pathlib import Path
 
 import click
 
-from benchmarks.evidence.protocol import Effort
-from benchmarks.evidence.running import SMOKE, options, run
+from benchmarks.evidence.protocol import record
+from benchmarks.evidence.protocol import smoke as smoke_record
+from benchmarks.evidence.running import each, options, run
 from benchmarks.evidence.shifts import ID, Shift, Subject, as_samples
 from tapioca_export.models import load_model
 from tapioca_export.samples import Samples
@@ -66,6 +67,12 @@ def subject(data: str, seed: int, limit: int | None = None) -> Subject:
     )
 
 
+def train_all(data: Path, jobs: int, seeds: Sequence[int] = SEEDS) -> None:
+    """Train what the cache lacks."""
+    for folder, _ in each(trained, [(data, seed) for seed in seeds], jobs):
+        click.echo(folder)
+
+
 @click.command(help=__doc__)
 @options(Path(__file__).with_suffix(".json"))
 @click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
@@ -74,12 +81,11 @@ def main(smoke: bool, jobs: int, resume: Path | None, output: Path, data: Path, 
     """Measure and write the JSON."""
     about = {"family": "encoder", "data": data.name}
     if smoke:
-        run(subject, [(str(data), seeds[0], 32)], output, jobs=1, effort=SMOKE, about=about)
+        run(subject, [(str(data), seeds[0], 32)], output, jobs=1, record=smoke_record, about=about)
         return
-    for seed in seeds:
-        trained(data, seed)
+    train_all(data, jobs, seeds)
     members = [(str(data), seed) for seed in seeds]
-    run(subject, members, output, jobs=jobs, resume=resume, effort=Effort(), about=about)
+    run(subject, members, output, jobs=jobs, resume=resume, record=record, about=about)
 
 
 if __name__ == "__main__":

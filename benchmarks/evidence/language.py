@@ -18,8 +18,9 @@ from typing import Any
 
 import click
 
-from benchmarks.evidence.protocol import Effort
-from benchmarks.evidence.running import SMOKE, options, run
+from benchmarks.evidence.protocol import record
+from benchmarks.evidence.protocol import smoke as smoke_record
+from benchmarks.evidence.running import each, options, run
 from benchmarks.evidence.shifts import ID, Shift, Subject, as_samples, last_line
 from benchmarks.language import lists
 from benchmarks.language.family import SEEDS, SIZES, Recipe, checkpoint, network
@@ -103,6 +104,12 @@ def _subject(
     )
 
 
+def train_all(jobs: int, sizes: Sequence[str] = tuple(SIZES), seeds: Sequence[int] = SEEDS) -> None:
+    """Train what the cache lacks; the largest first, so that all processes end at about the same time."""
+    for folder in each(checkpoint, [(size, seed) for size in reversed(sizes) for seed in seeds], jobs):
+        click.echo(folder)
+
+
 @click.command(help=__doc__)
 @options(Path(__file__).with_suffix(".json"))
 @click.option("--size", "sizes", multiple=True, default=tuple(SIZES), show_default=True)
@@ -113,13 +120,12 @@ def main(
     """Measure and write the JSON."""
     if smoke:
         tiny = [("tiny", 0, judged) for judged in TASKS]
-        run(untrained, tiny, output, jobs=1, effort=SMOKE, about={"family": "language"})
+        run(untrained, tiny, output, jobs=1, record=smoke_record, about={"family": "language"})
         return
     members = [(size, seed, judged) for seed in seeds for size in sizes for judged in TASKS]
     about = {"family": "language", "lengths": LENGTHS, "num_rows": NUM_ROWS}
-    for size, seed, _ in members:
-        checkpoint(size, seed)
-    run(subject, members, output, jobs=jobs, resume=resume, effort=Effort(), about=about)
+    train_all(jobs, sizes, seeds)
+    run(subject, members, output, jobs=jobs, resume=resume, record=record, about=about)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,11 @@ def error(task: Task, metric: Any) -> Any:
     return np.abs(metric - task.best_value)
 
 
+def least_error(task: Task, num_rows: int) -> float:
+    """Return what an error is at least: half a wrong answer, as a ratio to nothing says nothing."""
+    return 0.5 / num_rows if task.is_right_or_wrong else float(np.finfo(np.float64).tiny)
+
+
 class Gains:
     """What sets of dropped layers gain on rows, and by how much one gains more than another.
 
@@ -39,8 +44,7 @@ class Gains:
 
     def __init__(self, task: Task, scores: Mapping[Layers, Scores]) -> None:
         values = [found.values for found in scores.values()]
-        # Half a wrong answer, where none is: a ratio to nothing says nothing.
-        least = 0.5 / len(values[0]) if task.is_right_or_wrong else np.finfo(np.float64).tiny
+        least = least_error(task, len(values[0]))
         drawn = np.maximum(error(task, replicates(values, task.aggregate)), least)  # (A, R)
         exact = np.maximum(error(task, np.asarray([task.aggregate(part) for part in values])), least)
         place = list(scores).index(())

@@ -23,10 +23,11 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from benchmarks.evidence.protocol import Effort
-from benchmarks.evidence.running import SMOKE, options, run
+from benchmarks.evidence.protocol import record
+from benchmarks.evidence.protocol import smoke as smoke_record
+from benchmarks.evidence.running import each, options, run
 from benchmarks.evidence.shifts import ID, Shift, Subject, as_samples, last_line
-from benchmarks.polynomial.family import SEEDS, TRAINED_HERE, checkpoint
+from benchmarks.polynomial.family import CACHE, SEEDS, TRAINED_HERE, checkpoint
 from benchmarks.polynomial.prompts import Distribution
 from benchmarks.polynomial.train import Recipe
 from tapioca_export.models import LoadedModel, LoadOptions, load_model
@@ -108,6 +109,14 @@ def _subject(size: str, seed: int, model: LoadedModel, shifts: Shifts, num_rows:
     )
 
 
+def train_all(
+    jobs: int, sizes: Sequence[str] = TRAINED_HERE, seeds: Sequence[int] = SEEDS, device: str = "cpu"
+) -> None:
+    """Train what the cache lacks; the largest first, so that all processes end at about the same time."""
+    for folder in each(checkpoint, [(s, n, CACHE, device) for s in reversed(sizes) for n in seeds], jobs):
+        click.echo(folder)
+
+
 @click.command(help=__doc__)
 @options(Path(__file__).with_suffix(".json"))
 @click.option("--scales", type=click.Choice(tuple(SCALES)), default="coarse", show_default=True)
@@ -120,14 +129,13 @@ def main(
 ) -> None:  # fmt: skip
     """Measure and write the JSON."""
     if smoke:
-        run(untrained, [("tiny", 0)], output, jobs=1, effort=SMOKE, about={"family": "polynomial"})
+        run(untrained, [("tiny", 0)], output, jobs=1, record=smoke_record, about={"family": "polynomial"})
         return
     elsewhere = () if device == "cpu" else (device,)
     members = [(size, seed, scales, *elsewhere) for seed in seeds for size in sizes]
     about = {"family": "polynomial", "scales": SCALES[scales], "num_rows": NUM_ROWS}
-    for size, seed, *_ in members:
-        checkpoint(size, seed, device=device)
-    run(subject, members, output, jobs=jobs, resume=resume, effort=Effort(), about=about)
+    train_all(jobs, sizes, seeds, device)
+    run(subject, members, output, jobs=jobs, resume=resume, record=record, about=about)
 
 
 if __name__ == "__main__":

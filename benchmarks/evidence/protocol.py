@@ -38,6 +38,19 @@ class Effort:
     alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 
+SMOKE = Effort(draws=5, alphas=(0.0, 0.5, 1.0, 1.5))
+
+
+def record(subject: Subject, effort: Effort = Effort()) -> dict[str, Any]:
+    """Measure everything, and return it as what a JSON file holds."""
+    return Protocol(subject, effort).record()
+
+
+def smoke(subject: Subject) -> dict[str, Any]:
+    """Do the same with a minute's worth."""
+    return record(subject, SMOKE)
+
+
 @dataclass(frozen=True)
 class Choice:
     """What a search chose on the rows it saw; `first` is the best single layer, `gain` what it saw."""

@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,34 @@ import torch
 
 from benchmarks.recording import origin
 
-from .protocol import Effort, Protocol
 from .shifts import Subject
 
-SMOKE = Effort(draws=5, alphas=(0.0, 0.5, 1.0, 1.5))
 DIGITS = 6
 Make = Callable[..., Subject]
+Record = Callable[[Subject], dict[str, Any]]
 
 
-def measure(make: Make, member: tuple[Any, ...], effort: Effort, folder: Path | None) -> dict[str, Any]:
+def each(function: Callable[..., Any], arguments: Sequence[Sequence[Any]], jobs: int) -> Iterator[Any]:
+    """Call a function with each of the arguments, in processes of one thread, and yield what it returns.
+
+    Function and arguments have to be found by another process: those of a module are.
+    """
+    # A process that has run PyTorch cannot be forked.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        for future in [pool.submit(function, *given) for given in arguments]:
+            yield future.result()
+
+
+def measure(make: Make, member: Sequence[Any], record: Record, folder: Path | None) -> dict[str, Any]:
     """Measure one model on one thread.
 
     Args:
         make: Makes the subject of `member`; a function of a module, so that another process finds it.
         member: What tells the models of a family apart.
-        effort: How much is measured.
+        record: Measures it, and returns what is kept.
         folder: Where to keep the record, and look for it first; None keeps nothing.
     """
     torch.set_num_threads(1)
@@ -39,37 +52,33 @@ def measure(make: Make, member: tuple[Any, ...], effort: Effort, folder: Path | 
         found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
         return found
     clock, worked = time.perf_counter(), time.process_time()
-    record: dict[str, Any] = rounded(Protocol(make(*member), effort).record())
-    record["seconds"] = round(time.perf_counter() - clock, 1)
-    record["processor_seconds"] = round(time.process_time() - worked, 1)
+    made: dict[str, Any] = rounded(record(make(*member)))
+    made["seconds"] = round(time.perf_counter() - clock, 1)
+    made["processor_seconds"] = round(time.process_time() - worked, 1)
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(record), encoding="utf-8")
-    return record
+        kept.write_text(json.dumps(made), encoding="utf-8")
+    return made
 
 
 def run(
     make: Make,
-    members: Sequence[tuple[Any, ...]],
+    members: Sequence[Sequence[Any]],
     output: Path,
     *,
     jobs: int,
-    effort: Effort,
+    record: Record,
     resume: Path | None = None,
     about: dict[str, Any],
 ) -> None:
     """Measure all models of a family and write the JSON."""
     started, records = time.perf_counter(), []
     if jobs == 1:
-        records = [measure(make, member, effort, resume) for member in members]
+        records = [measure(make, member, record, resume) for member in members]
     else:
-        # A process that has run PyTorch cannot be forked.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-            waiting = [pool.submit(measure, make, member, effort, resume) for member in members]
-            for future in waiting:
-                records.append(future.result())
-                click.echo(f"{records[-1]['name']}: {records[-1]['seconds']} s")
+        for made in each(measure, [(make, member, record, resume) for member in members], jobs):
+            records.append(made)
+            click.echo(f"{made['name']}: {made['seconds']} s")
     seconds = round(time.perf_counter() - started, 1)
     # What was finished before took its time then: each model says its own.
     took = {} if resume else {"seconds": seconds}

@@ -22,7 +22,7 @@ from ..artifacts import Curves, Deviation, Evaluation, LayerProfile, Ledger
 from ..engines import Engine
 from ..models import EndOfForward, LoadedModel, stand_ins
 from ..profiling import Probe
-from ..profiling.probe import NUM_INFLUENCE_SAMPLES
+from ..profiling.probe import NUM_TURNED_SAMPLES
 from ..profiling.replaying import Found, Work
 from ..samples import Samples
 from ..tasks import Batch, Processor
@@ -237,9 +237,11 @@ class Rehearsal:
         metrics = self.metrics(dropped, layers)
         return {n: replace(metrics[n], deviation=found[n].deviation) for n in layers}
 
-    def influences(self, name: str) -> tuple[float, ...]:
-        """Count one pass over few rows, once."""
-        self._pass_once(("influences", name), name, (), NUM_INFLUENCE_SAMPLES)
+    def turns(self) -> tuple[float, ...]:
+        """Count one sweep over few rows, once."""
+        if ("turns",) not in self._done:
+            self._done.add(("turns",))
+            self._pass("target", (), range(self.num_layers), NUM_TURNED_SAMPLES)
         return self._ranks()
 
     def angular_distances(self, num_layers: int) -> tuple[float, ...]:

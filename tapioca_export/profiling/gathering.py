@@ -126,6 +126,12 @@ def _refuse_padding(batch: Batch, mask: torch.Tensor) -> None:
         raise SelectionError("Padding would be profiled as tokens.", "Report this with the task.")
 
 
+def answer_stack(model: LoadedModel) -> int:
+    """Return the place of the stack whose last states the head reads: by default the last."""
+    names = list(model.numbering.depths)
+    return names.index(model.task.answer_stack) if model.task.answer_stack in names else len(names) - 1
+
+
 def read_states(
     model: LoadedModel, processor: Processor, batch: Batch, boundaries: Sequence[torch.Tensor]
 ) -> tuple[list[torch.Tensor], np.ndarray, np.ndarray]:
@@ -138,7 +144,7 @@ def read_states(
     """
     task, numbering = model.task, model.numbering
     names = list(numbering.depths)
-    read = task.answer_stack if task.answer_stack in names else names[-1]
+    read = names[answer_stack(model)]
     states, cosines, num_tokens = [], [], []
     for name, part in zip(names, numbering.boundaries, strict=True):
         streams = [boundaries[number] for number in part]

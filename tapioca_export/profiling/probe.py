@@ -17,9 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch.nn.functional import cosine_similarity
 
 from ..artifacts import Choices, Deviation, Evaluation, LayerProfile, Ledger
 from ..bars import progress_bar
@@ -30,13 +32,16 @@ from ..samples import Samples
 from ..tasks import Batch, Division, Scores
 from ..tasks.scoring import averaged
 from .accumulating import NUM_REPLICATES
-from .gathering import Gathered, Gathering, deviations, read_states, together
+from .gathering import Gathered, Gathering, answer_stack, deviations, read_states, together
 from .replaying import Changes, Found, Replayer, Trace, Work, passes
 from .sharing import shares_context
 from .weighing import angular_distance, magnitudes, sensitivities
 
-# Block influence hardly differs between samples of one kind; few rows will do to rank layers.
-NUM_INFLUENCE_SAMPLES = 32
+Fixed = TypeVar("Fixed")
+
+# By how much states turn hardly differs between samples of one kind: few rows will do to rank layers
+# (benchmarks/RESULTS.md holds them against all).
+NUM_TURNED_SAMPLES = 32
 # On a CPU, the tokens in whose time one more batch is started, and those of a thread beyond which a batch
 # gets no faster (benchmarks/search.py batches). GPUs are better filled.
 BATCH_COST = 32
@@ -94,7 +99,7 @@ class Probe:
             "local", lambda: Replayer(model, rows, self.processor, self.changes)
         )
         self._measured: dict[tuple[str, frozenset[int]], Gathered] = {}
-        self._fixed: dict[tuple[object, ...], tuple[float, ...]] = {}
+        self._fixed: dict[tuple[object, ...], Any] = {}
         self.watch: Callable[[int], None] = lambda num_scores: None
 
     @property
@@ -267,26 +272,32 @@ class Probe:
         metrics = self.metrics(dropped, layers)
         return {n: Evaluation(metrics[n].metric, metrics[n].loss, found[n]) for n in layers}
 
-    def influences(self, name: str) -> tuple[float, ...]:
-        """Return each layer's block influence on the few samples of lowest hash, of each domain."""
-        return self._once(("influences", name), lambda: self._mean_influences(self.samples[name]))
+    def turns(self) -> tuple[float, ...]:
+        """Return by how much the state that the head reads turns when a layer, or part of one, is dropped.
 
-    def _mean_influences(self, samples: Samples) -> tuple[float, ...]:
-        found = [self._few_influences(part) for part in samples.by_domain]
-        return tuple(samples.domains.average(found).tolist())
+        1 - cosine of the state with and without it where answers are read, mean over a few target rows: those
+        of lowest hash, of each domain.
+        """
+        return self._once(("turns",), lambda: self._mean_turns(self.samples["target"]))
 
-    def _few_influences(self, samples: Samples) -> tuple[float, ...]:
+    def _mean_turns(self, samples: Samples) -> tuple[float, ...]:
+        found = [self._few_turns(part) for part in samples.by_domain]
+        return tuple(samples.domains.combined(found, False).tolist())
+
+    def _few_turns(self, samples: Samples) -> np.ndarray:
         order = sorted(range(len(samples)), key=lambda i: (samples.hashes[i], i))
-        few = replace(samples, rows=tuple(samples.rows[i] for i in sorted(order[:NUM_INFLUENCE_SAMPLES])))
-        total, num_tokens = (
-            np.zeros(self.numbering.num_layers),
-            np.zeros(len(self.numbering.depths), dtype=np.int64),
-        )
-        for batch, _, trace in self._passes(few, (), ()):
-            _, cosines, tokens = read_states(self.model, self.processor, batch, trace.boundaries)
-            total, num_tokens = total + cosines, num_tokens + tokens
+        few = replace(samples, rows=tuple(samples.rows[i] for i in sorted(order[:NUM_TURNED_SAMPLES])))
+        total, stack = np.zeros(self.num_layers), answer_stack(self.model)
+        intact = torch.empty(0)
+        for batch, layer, trace in self._passes(few, (), range(self.num_layers)):
+            head = read_states(self.model, self.processor, batch, trace.boundaries)[0][stack][-1]  # (B, P, H)
+            if layer is None:
+                intact = head
+            else:
+                turned = 1 - cosine_similarity(intact.double(), head.double(), dim=-1)
+                total[layer] += float(turned.mean(dim=-1).sum())
         self.ledger.add_cost(self._layer_forwards, self._layer_tokens)
-        return tuple((1 - total / np.repeat(num_tokens, list(self.numbering.depths.values()))).tolist())
+        return total / len(few)
 
     def angular_distances(self, num_layers: int) -> tuple[float, ...]:
         """Return the mean angle between entering layer l and num_layers on, in half turns, for each l.
@@ -327,11 +338,12 @@ class Probe:
         self.ledger.add_cost(3 * len(rows) * self.num_layers, 0)
         return found
 
-    def _once(self, key: tuple[object, ...], measure: Callable[[], tuple[float, ...]]) -> tuple[float, ...]:
+    def _once(self, key: tuple[object, ...], measure: Callable[[], Fixed]) -> Fixed:
         """Measure what is the same in every round once."""
         if key not in self._fixed:
             self._fixed[key] = measure()
-        return self._fixed[key]
+        found: Fixed = self._fixed[key]
+        return found
 
     # --- measuring ------------------------------------------------------------------------
 

@@ -45,7 +45,7 @@ from .speeds import about_medians, setting_text
 from .summary import summary_table
 from .tables import comparison_table, layer_table
 from .tradeoffs import domain_table, trade_off_table
-from .wording import findings, verdict
+from .wording import about_prediction, findings, verdict
 
 # What a report is written to.
 FILES = ("report.html", "report.json", "report.md")
@@ -53,6 +53,7 @@ FILES = ("report.html", "report.json", "report.md")
 __all__ = [
     "FILES",
     "about_medians",
+    "about_prediction",
     "about_sessions",
     "brief_runs_table",
     "comparison_table",

@@ -34,7 +34,7 @@ Effect = Literal["gain", "harm", "unclear"]
 
 PAPER_NOTE = (
     "The body of the TAPIOCA paper was not available to this project: profile deviation as "
-    "computed here and the \"tapioca\" criterion are this project's own proposal, not the paper's."
+    'computed here and the criteria "tapioca" and "realignment" are this project\'s own, not the paper\'s.'
 )
 TORCHSCRIPT_NOTE = (
     "TorchScript is deprecated in PyTorch; use that export only where a runtime still needs it (its "
@@ -238,7 +238,7 @@ def findings(
         *_about_accuracy(benchmark),
         *_about_optimism(benchmark),
         *about_deviation(profile),
-        *_about_prediction(selection),
+        *about_prediction(selection),
         *about_speed(benchmark),
         *about_medians(benchmark),
         *about_sessions(benchmark),
@@ -352,7 +352,8 @@ def about_deviation(profile: Profile) -> list[str]:
     ]
 
 
-def _about_prediction(selection: Selection) -> list[str]:
+def about_prediction(selection: Selection) -> list[str]:
+    """Say how well a label-free score foretold the metric in the first round, if that was tried."""
     found = selection.prediction
     if found is None:
         return []

@@ -95,23 +95,51 @@ def loss(round_: Round) -> Scored:
 
 @CRITERIA.add("tapioca+tale")
 def tapioca_tale(round_: Round) -> Scored:
-    """Let geometry propose --shortlist layers and the task metric choose among them (needs labels).
+    """Let tapioca propose --shortlist layers and the task metric choose among them (needs labels).
 
-    The proposal needs no labels and costs one forward of some rows: the layers that turn the
-    residual stream least, by the mean of their block influences on ID and on target rows. The metric
-    then decides as in tale, at the cost of the layers proposed.
+    The proposal costs a few rows. The metric then decides as in tale, at the cost of the layers proposed.
 
-    Source: this project's definition, with the Block Influence of Men et al. 2024, arXiv:2403.03853.
+    Source: this project's definition: see tapioca and tale.
     """
     need_labels(round_, "tapioca+tale")
-    influences = np.add(round_.probe.influences("id"), round_.probe.influences("target"))
-    ranked = sorted(round_.layers, key=lambda layer: (float(influences[layer]), layer))
+    turns = round_.probe.turns()
+    ranked = sorted(round_.layers, key=lambda layer: (turns[layer], layer))
     proposed = tuple(sorted(ranked[: round_.settings.shortlist]))
     return _measured(replace(round_, layers=proposed))
 
 
 @CRITERIA.add("tapioca")
 def tapioca(round_: Round) -> Scored:
+    """Drop the layer without which the state that the head reads turns least on the target (needs no labels).
+
+    The score is minus 1 - cosine of the state at the last boundary with and without the layer, where
+    answers are read, measured once, on a few target rows. Nothing is dropped where the target deviates from
+    ID no more than two halves of ID do. Without labels nothing says which layers would gain, or when to
+    stop: this is the criterion that foretold gains best of those that were compared, by what every model
+    shows (benchmarks/RESULTS.md, "A criterion without labels").
+
+    Source: this project's definition. Sharma et al. 2026, arXiv:2605.14738, propose no selection rule.
+    """
+    probe = round_.probe
+    if not round_.dropped and (told := _no_shift(round_)):
+        return Scored((), told)
+    scores = {layer: -probe.turns()[layer] for layer in round_.layers}
+    if round_.dropped or not probe.is_labelled:
+        return Scored(tuple(Candidate(n, score) for n, score in scores.items()))
+    # The first round says how well the score foretold what the metric makes of each layer.
+    found = probe.metrics((), round_.layers)
+    return Scored(tuple(Candidate(n, scores[n], found[n].metric, found[n].loss) for n in round_.layers))
+
+
+def _no_shift(round_: Round) -> str | None:
+    """Return why nothing is to be dropped, where the target's profiles are those of ID."""
+    now = round_.probe.deviation(round_.dropped)
+    within = now.mean <= now.noise_floor.mean
+    return "the target deviates from ID no more than two halves of ID do" if within else None
+
+
+@CRITERIA.add("realignment")
+def realignment(round_: Round) -> Scored:
     """Drop the layer whose removal brings the target's geometry closest to ID (needs no labels).
 
     The score is by how much the target's mean deviation from the ID norm and distance profiles
@@ -121,9 +149,8 @@ def tapioca(round_: Round) -> Scored:
     its repair by pruning; they propose no selection rule, and the paper's formulas were not available.
     """
     probe = round_.probe
-    now = probe.deviation(round_.dropped)
-    if now.mean <= now.noise_floor.mean:
-        return Scored((), "the target deviates from ID no more than two halves of ID do")
+    if told := _no_shift(round_):
+        return Scored((), told)
     evaluations = probe.deviations(round_.dropped, round_.layers)
     # A fall counts on the boundaries that both models have: dropping an identity scores nothing.
     scores = {

@@ -18,7 +18,7 @@ from ..errors import ConfigError
 
 PICKS = ("best", "bsba", "final")
 # Criteria without a meaning for a part of a layer.
-OF_WHOLE_LAYERS = ("block-influence", "angular-distance", "tapioca+tale")
+OF_WHOLE_LAYERS = ("block-influence", "angular-distance")
 
 
 class Prober(Protocol):
@@ -76,8 +76,8 @@ class Prober(Protocol):
     def deviations(self, dropped: Collection[int], layers: Sequence[int]) -> dict[int, Evaluation]:
         """Return the target's mean deviation with one more layer skipped, layer by layer."""
 
-    def influences(self, name: str) -> tuple[float, ...]:
-        """Return each layer's block influence on some "id" or "target" samples."""
+    def turns(self) -> tuple[float, ...]:
+        """Return by how much the state that the head reads turns without each layer, on the target."""
 
     def angular_distances(self, num_layers: int) -> tuple[float, ...]:
         """Return the mean angle between entering layer l and num_layers on, in half turns, for each l."""

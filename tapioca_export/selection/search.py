@@ -28,7 +28,9 @@ from .searches import BY_METRIC, SEARCHES, BudgetSpent, Path, Walk
 # The sets of layers of every size, none first -> what each trades.
 Weigh = Callable[[Sequence[tuple[int, ...]]], tuple[Point, ...]]
 # Criteria that end by themselves on rows without labels.
-SELF_ENDING = ("tapioca", "fixed")
+SELF_ENDING = ("realignment", "fixed")
+# Of the layers, that tapioca drops where no label says when to stop: as it was tried (benchmarks/RESULTS.md).
+LABEL_FREE_SHARE = 0.25
 # Criteria whose layers are named, or are a block of --max-drop-layers.
 OF_A_DEPTH = ("fixed", "angular-distance")
 
@@ -285,6 +287,8 @@ def _cap(probe: Prober, settings: SelectionSettings) -> int | None:
     """
     if settings.criterion == "fixed":
         return len(settings.drop)
+    if settings.criterion == "tapioca" and settings.max_drop_layers is None and not probe.is_labelled:
+        return max(1, int(probe.num_layers * LABEL_FREE_SHARE))
     ends = (*SELF_ENDING, *BY_METRIC)  # criteria that go by the metric refuse such rows themselves
     if settings.max_drop_layers is None and not probe.is_labelled and settings.criterion not in ends:
         raise ConfigError(

@@ -106,7 +106,9 @@ class Walk:
         """Return why no layer can follow the `depth` that are dropped, if none can."""
         changed = "dropped or damped" if self.choices.damps else "dropped"
         if depth == self.cap:
-            return f"{self.cap} {self.choices.units.noun} {changed}, the most that was asked for"
+            asked = self.settings.max_drop_layers is not None or self.settings.criterion == "fixed"
+            why = "asked for" if asked else "dropped without labels unless --max-drop-layers says otherwise"
+            return f"{self.cap} {self.choices.units.noun} {changed}, the most that was {why}"
         if depth == self.most:
             return f"no layer is left that may be {changed}"
         return None
