@@ -37,7 +37,8 @@ ACCURACY, ERROR = TASKS["text-classification"], TASKS["polynomial-regression"]
 
 def test_the_pages_say_what_the_json_files_say() -> None:
     files = results.read()
-    assert results.PAGE.read_text(encoding="utf-8") == results.page(files)
+    bank = json.loads(results.BANK.read_text(encoding="utf-8"))
+    assert results.PAGE.read_text(encoding="utf-8") == results.page(files, bank)
     readme = results.README.read_text(encoding="utf-8")
     assert readme == results.readme(readme, files)
     assert results.FIGURE.read_text(encoding="utf-8") == results.figure(files["polynomial"])
