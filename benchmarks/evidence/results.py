@@ -172,9 +172,9 @@ def _criteria(file: Mapping[str, Any]) -> str:
     best, shipped = chooses.best(), chooses.best(of_stream_alone=True)
     singles = [name for name in chooses.names if " + " not in name]
     places = dict(zip(chooses.names, chooses.places(), strict=True))
-    pairs = sorted(set(places) - set(singles), key=lambda name: places[name])[:NUM_PAIRS]
+    pairs = sorted(set(places) - set(singles), key=lambda name: (places[name], name))[:NUM_PAIRS]
     rows = []
-    for name in sorted({*singles, *pairs}, key=lambda name: places[name]):
+    for name in sorted({*singles, *pairs}, key=lambda name: (places[name], name)):
         shown = f"**{name}**" if name in (best, shipped) else name
         rows.append([shown, f"{places[name]:.0f}", *_worth(chooses.of(name)), *_worth(tells.of(name))])
     for name, worth in judging.references(tells.bank).items():
