@@ -23,7 +23,8 @@ from tapioca_export.samples import Samples
 Tiny = Callable[[str], Path]
 Files = Callable[[str], dict[str, Path]]
 CRITERIA = (
-    "tale", "tapioca", "block-influence", "angular-distance", "loss", "taylor", "magnitude", "random", "last",
+    "tale", "tapioca", "tapioca+tale", "realignment", "block-influence", "angular-distance", "loss", "taylor",
+    "magnitude", "random", "last",
 )  # fmt: skip
 DEPTH = 2
 
@@ -68,7 +69,7 @@ def test_every_criterion_drops_the_depth_asked_for_or_says_why(comparison: Compa
     assert sorted(row.criterion for row in comparison.criteria) == sorted(CRITERIA)
     for row in comparison.criteria:
         assert row.depth == len(row.drop)
-        if row.criterion != "tapioca":  # which ends by itself
+        if row.criterion not in ("tapioca", "realignment"):  # which end by themselves
             assert row.depth == DEPTH
         reason = "2 layers dropped, the most that was asked for"
         assert (row.stop_reason == reason) == (row.depth == DEPTH)

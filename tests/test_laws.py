@@ -226,7 +226,8 @@ def test_turns_are_those_of_the_state_behind_the_last_layer(model: LoadedModel, 
         return np.stack(found)  # (rows, 1, P, H)
 
     intact = heads(model)
-    for layer, turn in enumerate(Probe(model, {"id": rows, "target": rows}, batch_size=7).turns()):
+    turns = Probe(model, {"id": rows, "target": rows}, batch_size=7).turns(range(NUM_LAYERS), 32)
+    for layer, turn in turns.items():
         other = heads(drop_by_hand(model, (layer,)))
         cosine = (intact * other).sum(-1) / np.linalg.norm(intact, axis=-1) / np.linalg.norm(other, axis=-1)
         assert turn == pytest.approx(float((1 - cosine).mean()), rel=1e-4, abs=1e-6)
@@ -237,9 +238,21 @@ def test_turns_depend_on_neither_batch_size_nor_row_order_nor_labels(
 ) -> None:
     unlabelled = tuple(replace(row, label=None) for row in rows.rows[::-1])
     backwards = Samples(rows.role, unlabelled, rows.source, rows.sha256)
-    one = Probe(model, {"id": rows, "target": rows}, batch_size=5).turns()
-    other = Probe(model, {"id": rows, "target": backwards}, batch_size=64).turns()
-    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    one = Probe(model, {"id": rows, "target": rows}, batch_size=5).turns((1, 3), 50)
+    other = Probe(model, {"id": rows, "target": backwards}, batch_size=64).turns((3, 0, 1), 50)
+    assert list(one) == [1, 3]
+    assert one == pytest.approx({layer: other[layer] for layer in one}, rel=1e-4, abs=1e-6)
+
+
+def test_turns_that_are_known_are_not_measured_again(model: LoadedModel, rows: Samples) -> None:
+    probe = Probe(model, {"id": rows, "target": rows})
+    first = probe.turns((1, 2), 16)
+    cost = probe.ledger.layer_forwards
+    assert cost > 0
+    assert probe.turns((2, 1), 16) == first
+    assert probe.ledger.layer_forwards == cost
+    probe.turns((1, 2), 17)
+    assert probe.ledger.layer_forwards > cost
 
 
 def test_a_layer_that_adds_nothing_turns_nothing(tiny: Tiny, sample_files: Files) -> None:
@@ -247,9 +260,9 @@ def test_a_layer_that_adds_nothing_turns_nothing(tiny: Tiny, sample_files: Files
     for projection in (model.layers[2].self_attn.o_proj, model.layers[2].mlp.down_proj):
         projection.weight.data.zero_()
     rows = load_rows(model, sample_files("llama")["id"])
-    turns = Probe(model, {"id": rows, "target": rows}).turns()
+    turns = Probe(model, {"id": rows, "target": rows}).turns(range(NUM_LAYERS), 64)
     assert turns[2] == pytest.approx(0, abs=1e-9)
-    assert min(turn for layer, turn in enumerate(turns) if layer != 2) > 1e-5
+    assert min(turn for layer, turn in turns.items() if layer != 2) > 1e-5
 
 
 def test_identical_samples_show_no_deviation(model: LoadedModel, rows: Samples) -> None:

@@ -65,13 +65,16 @@ class FakeProbe:
             found[layer] = Evaluation(metric, deviation=self._deviation(key))
         return found
 
-    def turns(self) -> tuple[float, ...]:
-        return tuple(float((7 * i) % self.num_layers) for i in range(self.num_layers))
+    def turns(self, layers: Sequence[int], num_samples: int) -> dict[int, float]:
+        return {layer: float((7 * layer) % self.num_layers) for layer in layers}
 
-    magnitudes = sensitivities = lambda self: self.turns()
+    def magnitudes(self) -> tuple[float, ...]:
+        return tuple(self.turns(range(self.num_layers), 1).values())
+
+    sensitivities = magnitudes
 
     def angular_distances(self, num_layers: int) -> tuple[float, ...]:
-        return self.turns()[: self.num_layers - num_layers + 1]
+        return self.magnitudes()[: self.num_layers - num_layers + 1]
 
     def profile(self, name: str, dropped: Collection[int] = ()) -> LayerProfile:
         influences = tuple(float((7 * i) % self.num_layers) for i in range(self.num_layers))
@@ -238,7 +241,7 @@ def test_realignment_with_labels_reports_how_well_it_predicted() -> None:
 
 def test_tapioca_drops_first_what_turns_the_head_least() -> None:
     probe = FakeProbe(5, lambda d: 1.0, labelled=False)
-    assert probe.turns() == (0, 2, 4, 1, 3)
+    assert probe.magnitudes() == (0, 2, 4, 1, 3)
     selection = search(probe, criterion="tapioca", max_drop_layers=4)
     assert [step.layer for step in selection.steps] == [0, 3, 1, 4]
     scores = {candidate.layer: candidate.score for candidate in selection.steps[1].candidates}
@@ -293,6 +296,14 @@ def test_tapioca_tale_proposes_what_tapioca_would_drop_first() -> None:
     first = search(labelled, criterion="tapioca+tale", shortlist=3, max_drop_layers=1, pick="final").steps[0]
     order = [s.layer for s in search(labelled, criterion="tapioca", max_drop_layers=3, pick="final").steps]
     assert {candidate.layer for candidate in first.candidates} == set(order)
+
+
+def test_tapioca_tale_says_how_well_what_it_proposed_was_ranked() -> None:
+    probe = FakeProbe(8, lambda d: 0.9 - 0.01 * sum(7 * n % 8 for n in d))
+    found = search(probe, criterion="tapioca+tale", shortlist=4).prediction
+    assert (found.num_candidates, found.spearman) == (4, pytest.approx(1.0))
+    against = FakeProbe(8, lambda d: 0.9 + 0.01 * sum(7 * n % 8 for n in d))
+    assert search(against, criterion="tapioca+tale", shortlist=4).prediction.spearman == pytest.approx(-1.0)
 
 
 def test_identical_samples_give_tapioca_nothing_to_drop(

@@ -357,6 +357,22 @@ def test_criteria_without_one_are_refused(criterion: str) -> None:
         SelectionSettings(criterion=criterion, parts=PARTS)
 
 
+def test_a_part_that_adds_nothing_turns_nothing(
+    models: Callable[[str], LoadedModel], rows: Callable[[LoadedModel], Samples]
+) -> None:
+    model, samples = models("llama"), rows(models("llama"))
+    weight = model.layers[1].mlp.down_proj.weight
+    kept = weight.detach().clone()
+    weight.data.zero_()
+    try:
+        turns = Probe(model, {"target": samples}).turns(range(2 * NUM_LAYERS), 16)
+    finally:
+        weight.data.copy_(kept)
+    by_name = dict(zip(model.units.names(range(2 * NUM_LAYERS)), turns.values(), strict=True))
+    assert by_name.pop("1.mlp") == pytest.approx(0, abs=1e-9)
+    assert min(by_name.values()) > 1e-6
+
+
 def test_branches_are_weighed_by_their_own_weights(
     models: Callable[[str], LoadedModel], rows: Callable[[LoadedModel], Samples]
 ) -> None:

@@ -355,9 +355,11 @@ def test_turns_are_the_objective_of_those_of_the_domains(
 ) -> None:
     rows = load_all(config(objective=objective))["target-select"]
     model = load_model(config().model, "polynomial-regression")
-    apart = [Probe(model, {"target": part}).turns() for part in rows.by_domain]
+    layers = range(model.num_layers)
+    apart = [list(Probe(model, {"target": part}).turns(layers, 8).values()) for part in rows.by_domain]
     expected = np.mean(apart, axis=0) if objective == "mean" else np.max(apart, axis=0)
-    assert Probe(model, {"target": rows}).turns() == pytest.approx(expected.tolist())
+    found = Probe(model, {"target": rows}).turns(layers, 8)
+    assert list(found.values()) == pytest.approx(expected.tolist())
 
 
 def test_criteria_are_compared_by_the_objective(config: Callable[..., RunConfig]) -> None:

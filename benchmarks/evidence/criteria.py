@@ -4,7 +4,7 @@
     python -m benchmarks.evidence.criteria --smoke                  # two untrained models: does it run?
 
 A case is a trained model under one shift: the models of polynomial.py, language.py (judged by what they
-write, and by the likelihood of choices) and, with --data, encoder.py. Criteria look at unlabelled rows of ID
+write, and by the likelihood of choices) and encoder.py. Criteria look at unlabelled rows of ID
 and of the shift, and TALE at the same rows of the shift with their labels; what dropping layers gains is
 measured on other rows. Which criterion is best is judged elsewhere (`judging.py`).
 """
@@ -20,7 +20,7 @@ import click
 import numpy as np
 
 from benchmarks.evidence import encoder, language, polynomial
-from benchmarks.evidence.label_free import Seen, order, scores, with_pairs
+from benchmarks.evidence.label_free import FEW, Seen, order, scores, with_pairs
 from benchmarks.evidence.measuring import Layers, error, least_error
 from benchmarks.evidence.protocol import BATCH_SIZE
 from benchmarks.evidence.running import options, run
@@ -100,7 +100,7 @@ def _by_labels(name: str, probe: Probe, num_layers: int) -> Layers:
 
 def _gains(probe: Probe, sets: set[Layers]) -> dict[Layers, float]:
     """Return the share of the intact model's error that is gone with each set of layers."""
-    task, singles = probe.model.task, [layers for (*layers,) in sets if len(layers) == 1]
+    task, singles = probe.model.task, [layers for layers in sets if len(layers) == 1]
     found = {(layer,): made.metric for layer, made in probe.metrics((), [n for (n,) in singles]).items()}
     found |= {layers: probe.metric(layers).metric for layers in {*sets, ()} - found.keys()}
     least = least_error(task, probe.num_rows)
@@ -134,7 +134,7 @@ def look(probe: Probe) -> Seen:
     return Seen(
         states=whole,
         influences=1 - cosines / num_tokens,
-        turns=np.asarray(probe.turns()),
+        turns=np.asarray(list(probe.turns(range(model.num_layers), FEW).values())),
         norms=intact.norms[0],
         distances=intact.distances[0],
         dropped_norms=np.stack([response.norms[0] for response in dropped]),
@@ -164,7 +164,7 @@ def _outputs(model: LoadedModel, batch: Batch, answers: np.ndarray) -> np.ndarra
 @click.option(
     "--data",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="The encoder's rows, as encoder.py has them; without, the bank is without encoders.",
+    help="The encoder's rows, as encoder.py has them.",
 )
 def main(smoke: bool, jobs: int, resume: Path | None, output: Path, data: Path | None) -> None:
     """Measure and write the JSON."""
@@ -173,6 +173,8 @@ def main(smoke: bool, jobs: int, resume: Path | None, output: Path, data: Path |
         tiny = [("polynomial", "tiny", 0), ("language", "tiny", 0, "likelihood")]
         run(untrained, tiny, output, jobs=1, record=record, about=about)
         return
+    if data is None:
+        raise click.UsageError("Name the encoder's rows with --data FOLDER; encoder.py --help says which.")
     polynomial.train_all(jobs)
     language.train_all(jobs)
     members: list[Sequence[Any]] = [
@@ -184,9 +186,8 @@ def main(smoke: bool, jobs: int, resume: Path | None, output: Path, data: Path |
         for size in language.SIZES
         for judged in language.TASKS
     ]
-    if data is not None:
-        encoder.train_all(data, jobs)
-        members += [(ENCODER, str(data), seed) for seed in encoder.SEEDS]
+    encoder.train_all(data, jobs)
+    members += [(ENCODER, str(data), seed) for seed in encoder.SEEDS]
     run(subject, members, output, jobs=jobs, resume=resume, record=record, about=about)
 
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import rankdata
 
 from tapioca_export.benchmarking.statistics import interval
 
-from .label_free import OF_OUTPUTS, SCORES, order, with_pairs
+from .label_free import OF_OUTPUTS, PROPOSES, SCORES, order, with_pairs
 
 Model = Mapping[str, Any]
 Bank = Mapping[str, Sequence[Model]]  # models by family
@@ -71,8 +71,8 @@ def names(bank: Bank) -> list[str]:
 class Worths:
     """What every criterion is worth on every model, (criteria, models, numbers of a `Worth`)."""
 
-    def __init__(self, bank: Bank) -> None:
-        self.bank, self.names = bank, names(bank)
+    def __init__(self, bank: Bank, candidates: Sequence[str] | None = None) -> None:
+        self.bank, self.names = bank, list(candidates or names(bank))
         self.of_model = {
             family: np.asarray([_worths(model, self.names) for model in models]).swapaxes(0, 1)
             for family, models in bank.items()
@@ -94,18 +94,23 @@ class Worths:
         """Return the criterion of the best mean place: of all, or of single ones on the stream alone."""
         places = self.places()
         if of_stream_alone:
-            is_of_it = [name in SCORES and name not in OF_OUTPUTS for name in self.names]
+            others = (*OF_OUTPUTS, PROPOSES)  # the last shows what fewer rows cost
+            is_of_it = [name in SCORES and name not in others for name in self.names]
             places = np.where(is_of_it, places, np.inf)
         return self.names[int(places.argmin())]
 
     def replicates(self, name: str) -> np.ndarray:
         """Return the worth of one criterion when models are drawn anew, (R, 3); the same models for all."""
         generator = np.random.default_rng(0)
+        places: dict[tuple[Any, ...], np.ndarray] = {}
         drawn = []
-        for found in self.of_model.values():
+        for family, found in self.of_model.items():
             own = found[self.names.index(name)]  # (models, 3)
-            places = generator.integers(len(own), size=(NUM_REPLICATES, len(own)))
-            drawn.append(own[places].mean(axis=1))
+            # The same networks judged in two ways are drawn once.
+            networks = tuple((model["num_layers"], model["seed"]) for model in self.bank[family])
+            if networks not in places:
+                places[networks] = generator.integers(len(own), size=(NUM_REPLICATES, len(own)))
+            drawn.append(own[places[networks]].mean(axis=1))
         return np.mean(drawn, axis=0)
 
     def interval(self, name: str, instead_of: str | None = None) -> list[tuple[float, float]]:
@@ -122,21 +127,18 @@ def _worths(model: Model, wanted: Sequence[str]) -> np.ndarray:
 
 def _of_case(case: Mapping[str, Any], wanted: Sequence[str]) -> np.ndarray:
     """Return the numbers of every criterion in one case, (criteria, 3)."""
-    gains = np.maximum(case["gains"], WORST_GAIN)
-    sets = {tuple(found["drop"]): max(found["gain"], WORST_GAIN) for found in case["sets"]}
-    several, tale = case["num_dropped"], case["tale"]
+    tale = np.asarray(_gains(case, case["tale"]))
     candidates = with_pairs({name: np.asarray(numbers) for name, numbers in case["scores"].items()})
-    found = []
-    for name in wanted:
-        first = order(candidates[name])
-        found.append(
-            (
-                _correlation(candidates[name], np.asarray(case["gains"])),
-                gains[tale[0]] - gains[first[0]],
-                sets[tuple(sorted(tale))] - sets[tuple(sorted(first[:several]))],
-            )
-        )
-    return np.asarray(found)
+    numbers = np.stack([candidates[name] for name in wanted])  # (criteria, L)
+    regrets = [tale - _gains(case, order(found)) for found in numbers]
+    return np.column_stack([_correlations(numbers, np.asarray(case["gains"])), regrets])
+
+
+def _gains(case: Mapping[str, Any], layers: Sequence[int]) -> tuple[float, float]:
+    """Return what is gained by dropping the first of the layers, and the first several, cut off."""
+    sets = {tuple(found["drop"]): found["gain"] for found in case["sets"]}
+    several = sets[tuple(sorted(layers[: case["num_dropped"]]))]
+    return max(case["gains"][layers[0]], WORST_GAIN), max(several, WORST_GAIN)
 
 
 def references(bank: Bank) -> dict[str, Worth]:
@@ -147,28 +149,31 @@ def references(bank: Bank) -> dict[str, Worth]:
         for model in models:
             rows = []
             for case in model["cases"]:
-                gains = np.maximum(case["gains"], WORST_GAIN)
-                sets = {tuple(found["drop"]): max(found["gain"], WORST_GAIN) for found in case["sets"]}
-                best = gains[case["tale"][0]], sets[tuple(sorted(case["tale"]))]
-                rows.append((*best, best[0] - gains.mean()))
+                tale, several = _gains(case, case["tale"])
+                rows.append((tale, several, tale - np.maximum(case["gains"], WORST_GAIN).mean()))
             for_models.append(np.mean(rows, axis=0))
         means.append(np.mean(for_models, axis=0))
     one, several, any_ = np.mean(means, axis=0).tolist()
     return {NOTHING: Worth(0.0, one, several), ANY: Worth(0.0, any_, float("nan"))}
 
 
-def _correlation(numbers: np.ndarray, gains: np.ndarray) -> float:
-    """Return Spearman's correlation; 0 where either is the same for all layers."""
-    if np.ptp(numbers) == 0 or np.ptp(gains) == 0:
-        return 0.0
-    return float(spearmanr(numbers, gains).statistic)
+def recall(bank: Bank, name: str, size: int) -> float:
+    """Return in what share of the cases a shortlist of layers holds the one that TALE chooses first.
+
+    Of models with more layers than the shortlist has.
+    """
+    cases = [c for models in bank.values() for m in models if m["num_layers"] > size for c in m["cases"]]
+    return float(np.mean([c["tale"][0] in order(np.asarray(c["scores"][name]))[:size] for c in cases]))
+
+
+def _correlations(numbers: np.ndarray, gains: np.ndarray) -> np.ndarray:
+    """Return Spearman's correlation of each row of (criteria, L) with gains (L,); 0 if one is constant."""
+    ranks, fixed = rankdata(numbers, axis=1), rankdata(gains)
+    ranks, fixed = ranks - ranks.mean(axis=1, keepdims=True), fixed - fixed.mean()
+    scale = np.linalg.norm(ranks, axis=1) * np.linalg.norm(fixed)
+    return np.divide(ranks @ fixed, scale, out=np.zeros(len(ranks)), where=scale > 0)
 
 
 def beats(change: np.ndarray, intervals: Sequence[tuple[float, float]]) -> bool:
     """Tell whether one criterion is better than another, by how much more its numbers are (3,)."""
     return bool(intervals[0][0] > 0 and change[1] <= 0 and change[2] <= 0)
-
-
-def without(bank: Bank, family: str) -> Bank:
-    """Return the bank without a family."""
-    return {name: models for name, models in bank.items() if name != family}

@@ -1,8 +1,7 @@
 """Criteria that need no labels, of which the best is looked for: each says how soon a layer should go.
 
-Every one is a hypothesis with a direction, fixed before any was measured: the layer of the highest number
-goes first. What they are made of was measured on unlabelled rows of ID and of the target. Knows nothing about
-networks, or how good a criterion is.
+Every one is a hypothesis with a direction: the layer of the highest number goes first. What they are made of
+was measured on unlabelled rows of ID and of the target. Knows nothing about networks, or how good one is.
 
 Shapes: L layers of one stack, L+1 boundaries, M answer states (rows x answer positions), H hidden size,
 K numbers of an output.
@@ -24,8 +23,8 @@ SHRINKAGE = 0.1
 # Of the updates on ID, the variance that their subspace holds.
 HELD = 0.95
 FEW = 32  # rows that will do where a criterion has to be cheap
-# What `--criterion tapioca` goes by.
-SHIPPED = "head turns on a few target rows"
+# What `--criterion tapioca` goes by, and the shortlist of `tapioca+tale`.
+SHIPPED, PROPOSES = "head turns on the target", "head turns on a few target rows"
 TINY = np.finfo(np.float64).tiny
 
 
@@ -132,12 +131,12 @@ def _head(id_: Seen, target: Seen) -> np.ndarray:
     return -np.log(_head_moves(id_)) - np.log(_head_moves(target))
 
 
-@score("head turns on the target")
+@score(SHIPPED)
 def _head_turns(id_: Seen, target: Seen) -> np.ndarray:
     return -_turns_of_heads(target)
 
 
-@score(SHIPPED)
+@score(PROPOSES)
 def _head_turns_few(id_: Seen, target: Seen) -> np.ndarray:
     return -target.turns
 

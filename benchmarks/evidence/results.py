@@ -16,8 +16,9 @@ from typing import Any
 import click
 import numpy as np
 
-from . import judging
+from . import criteria_page
 from .claims import CLAIMS, LEAST, NO_CASE, REPEATED, Record, cases_of, scale, verdict, words_by_size
+from .tables import table
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "RESULTS.md"
@@ -30,8 +31,6 @@ COMMANDS = {
     "encoder": "python -m benchmarks.evidence.encoder --data FOLDER",
 }
 BANK = HERE / "criteria.json"
-NUM_PAIRS = 5  # told of, of all
-NUMBERS = ("correlation", "regret", "regret of several")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#808080")
 Files = Mapping[str, Mapping[str, Any]]
 
@@ -64,7 +63,7 @@ def page(files: Files, bank: Mapping[str, Any]) -> str:
         "## What the search saw, and what was left of it\n\n" + _curse_table(by_column),
         "## Answers without a valid form\n\n" + _invalid_table(by_column),
         "## Size by size\n\n" + _size_table(by_column),
-        "## A criterion without labels\n\n" + _criteria(bank),
+        "## A criterion without labels\n\n" + criteria_page.text(bank),
         "## How this was measured\n\n" + _RULES + "\n\n" + _origin_table(files),
     ]
     return "\n\n".join(parts) + "\n"
@@ -104,7 +103,7 @@ def _claims_table(by_column: Mapping[str, list[Record]]) -> str:
         told.append(word if word == NO_CASE else f"**{word}**<br>{same} of {num} claims")
     says = "**Scale** (19)<br>Of claims 10 to 16, two thirds have the same word at every size."
     rows.append([says, "claims", *told])
-    return _table(["claim (test)", "effect", *by_column], rows)
+    return table(["claim (test)", "effect", *by_column], rows)
 
 
 def _cell(found: Any) -> str:
@@ -132,7 +131,7 @@ def _curse_table(by_column: Mapping[str, list[Record]]) -> str:
         "The best of many candidates looks better on the rows it was chosen by (the winner's curse). Of the "
         "shifts under which the search dropped anything:"
     )
-    return f"{text}\n\n" + _table(
+    return f"{text}\n\n" + table(
         ["", "shifts", "gain on the rows that chose", "gain on fresh rows", "difference"], rows
     )
 
@@ -150,7 +149,7 @@ def _invalid_table(by_column: Mapping[str, list[Record]]) -> str:
         "Dropping layers may mend the form of answers and nothing else. Where answers are written, those of "
         "no valid form are wrong, and counted apart; over all models and shifts:"
     )
-    return f"{text}\n\n" + _table(["", "models x shifts", "intact", "pruned"], rows)
+    return f"{text}\n\n" + table(["", "models x shifts", "intact", "pruned"], rows)
 
 
 def _size_table(by_column: Mapping[str, list[Record]]) -> str:
@@ -162,115 +161,7 @@ def _size_table(by_column: Mapping[str, list[Record]]) -> str:
     ]
     heads = [f"{list(by_column)[p]}: {', '.join(next(iter(words.values()))[p])}" for p in several]
     rows = [[name, *(", ".join(found[p].values()) for p in several)] for name, found in words.items()]
-    return _table(["claim", *heads], rows)
-
-
-def _criteria(file: Mapping[str, Any]) -> str:
-    """Tell which criterion without labels foretells best, and what it is worth where it was not chosen."""
-    bank = judging.families(file)
-    chooses, tells = map(judging.Worths, judging.halves(bank))
-    best, shipped = chooses.best(), chooses.best(of_stream_alone=True)
-    singles = [name for name in chooses.names if " + " not in name]
-    places = dict(zip(chooses.names, chooses.places(), strict=True))
-    pairs = sorted(set(places) - set(singles), key=lambda name: (places[name], name))[:NUM_PAIRS]
-    rows = []
-    for name in sorted({*singles, *pairs}, key=lambda name: (places[name], name)):
-        shown = f"**{name}**" if name in (best, shipped) else name
-        rows.append([shown, f"{places[name]:.0f}", *_worth(chooses.of(name)), *_worth(tells.of(name))])
-    for name, worth in judging.references(tells.bank).items():
-        rows.append([f"*{name}*", "", "", "", "", *_worth(worth)])
-    parts = [
-        _CRITERIA.format(
-            num_models=sum(map(len, bank.values())),
-            num_cases=sum(len(model["cases"]) for models in bank.values() for model in models),
-            num_criteria=len(chooses.names),
-            num_singles=len(singles),
-            num_chooses=sum(map(len, chooses.bank.values())),
-            num_tells=sum(map(len, tells.bank.values())),
-            commit=file["commit"][:10],
-        ),
-        _table(
-            [
-                "criterion",
-                "place",
-                "correlation",
-                "regret",
-                "of several",
-                "correlation, other half",
-                "regret, other half",
-                "of several, other half",
-            ],
-            rows,
-        ),
-        _chosen(tells, best, shipped),
-        "Chosen again on all kinds of models but one, and told on that one:",
-        _table(
-            [
-                "told on",
-                "chosen on the others",
-                *NUMBERS,
-                f"correlation of *{shipped}*",
-                *NUMBERS[1:],
-                f"correlation of *{judging.INFLUENCE}*",
-                *NUMBERS[1:],
-            ],
-            [_left_out(bank, family, shipped) for family in bank],
-        ),
-    ]
-    return "\n\n".join(parts)  # fmt: skip
-
-
-_CRITERIA = """Target rows often have no labels. {num_singles} ways to say from unlabelled rows which layer
-should go first, and all pairs of them (by the mean of a layer's two ranks), {num_criteria} criteria in all,
-were put to {num_cases} cases of {num_models} models under shifts. `benchmarks/evidence/label_free.py` has
-their formulas; the numbers are in [criteria.json](evidence/criteria.json), `{commit}`, by
-`python -m benchmarks.evidence.criteria --data FOLDER`.
-
-*Correlation* is Spearman's, over the layers of a case, with what dropping each layer gains on fresh rows.
-*Regret* is how much more of the error is gone where TALE chooses one layer with labels, on the rows that the
-criterion saw without; *of several*, where each chooses a quarter of the layers. There, gains are cut off
-at -1. Means over cases, models and kinds of models, in this order. One criterion *beats* another if the
-95 % interval of the difference of correlations, over models, is above zero, and neither regret is higher.
-{num_chooses} models choose the criterion of the best mean place by the three numbers; {num_tells} others, of
-other seeds or sizes, tell what it is worth."""
-
-
-def _worth(found: judging.Worth) -> list[str]:
-    numbers = (found.correlation, found.regret, found.regret_of_several)
-    return ["" if np.isnan(number) else f"{number:+.3f}" for number in numbers]
-
-
-def _chosen(tells: judging.Worths, best: str, shipped: str) -> str:
-    """Say what is chosen, and whether it is better than plain influence where it was not chosen."""
-    text = f"**{best}** is chosen. {_instead_of(tells, best, judging.INFLUENCE)}"
-    if best == shipped:
-        return f"{text} It is what `--criterion tapioca` goes by."
-    return (
-        f"{text}\n\nWhat a head says differs from task to task; the residual stream is there in every model, "
-        "in exported files, and without a part of a layer. Of the single criteria that read it alone, "
-        f"**{shipped}** has the best place, and is what `--criterion tapioca` goes by. "
-        f"{_instead_of(tells, shipped, judging.INFLUENCE)} {_instead_of(tells, shipped, best)}"
-    )
-
-
-def _instead_of(tells: judging.Worths, name: str, other: str) -> str:
-    if name == other:
-        return "It is plain influence."
-    found, own = tells.interval(name, other), tells.mean()
-    change = own[tells.names.index(name)] - own[tells.names.index(other)]
-    told = [
-        f"{number} {value:+.3f} ({low:+.3f} to {high:+.3f})"
-        for number, value, (low, high) in zip(NUMBERS, change, found, strict=True)
-    ]
-    word = "beats" if judging.beats(change, found) else "does not beat"
-    return f"On the other half it {word} *{other}*: {', '.join(told)}."
-
-
-def _left_out(bank: judging.Bank, family: str, shipped: str) -> list[str]:
-    best = judging.Worths(judging.without(bank, family)).best()
-    told = judging.Worths({family: bank[family]})
-    cells = [cell for name in (best, shipped, judging.INFLUENCE) for cell in _worth(told.of(name))]
-    return [family, best, *cells]
+    return table(["claim", *heads], rows)
 
 
 def _origin_table(files: Files) -> str:
@@ -287,7 +178,7 @@ def _origin_table(files: Files) -> str:
                 f"[{family}.json](evidence/{family}.json), `{file['commit'][:10]}`",
             ]
         )
-    return _table(["models", "command", "sizes x seeds", "processor time, without training", "from"], rows)
+    return table(["models", "command", "sizes x seeds", "processor time, without training", "from"], rows)
 
 
 # --- polynomial/README.md -------------------------------------------------------------------
@@ -317,7 +208,7 @@ def _family(file: Mapping[str, Any]) -> str:
         for size, records in by_size.items()
     ]
     parts = [
-        _table(
+        table(
             ["size", "seeds", "ID error after training", "ID nmse", "minutes of training",
              "gain of the best single drop on ID"],
             trained,
@@ -329,9 +220,9 @@ def _family(file: Mapping[str, Any]) -> str:
             for shift in record["shifts"]:
                 found[shift["name"]].append(shift)
         rows = [[f"**c={c}**", *(_grid_cell(found.get(f"c={c} x={x}")) for x in scales)] for c in scales]
-        parts.append(f"### {size}\n\n" + _table([size, *(f"x={x}" for x in scales)], rows))
+        parts.append(f"### {size}\n\n" + table([size, *(f"x={x}" for x in scales)], rows))
         rest = [name for name in found if name.startswith(("degree", "normal"))]
-        parts.append(_table(["other shifts", "nmse, gain"], [[n, _grid_cell(found[n])] for n in rest]))
+        parts.append(table(["other shifts", "nmse, gain"], [[n, _grid_cell(found[n])] for n in rest]))
     return "\n\n".join(parts)  # fmt: skip
 
 
@@ -395,11 +286,6 @@ def _scaler(origin: float, width: float, furthest: float) -> Callable[[float], f
 def _mean(values: Any) -> float:
     found = list(values)
     return float(np.mean(found)) if found else float("nan")
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 @click.command(help=__doc__)

@@ -22,7 +22,6 @@ from ..artifacts import Curves, Deviation, Evaluation, LayerProfile, Ledger
 from ..engines import Engine
 from ..models import EndOfForward, LoadedModel, stand_ins
 from ..profiling import Probe
-from ..profiling.probe import NUM_TURNED_SAMPLES
 from ..profiling.replaying import Found, Work
 from ..samples import Samples
 from ..tasks import Batch, Processor
@@ -237,12 +236,12 @@ class Rehearsal:
         metrics = self.metrics(dropped, layers)
         return {n: replace(metrics[n], deviation=found[n].deviation) for n in layers}
 
-    def turns(self) -> tuple[float, ...]:
-        """Count one sweep over few rows, once."""
-        if ("turns",) not in self._done:
-            self._done.add(("turns",))
-            self._pass("target", (), range(self.num_layers), NUM_TURNED_SAMPLES)
-        return self._ranks()
+    def turns(self, layers: Sequence[int], num_samples: int) -> dict[int, float]:
+        """Count a sweep over some rows, once a layer."""
+        if missing := [layer for layer in layers if ("turns", num_samples, layer) not in self._done]:
+            self._done |= {("turns", num_samples, layer) for layer in missing}
+            self._pass("target", (), missing, num_samples)
+        return dict(enumerate(self._ranks()))
 
     def angular_distances(self, num_layers: int) -> tuple[float, ...]:
         """Count one pass over the rows that drive the search, once for each number of layers."""

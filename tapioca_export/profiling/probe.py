@@ -39,9 +39,6 @@ from .weighing import angular_distance, magnitudes, sensitivities
 
 Fixed = TypeVar("Fixed")
 
-# By how much states turn hardly differs between samples of one kind: few rows will do to rank layers
-# (benchmarks/RESULTS.md holds them against all).
-NUM_TURNED_SAMPLES = 32
 # On a CPU, the tokens in whose time one more batch is started, and those of a thread beyond which a batch
 # gets no faster (benchmarks/search.py batches). GPUs are better filled.
 BATCH_COST = 32
@@ -272,24 +269,23 @@ class Probe:
         metrics = self.metrics(dropped, layers)
         return {n: Evaluation(metrics[n].metric, metrics[n].loss, found[n]) for n in layers}
 
-    def turns(self) -> tuple[float, ...]:
-        """Return by how much the state that the head reads turns when a layer, or part of one, is dropped.
+    def turns(self, layers: Sequence[int], num_samples: int) -> dict[int, float]:
+        """Return by how much the state that the head reads turns without each layer, or part of one.
 
-        1 - cosine of the state with and without it where answers are read, mean over a few target rows: those
-        of lowest hash, of each domain.
+        1 - cosine of the state with and without it where answers are read, mean over target rows: at most
+        `num_samples` of each domain, those of lowest hash. What was measured costs nothing.
         """
-        return self._once(("turns",), lambda: self._mean_turns(self.samples["target"]))
+        known: dict[int, float] = self._once(("turns", num_samples), dict)
+        if missing := [layer for layer in layers if layer not in known]:
+            domains = self.samples["target"].by_domain
+            found = [self._turns(_lowest(part, num_samples), missing) for part in domains]
+            known |= zip(missing, self.samples["target"].domains.combined(found, False).tolist(), strict=True)
+        return {layer: known[layer] for layer in layers}
 
-    def _mean_turns(self, samples: Samples) -> tuple[float, ...]:
-        found = [self._few_turns(part) for part in samples.by_domain]
-        return tuple(samples.domains.combined(found, False).tolist())
-
-    def _few_turns(self, samples: Samples) -> np.ndarray:
-        order = sorted(range(len(samples)), key=lambda i: (samples.hashes[i], i))
-        few = replace(samples, rows=tuple(samples.rows[i] for i in sorted(order[:NUM_TURNED_SAMPLES])))
-        total, stack = np.zeros(self.num_layers), answer_stack(self.model)
+    def _turns(self, samples: Samples, layers: Sequence[int]) -> np.ndarray:
+        total, stack = dict.fromkeys(layers, 0.0), answer_stack(self.model)
         intact = torch.empty(0)
-        for batch, layer, trace in self._passes(few, (), range(self.num_layers)):
+        for batch, layer, trace in self._passes(samples, (), layers):
             head = read_states(self.model, self.processor, batch, trace.boundaries)[0][stack][-1]  # (B, P, H)
             if layer is None:
                 intact = head
@@ -297,7 +293,7 @@ class Probe:
                 turned = 1 - cosine_similarity(intact.double(), head.double(), dim=-1)
                 total[layer] += float(turned.mean(dim=-1).sum())
         self.ledger.add_cost(self._layer_forwards, self._layer_tokens)
-        return total / len(few)
+        return np.asarray([total[layer] / len(samples) for layer in layers])
 
     def angular_distances(self, num_layers: int) -> tuple[float, ...]:
         """Return the mean angle between entering layer l and num_layers on, in half turns, for each l.
@@ -398,6 +394,12 @@ class Probe:
                     yield batch, key, trace
                 self.watch(0)
             self._layer_forwards, self._layer_tokens = forwards_of(places)
+
+
+def _lowest(samples: Samples, num_samples: int) -> Samples:
+    """Return the samples of lowest hash, in their own order."""
+    order = sorted(range(len(samples)), key=lambda i: (samples.hashes[i], i))
+    return replace(samples, rows=tuple(samples.rows[i] for i in sorted(order[:num_samples])))
 
 
 def division_on(device: torch.device, num_threads: int) -> Division | None:

@@ -6,7 +6,7 @@ To add one, write a function and register it in `CRITERIA`; its first docstring 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +16,9 @@ from ..errors import SelectionError
 from ..registry import Table
 from .racing import exact_race, statistical_race
 from .rounds import Round, Scored
+
+# Target rows by which tapioca ranks layers, and by which it proposes some, where the metric has the last say.
+NUM_TURNED, NUM_PROPOSING = 256, 32
 
 Criterion = Callable[[Round], Scored]
 CRITERIA: Table[Criterion] = Table("criterion")
@@ -97,12 +100,13 @@ def loss(round_: Round) -> Scored:
 def tapioca_tale(round_: Round) -> Scored:
     """Let tapioca propose --shortlist layers and the task metric choose among them (needs labels).
 
-    The proposal costs a few rows. The metric then decides as in tale, at the cost of the layers proposed.
+    The proposal costs a sweep over a few rows, without each layer once. The metric then decides as in tale,
+    at the cost of the layers proposed.
 
     Source: this project's definition: see tapioca and tale.
     """
     need_labels(round_, "tapioca+tale")
-    turns = round_.probe.turns()
+    turns = _turns(round_, NUM_PROPOSING)
     ranked = sorted(round_.layers, key=lambda layer: (turns[layer], layer))
     proposed = tuple(sorted(ranked[: round_.settings.shortlist]))
     return _measured(replace(round_, layers=proposed))
@@ -113,22 +117,28 @@ def tapioca(round_: Round) -> Scored:
     """Drop the layer without which the state that the head reads turns least on the target (needs no labels).
 
     The score is minus 1 - cosine of the state at the last boundary with and without the layer, where
-    answers are read, measured once, on a few target rows. Nothing is dropped where the target deviates from
-    ID no more than two halves of ID do. Without labels nothing says which layers would gain, or when to
-    stop: this is the criterion that foretold gains best of those that were compared, by what every model
-    shows (benchmarks/RESULTS.md, "A criterion without labels").
+    answers are read, measured once, on at most 256 target rows. Nothing is dropped where the target deviates
+    from ID no more than two halves of ID do. Without labels nothing says that a layer's loss gains anything,
+    or when to stop: of the single criteria on the residual stream alone that were compared, this one
+    foretold best what each layer is worth (benchmarks/RESULTS.md, "A criterion without labels").
 
     Source: this project's definition. Sharma et al. 2026, arXiv:2605.14738, propose no selection rule.
     """
     probe = round_.probe
     if not round_.dropped and (told := _no_shift(round_)):
         return Scored((), told)
-    scores = {layer: -probe.turns()[layer] for layer in round_.layers}
+    turns = _turns(round_, NUM_TURNED)
+    scores = {layer: -turns[layer] for layer in round_.layers}
     if round_.dropped or not probe.is_labelled:
         return Scored(tuple(Candidate(n, score) for n, score in scores.items()))
     # The first round says how well the score foretold what the metric makes of each layer.
     found = probe.metrics((), round_.layers)
     return Scored(tuple(Candidate(n, scores[n], found[n].metric, found[n].loss) for n in round_.layers))
+
+
+def _turns(round_: Round, num_samples: int) -> Mapping[int, float]:
+    # With those that are gone: what is asked for is the same in every round, and measured in the first.
+    return round_.probe.turns(sorted({*round_.layers, *round_.dropped}), num_samples)
 
 
 def _no_shift(round_: Round) -> str | None:

@@ -76,8 +76,8 @@ class Prober(Protocol):
     def deviations(self, dropped: Collection[int], layers: Sequence[int]) -> dict[int, Evaluation]:
         """Return the target's mean deviation with one more layer skipped, layer by layer."""
 
-    def turns(self) -> tuple[float, ...]:
-        """Return by how much the state that the head reads turns without each layer, on the target."""
+    def turns(self, layers: Sequence[int], num_samples: int) -> Mapping[int, float]:
+        """Return by how much the state that the head reads turns without each layer, on target samples."""
 
     def angular_distances(self, num_layers: int) -> tuple[float, ...]:
         """Return the mean angle between entering layer l and num_layers on, in half turns, for each l."""
@@ -97,7 +97,7 @@ class SelectionSettings:
     `pick` is "best", "bsba", "final" or a number of layers. `drop` names the layers of criterion "fixed";
     `held` are layers that the architecture cannot do without. `search` is "greedy" (exact), "racing"
     (statistical, at `confidence`), "beam" (of `width`) or "exhaustive"; `full_scores` has every
-    candidate scored on all rows. `shortlist` is how many layers geometry proposes a round. A budget
+    candidate scored on all rows. `shortlist` is how many layers tapioca proposes a round. A budget
     cuts the search: seconds, or candidates that were scored. `stacks` are the depths of a model's stacks
     by name, in the order in which they are counted; nothing where there is one. `scales` are what a layer
     may be multiplied by; with 0 alone, layers are dropped or stay. `parts` are those of a layer, where they

@@ -20,7 +20,7 @@ from ..artifacts import (
     Step,
 )
 from ..errors import ConfigError, SelectionError
-from .criteria import CRITERIA
+from .criteria import CRITERIA, NUM_PROPOSING
 from .progress import Progress
 from .rounds import Prober, SelectionSettings
 from .searches import BY_METRIC, SEARCHES, BudgetSpent, Path, Walk
@@ -229,7 +229,7 @@ def pick_depth(metrics: Sequence[float | None], pick: str, higher_is_better: boo
         if int(pick) > last:
             raise ConfigError(
                 f"--pick {pick}: the search dropped {last} layers only.",
-                "Raise --epsilon or pick fewer.",
+                "Raise --epsilon or --max-drop-layers, or pick fewer.",
             )
         return int(pick)
     sign = 1 if higher_is_better else -1
@@ -310,15 +310,18 @@ def _prediction(
     criterion: str, steps: Sequence[Step], rejected: Sequence[Candidate], probe: Prober
 ) -> Prediction | None:
     """Tell how well the label-free score ranked the first round's candidates, where labels exist."""
-    first = steps[0].candidates if steps else rejected
-    pairs = [(c.score, c.metric) for c in first if c.metric is not None]
-    if criterion in (*BY_METRIC, "tapioca+tale") or len(pairs) < 3:
+    scored = [c for c in (steps[0].candidates if steps else rejected) if c.metric is not None]
+    if criterion in BY_METRIC or len(scored) < 3:
         return None
     from scipy.stats import spearmanr
 
+    scores = [c.score for c in scored]
+    if criterion == "tapioca+tale":  # the metric scores its candidates; what proposed them is known
+        turns = probe.turns([c.layer for c in scored], NUM_PROPOSING)
+        scores = [-turns[c.layer] for c in scored]
     sign = 1 if probe.higher_is_better else -1
-    scores, gains = zip(*((score, sign * metric) for score, metric in pairs), strict=True)
+    gains = [sign * c.metric for c in scored if c.metric is not None]
     if len(set(scores)) == 1 or len(set(gains)) == 1:
         return None  # a constant has no ranks
     result = spearmanr(scores, gains)
-    return Prediction(float(result.statistic), float(result.pvalue), len(pairs))
+    return Prediction(float(result.statistic), float(result.pvalue), len(scored))
