@@ -107,8 +107,9 @@ class Walk:
         changed = "dropped or damped" if self.choices.damps else "dropped"
         if depth == self.cap:
             asked = self.settings.max_drop_layers is not None or self.settings.criterion == "fixed"
-            why = "asked for" if asked else "dropped without labels unless --max-drop-layers says otherwise"
-            return f"{self.cap} {self.choices.units.noun} {changed}, the most that was {why}"
+            unasked = "the most that go without labels unless --max-drop-layers says otherwise"
+            why = "the most that was asked for" if asked else unasked
+            return f"{self.cap} {self.choices.units.noun} {changed}, {why}"
         if depth == self.most:
             return f"no layer is left that may be {changed}"
         return None
