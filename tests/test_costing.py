@@ -153,6 +153,16 @@ def test_answers_that_share_a_context_are_planned_for(tmp_path: Path) -> None:
     assert_exact(*searched(config))
 
 
+def test_a_shortlist_is_planned_by_few_rows_of_many(tiny: Tiny, tmp_path: Path) -> None:
+    files = {
+        name: write_jsonl(tmp_path / f"{name}.jsonl", text_records(160, seed))
+        for seed, name in enumerate(("id", "target"))
+    }
+    settings = {"criterion": "tapioca+tale", "full_scores": True, "max_drop_layers": 1, "eval_batch_size": 16}
+    config = RunConfig(model=str(tiny("bert")), **files, **settings, **NO_FLOOR, output=tmp_path / "out")
+    assert_exact(*searched(config))
+
+
 def test_every_criterion_and_every_search_can_be_planned(config: Any) -> None:
     for name in set(CRITERIA) - {"damp"}:  # it is refused: which layers stay is not known before
         drop = (1,) if name == "fixed" else ()

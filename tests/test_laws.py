@@ -202,7 +202,9 @@ def test_distances_far_from_the_origin_lose_nothing_to_rounding() -> None:
     states[:, 7] = states[:, 3]
     found = distances_between(states)
     by_hand = np.mean([squareform(pdist(part.double().numpy())) for part in states], axis=0)
-    np.testing.assert_allclose(found, by_hand, rtol=1e-9, atol=1e-6)
+    apart = by_hand > 0
+    np.testing.assert_allclose(found[apart], by_hand[apart], rtol=1e-9)
+    assert found[~apart].max() < 1e-6
     assert (np.diag(found) == 0).all()
     assert distances_between(torch.full((2, 5, 8), 1e4)).max() < 1e-6
 
