@@ -198,12 +198,12 @@ def test_profiles_depend_on_neither_batch_size_nor_row_order(model: LoadedModel,
 
 
 def test_distances_far_from_the_origin_lose_nothing_to_rounding() -> None:
-    states = torch.randn(3, 40, 16, generator=torch.manual_seed(0)) + 1e4  # float32 holds a thousandth there
+    states = torch.randn(2, 200, 64, generator=torch.manual_seed(0)) + 1e5  # float32 holds a hundredth there
     states[:, 7] = states[:, 3]
     found = distances_between(states)
     by_hand = np.mean([squareform(pdist(part.double().numpy())) for part in states], axis=0)
     apart = by_hand > 0
-    np.testing.assert_allclose(found[apart], by_hand[apart], rtol=1e-9)
+    np.testing.assert_allclose(found[apart], by_hand[apart], rtol=1e-6)
     assert found[~apart].max() < 1e-6
     assert (np.diag(found) == 0).all()
     assert distances_between(torch.full((2, 5, 8), 1e4)).max() < 1e-6
