@@ -33,8 +33,8 @@ from .speeds import about_medians, about_speed, speed_clause
 Effect = Literal["gain", "harm", "unclear"]
 
 PAPER_NOTE = (
-    "The body of the TAPIOCA paper was not available to this project: profile deviation as "
-    'computed here and the criteria "tapioca" and "realignment" are this project\'s own, not the paper\'s.'
+    "The body of the TAPIOCA paper was not available to this project: profile deviation as computed here and "
+    'the criteria "tapioca" and "realignment" are this project\'s own proposal, not the paper\'s.'
 )
 TORCHSCRIPT_NOTE = (
     "TorchScript is deprecated in PyTorch; use that export only where a runtime still needs it (its "
