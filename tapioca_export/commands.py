@@ -93,8 +93,8 @@ def compare(config: RunConfig, criteria: Sequence[str]) -> Comparison:
 
     Every criterion drops `config.max_drop_layers` layers in the one loop, with no floor in its way
     (`criterion`, `epsilon` and `pick` have no say), in a search of its own, so that its cost is its
-    own too: `selection-NAME.json` and `search-NAME.jsonl`. Only `tapioca`,
-    `realignment` and a budget end earlier.
+    own too: `selection-NAME.json` and `search-NAME.jsonl`. Only `tapioca`, `realignment` and a budget end
+    earlier.
 
     Raises:
         ConfigError: If the criteria cannot be compared, or rows that are needed have no labels.

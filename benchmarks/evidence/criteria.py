@@ -31,10 +31,10 @@ from tapioca_export.profiling.gathering import read_states
 from tapioca_export.profiling.replaying import changed_passes
 from tapioca_export.samples import Samples
 from tapioca_export.selection import SelectionSettings, select_layers
+from tapioca_export.selection.search import LABEL_FREE_SHARE as SHARE
 from tapioca_export.tasks import Batch
 
 SCALES = "few"  # of the polynomials
-SHARE = 0.25  # of the layers, that are dropped together
 ENCODER = "encoder"
 SUBJECTS = {"polynomial": polynomial.subject, "language": language.subject, ENCODER: encoder.subject}
 UNTRAINED = {"polynomial": polynomial.untrained, "language": language.untrained}

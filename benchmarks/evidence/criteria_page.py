@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from tapioca_export.selection import SelectionSettings
 
 from . import judging
 from .judging import INFLUENCE, Bank, Worths
@@ -14,7 +16,7 @@ from .tables import table
 
 NUM_PAIRS = 5  # told of, of all
 NUMBERS = ("correlation", "regret", "of several")
-SHORTLIST = 5  # of `tapioca+tale`, by default
+SHORTLIST = SelectionSettings.shortlist
 
 
 def text(file: Mapping[str, Any]) -> str:
@@ -144,7 +146,7 @@ def _lonely(bank: Bank) -> str:
     )
 
 
-def _by_kind(tells: Worths, shown: Sequence[str]) -> Any:
+def _by_kind(tells: Worths, shown: Sequence[str]) -> Iterator[list[str]]:
     for family, found in tells.of_model.items():
         for name in shown:
             worth = judging.Worth(*found[tells.names.index(name)].mean(axis=0).tolist())
@@ -177,7 +179,7 @@ def _left_out(bank: Bank, kind: str) -> list[list[str]]:
     return [[kind, name, *_worth(told.of(name))] for name in shown]
 
 
-def _of_logits(bank: Bank, shipped: str) -> Any:
+def _of_logits(bank: Bank, shipped: str) -> Iterator[list[str]]:
     with_logits = {f: m for f, m in bank.items() if set(OF_LOGITS) <= set(m[0]["cases"][0]["scores"])}
     if with_logits:
         worths = Worths(with_logits)

@@ -18,12 +18,17 @@ import numpy as np
 from scipy.special import log_softmax
 from scipy.stats import rankdata
 
+from tapioca_export.artifacts import Numbering
+from tapioca_export.profiling import surviving_boundaries
+from tapioca_export.profiling.accumulating import log_ratio
+from tapioca_export.selection.criteria import NUM_PROPOSING
+
 # How much of the mean variance is added to each direction, so that covariances of few rows can be inverted.
 SHRINKAGE = 0.1
 # Of the updates on ID, the variance that their subspace holds.
 HELD = 0.95
-FEW = 32  # rows that will do where a criterion has to be cheap
-# What `--criterion tapioca` goes by, and the shortlist of `tapioca+tale`.
+FEW = NUM_PROPOSING  # rows that will do where a criterion has to be cheap
+# What `--criterion tapioca` goes by, on 256 of the rows at most, and the shortlist of `tapioca+tale`.
 SHIPPED, PROPOSES = "head turns on the target", "head turns on a few target rows"
 TINY = np.finfo(np.float64).tiny
 
@@ -91,39 +96,9 @@ def score(name: str) -> Callable[[Score], Score]:
 # --- how much a layer does --------------------------------------------------------------------
 
 
-@score("influence on ID")
-def _influence_id(id_: Seen, target: Seen) -> np.ndarray:
-    return -id_.influences
-
-
-@score("influence on the target")
-def _influence_target(id_: Seen, target: Seen) -> np.ndarray:
-    return -target.influences
-
-
 @score("influence on both")
 def _influence(id_: Seen, target: Seen) -> np.ndarray:
     return -id_.influences - target.influences
-
-
-@score("update on ID")
-def _update_id(id_: Seen, target: Seen) -> np.ndarray:
-    return -_relative_updates(id_)
-
-
-@score("update on the target")
-def _update_target(id_: Seen, target: Seen) -> np.ndarray:
-    return -_relative_updates(target)
-
-
-@score("head moves on ID")
-def _head_id(id_: Seen, target: Seen) -> np.ndarray:
-    return -_head_moves(id_)
-
-
-@score("head moves on the target")
-def _head_target(id_: Seen, target: Seen) -> np.ndarray:
-    return -_head_moves(target)
 
 
 @score("head moves on both")
@@ -151,16 +126,6 @@ def _own_answers_few(id_: Seen, target: Seen) -> np.ndarray:
     return -_surprises(target, _few(len(target.outputs)))
 
 
-@score("output changes on ID")
-def _output_id(id_: Seen, target: Seen) -> np.ndarray:
-    return -_output_changes(id_)
-
-
-@score("output changes on the target")
-def _output_target(id_: Seen, target: Seen) -> np.ndarray:
-    return -_output_changes(target)
-
-
 @score("agreement on the target")
 def _agreement(id_: Seen, target: Seen) -> np.ndarray:
     said = target.outputs.argmax(axis=-1)
@@ -168,21 +133,6 @@ def _agreement(id_: Seen, target: Seen) -> np.ndarray:
 
 
 # --- how much otherwise it does it on the target ----------------------------------------------
-
-
-@score("influence grows")
-def _influence_grows(id_: Seen, target: Seen) -> np.ndarray:
-    return np.log(target.influences + TINY) - np.log(id_.influences + TINY)
-
-
-@score("update grows")
-def _update_grows(id_: Seen, target: Seen) -> np.ndarray:
-    return np.log(_relative_updates(target)) - np.log(_relative_updates(id_))
-
-
-@score("head moves more")
-def _head_grows(id_: Seen, target: Seen) -> np.ndarray:
-    return np.log(_head_moves(target)) - np.log(_head_moves(id_))
 
 
 @score("norm is amplified")
@@ -233,11 +183,10 @@ def _realignment(id_: Seen, target: Seen) -> np.ndarray:
     """The rule of `--criterion realignment`: how far the mean deviation of the boundaries left falls."""
     before = _deviations(id_, target.norms, target.distances)  # (L+1,)
     after = _deviations(id_, target.dropped_norms, target.dropped_distances)  # (L, L+1)
-    falls = before - after
-    last = falls.shape[-1] - 1
-    # The boundary behind a dropped layer is gone, but for the last one: the head reads it.
-    kept = np.asarray([[b in (0, last) or b != layer + 1 for b in range(last + 1)] for layer in range(last)])
-    return np.asarray((falls * kept).sum(axis=-1) / kept.sum(axis=-1))
+    falls, one_stack = before - after, Numbering.of({}, len(after))
+    return np.asarray(
+        [fall[surviving_boundaries((layer,), one_stack)].mean() for layer, fall in enumerate(falls)]
+    )
 
 
 @score("realignment at the head")
@@ -250,6 +199,17 @@ def _realignment_at_head(id_: Seen, target: Seen) -> np.ndarray:
 def _entropy_falls(id_: Seen, target: Seen) -> np.ndarray:
     before = _entropy(target.outputs)
     return np.asarray([before - _entropy(part) for part in target.dropped_outputs])
+
+
+# --- what is one number on ID and another on the target ---------------------------------------
+
+
+def _on_each(does: str, measure: Callable[[Seen], np.ndarray], grows: str | None = None) -> None:
+    """Register that a layer does little on ID, that it does little on the target, that it does more there."""
+    SCORES[f"{does} on ID"] = lambda id_, target: -measure(id_)
+    SCORES[f"{does} on the target"] = lambda id_, target: -measure(target)
+    if grows is not None:
+        SCORES[grows] = lambda id_, target: np.log(measure(target) + TINY) - np.log(measure(id_) + TINY)
 
 
 # --- all of them, and pairs -------------------------------------------------------------------
@@ -302,9 +262,14 @@ def _surprises(seen: Seen, rows: Any) -> np.ndarray:
     """Return how unlikely each removal makes the model's own answers, or the mean squared change, (L,)."""
     before, after = seen.outputs[rows], seen.dropped_outputs[:, rows]
     if not seen.are_logits:
-        return np.asarray(np.square(after - before).mean(axis=(1, 2)))
+        return _squares(before, after)
     said = before.argmax(axis=-1)
     return np.asarray(-log_softmax(after, axis=-1)[:, np.arange(len(said)), said].mean(axis=-1))
+
+
+def _squares(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Return the mean squared change of predicted numbers, (L,)."""
+    return np.asarray(np.square(after - before).mean(axis=(1, 2)))
 
 
 def _few(num_rows: int) -> np.ndarray:
@@ -315,7 +280,7 @@ def _few(num_rows: int) -> np.ndarray:
 def _output_changes(seen: Seen) -> np.ndarray:
     """Return the mean KL divergence of what the head says, or its mean squared change, (L,)."""
     if not seen.are_logits:
-        return np.asarray(np.square(seen.dropped_outputs - seen.outputs).mean(axis=(1, 2)))
+        return _squares(seen.outputs, seen.dropped_outputs)
     before = log_softmax(seen.outputs, axis=-1)
     after = log_softmax(seen.dropped_outputs, axis=-1)
     return np.asarray((np.exp(before) * (before - after)).sum(axis=-1).mean(axis=-1))
@@ -328,12 +293,7 @@ def _entropy(logits: np.ndarray) -> float:
 
 def _deviations(id_: Seen, norms: np.ndarray, distances: np.ndarray) -> np.ndarray:
     """Return the deviation from ID at each boundary, (..., L+1), of norms and distances."""
-    nothing = 1e-6 * id_.norms
-    found = [
-        np.abs(np.log((there + nothing) / (own + nothing)))
-        for there, own in ((norms, id_.norms), (distances, id_.distances))
-    ]
-    return np.asarray((found[0] + found[1]) / 2)
+    return (log_ratio(norms, id_.norms, id_.norms) + log_ratio(distances, id_.distances, id_.norms)) / 2
 
 
 def _mahalanobis(own: np.ndarray, there: np.ndarray) -> float:
@@ -355,3 +315,9 @@ def _outside(own: np.ndarray, there: np.ndarray) -> float:
     kept = directions[: int(np.searchsorted(energy, HELD * energy[-1])) + 1]
     total = float(np.square(there).sum())
     return 1 - float(np.square(there @ kept.T).sum()) / total if total else 0.0
+
+
+_on_each("influence", lambda seen: seen.influences, grows="influence grows")
+_on_each("update", _relative_updates, grows="update grows")
+_on_each("head moves", _head_moves, grows="head moves more")
+_on_each("output changes", _output_changes)

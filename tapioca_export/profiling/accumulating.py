@@ -151,7 +151,7 @@ class Accumulator:
 def distances_between(states: torch.Tensor) -> np.ndarray:
     """Return the distances (M, M) between samples, averaged over positions, from states (P, M, H).
 
-    By matrix products, which cost a tenth of differences. What they lose to rounding is half of the digits
+    By matrix products, which cost less than differences. What they lose to rounding is half of the digits
     beside the spread of the states: in float64, and around their mean, less than float32 states have.
     """
     states = states.double()

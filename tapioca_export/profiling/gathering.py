@@ -126,10 +126,27 @@ def _refuse_padding(batch: Batch, mask: torch.Tensor) -> None:
         raise SelectionError("Padding would be profiled as tokens.", "Report this with the task.")
 
 
-def answer_stack(model: LoadedModel) -> int:
-    """Return the place of the stack whose last states the head reads: by default the last."""
+def _answer_stack(model: LoadedModel) -> int:
+    """Return the place of the stack whose states the head reads: by default the last."""
     names = list(model.numbering.depths)
     return names.index(model.task.answer_stack) if model.task.answer_stack in names else len(names) - 1
+
+
+def _read_answers(
+    model: LoadedModel, processor: Processor, batch: Batch, streams: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Return the states (n, B, P, H) of n streams (B, T, H) where answers are read."""
+    batch = replace(batch, num_states=streams[0].shape[1])
+    at = torch.from_numpy(model.task.readout(batch, processor)).to(streams[0].device)
+    return torch.stack([at @ stream.float() for stream in streams])
+
+
+def head_states(
+    model: LoadedModel, processor: Processor, batch: Batch, boundaries: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Return the states (B, P, H) that the head reads."""
+    last = model.numbering.boundaries[_answer_stack(model)][-1]
+    return _read_answers(model, processor, batch, [boundaries[last]])[0]
 
 
 def read_states(
@@ -144,21 +161,19 @@ def read_states(
     """
     task, numbering = model.task, model.numbering
     names = list(numbering.depths)
-    read = names[answer_stack(model)]
+    read = names[_answer_stack(model)]
     states, cosines, num_tokens = [], [], []
     for name, part in zip(names, numbering.boundaries, strict=True):
         streams = [boundaries[number] for number in part]
-        device = streams[0].device
         if name == read:
-            batch = replace(batch, num_states=streams[0].shape[1])
-            at = torch.from_numpy(task.readout(batch, processor)).to(device)
-            mask = torch.from_numpy(task.state_mask(batch, processor)).bool()
+            counted = replace(batch, num_states=streams[0].shape[1])
+            mask = torch.from_numpy(task.state_mask(counted, processor)).bool()
             _refuse_padding(batch, mask)
-            states.append(torch.stack([at @ stream.float() for stream in streams]))
+            states.append(_read_answers(model, processor, batch, streams))
         else:
             weights = task.readout_of(name, batch, (streams[0].shape[0], streams[0].shape[1]))
             mask = torch.from_numpy(weights.any(axis=0))  # weights: (B, S, T)
-            rows = torch.from_numpy(weights).flatten(1).to(device)
+            rows = torch.from_numpy(weights).flatten(1).to(streams[0].device)
             found = torch.stack([rows @ stream.float().flatten(0, 1) for stream in streams])
             states.append(found[:, :, None])
         cosines += summed_cosines(streams, mask)

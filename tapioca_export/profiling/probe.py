@@ -32,7 +32,7 @@ from ..samples import Samples
 from ..tasks import Batch, Division, Scores
 from ..tasks.scoring import averaged
 from .accumulating import NUM_REPLICATES
-from .gathering import Gathered, Gathering, answer_stack, deviations, read_states, together
+from .gathering import Gathered, Gathering, deviations, head_states, read_states, together
 from .replaying import Changes, Found, Replayer, Trace, Work, passes
 from .sharing import shares_context
 from .weighing import angular_distance, magnitudes, sensitivities
@@ -283,10 +283,9 @@ class Probe:
         return {layer: known[layer] for layer in layers}
 
     def _turns(self, samples: Samples, layers: Sequence[int]) -> np.ndarray:
-        total, stack = dict.fromkeys(layers, 0.0), answer_stack(self.model)
-        intact = torch.empty(0)
+        total, intact = dict.fromkeys(layers, 0.0), torch.empty(0)
         for batch, layer, trace in self._passes(samples, (), layers):
-            head = read_states(self.model, self.processor, batch, trace.boundaries)[0][stack][-1]  # (B, P, H)
+            head = head_states(self.model, self.processor, batch, trace.boundaries)  # (B, P, H)
             if layer is None:
                 intact = head
             else:
