@@ -306,6 +306,27 @@ def test_tapioca_tale_says_how_well_what_it_proposed_was_ranked() -> None:
     assert search(against, criterion="tapioca+tale", shortlist=4).prediction.spearman == pytest.approx(-1.0)
 
 
+@pytest.mark.parametrize("select_on", ["id", "target"])
+def test_tapioca_looks_at_target_rows_whichever_rows_judge_it(
+    select_on: str,
+    tiny: Callable[[str], Path],
+    sample_files: Callable[[str], dict[str, Path]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tapioca_export.selection.criteria._no_shift", lambda round_: None)
+    model = load_model(tiny("bert"))
+    reader = model.task.rows({}, model.processor)
+    rows = {name: read_samples(path, reader, role=name) for name, path in sample_files("bert").items()}
+    probe = Probe(model, rows, select_on=select_on)
+    settings = SelectionSettings(criterion="tapioca", max_drop_layers=1, epsilon=None, pick="final")
+    found = select_layers(probe, settings, model="m", task=model.task, num_samples=probe.num_rows)
+    turns = Probe(model, {"target": rows["target"]}).turns(range(model.num_layers), 256)
+    candidates = found.steps[0].candidates
+    assert {c.layer: -c.score for c in candidates} == pytest.approx(turns)
+    judged = Probe(model, {"target": rows[select_on]}).metrics((), range(model.num_layers))
+    assert {c.layer: c.metric for c in candidates} == {n: one.metric for n, one in judged.items()}
+
+
 def test_identical_samples_give_tapioca_nothing_to_drop(
     tiny: Callable[[str], Path], sample_files: Callable[[str], dict[str, Path]]
 ) -> None:
