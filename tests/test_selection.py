@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -257,6 +258,13 @@ def test_tapioca_without_labels_drops_a_quarter_unless_told_otherwise(num_layers
     told = search(probe, criterion="tapioca", max_drop_layers=2)
     assert len(told.drop) == 2
     assert told.stop_reason.endswith("the most that was asked for")
+
+
+@pytest.mark.parametrize("criterion", ["tale", "damp", "loss", "taylor", "tapioca+tale"])
+def test_a_criterion_that_needs_labels_says_so_before_it_asks_for_a_depth(criterion: str) -> None:
+    probe = FakeProbe(4, lambda d: 1.0, labelled=False)
+    with pytest.raises(SelectionError, match=f"^Criterion {re.escape(criterion)} needs labels"):
+        search(probe, criterion=criterion)
 
 
 def test_tapioca_with_labels_is_stopped_by_the_floor_and_says_how_well_it_foretold() -> None:

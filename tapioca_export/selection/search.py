@@ -29,6 +29,8 @@ from .searches import BY_METRIC, SEARCHES, BudgetSpent, Path, Walk
 Weigh = Callable[[Sequence[tuple[int, ...]]], tuple[Point, ...]]
 # Criteria that end by themselves on rows without labels.
 SELF_ENDING = ("realignment", "fixed")
+# Criteria that refuse such rows themselves.
+NEEDING_LABELS = (*BY_METRIC, "tapioca+tale", "taylor")
 # Of the layers, that tapioca drops where no label says when to stop: as it was tried (benchmarks/RESULTS.md).
 LABEL_FREE_SHARE = 0.25
 # Criteria whose layers are named, or are a block of --max-drop-layers.
@@ -289,7 +291,7 @@ def _cap(probe: Prober, settings: SelectionSettings) -> int | None:
         return len(settings.drop)
     if settings.criterion == "tapioca" and settings.max_drop_layers is None and not probe.is_labelled:
         return max(1, int(probe.num_layers * LABEL_FREE_SHARE))
-    ends = (*SELF_ENDING, *BY_METRIC)  # criteria that go by the metric refuse such rows themselves
+    ends = (*SELF_ENDING, *NEEDING_LABELS)
     if settings.max_drop_layers is None and not probe.is_labelled and settings.criterion not in ends:
         raise ConfigError(
             f"Criterion {settings.criterion} on unlabelled rows has nothing to stop it.",
