@@ -255,8 +255,8 @@ def test_models_that_choose_do_not_tell() -> None:
 
 
 def test_what_one_family_has_not_is_no_candidate() -> None:
-    family = {"a": bank("a", both=1.0), "b": bank("b", both=1.0, one=0.0)}
-    assert judging.names(family) == ["both"]
+    rich, poor = bank("a", both=1.0, one=0.0), bank("b", both=1.0)
+    assert judging.names({"a": rich, "b": poor}) == judging.names({"b": poor, "a": rich}) == ["both"]
 
 
 def test_no_criterion_at_all_is_a_reference() -> None:
