@@ -30,7 +30,7 @@ from benchmarks.reliability import feeding, seeds, watching  # noqa: E402
 from benchmarks.reliability.crashes import CRASHES  # noqa: E402
 from benchmarks.reliability.feeding import Found, feed  # noqa: E402
 from benchmarks.reliability.fuzzing import LEAST, QUICK, RESULT, broken, executions_of, rows  # noqa: E402
-from benchmarks.reliability.readers import READERS  # noqa: E402
+from benchmarks.reliability.readers import READERS, Reader  # noqa: E402
 from benchmarks.reliability.spoiling import OUTSIDE, Mutants, of_json, of_onnx  # noqa: E402
 from benchmarks.reliability.watching import Outcome, Watch  # noqa: E402
 from tapioca_export.errors import LoadError  # noqa: E402
@@ -173,6 +173,35 @@ def test_a_reader_that_takes_the_process_with_it_is_named(how: str, words: str, 
     found = feeding._found(tmp_path, code)
     assert found["one"].broken == {}
     assert found["two"].broken[f"the process {words}"]["file"] == "the file"
+
+
+def test_an_import_that_takes_longer_than_a_reading_may_is_not_cut_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "modules" / "slow_to_import"
+    package.mkdir(parents=True)
+    # As Python has it: what is cut short forgets the package, and keeps the part that asks for it again.
+    (package / "__init__.py").write_text("from . import part\n")
+    (package / "part.py").write_text("import time\ntime.sleep(0.5)\n")
+    monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.setattr(watching, "SECONDS", 0.2)
+    reader = Reader("file", lambda file: importlib.import_module("slow_to_import"), of_json)
+    (tmp_path / "valid").mkdir()
+    (tmp_path / "valid" / "file").write_bytes(b"{}")
+    found = Found()
+    with (tmp_path / "said").open("w") as said:
+        feeding.Plate(reader, tmp_path, said).try_valid(tmp_path / "valid", found)
+    assert found.broken == {}
+
+
+def test_a_valid_file_that_is_not_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "valid").mkdir()
+    (tmp_path / "valid" / "file").write_bytes(b"{}")
+    found = Found()
+    with (tmp_path / "said").open("w") as said:
+        plate = feeding.Plate(Reader("file", lambda file: refuse("so it is"), of_json), tmp_path, said)
+        plate.try_valid(tmp_path / "valid", found)
+    assert list(found.broken) == ["a valid file is not read"]
 
 
 # --- mutations ------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ last is what did it, and the next process goes on with other files.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import multiprocessing
@@ -17,7 +18,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -104,21 +105,31 @@ class Plate:
         self.replaced = OUTSIDE.encode(), str(outside).encode()
 
     def try_valid(self, valid: Path, found: Found) -> None:
-        """Read valid files first: imports are no part of any measurement, and spoilt ones get no further."""
+        """Read valid files first, once unwatched: imports are no part of any measurement.
+
+        A clock that cuts an import short would leave the module broken for the rest of the process.
+        """
         for content in valid_contents(self.reader, valid):
-            self.feed(content)
+            with contextlib.suppress(Exception), self._given(content):  # watched, it fails again, and is told
+                self.reader.read(self.file)
             outcome = self.feed(content)
             if outcome.ended != "read":
                 found.keep("a valid file is not read", outcome.detail, content)
 
     def feed(self, content: bytes) -> Outcome:
         """Put a file there and read it."""
+        with self._given(content):
+            return self.watch.run(self.reader.read, self.file)
+
+    @contextlib.contextmanager
+    def _given(self, content: bytes) -> Iterator[None]:
+        """Put a file there; the process ends if whoever reads it is stuck."""
         content = content.replace(*self.replaced)
         self.last.write_bytes(content)
         self.file.write_bytes(content)
         faulthandler.dump_traceback_later(STUCK, exit=True, file=self.said)
         try:
-            return self.watch.run(self.reader.read, self.file)
+            yield
         finally:
             faulthandler.cancel_dump_traceback_later()
 
