@@ -14,12 +14,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from benchmarks.evidence.protocol import record
 from benchmarks.evidence.protocol import smoke as smoke_record
-from benchmarks.evidence.running import each, options, run
+from benchmarks.evidence.running import options, run, train_each
 from benchmarks.evidence.shifts import ID, Shift, Subject, as_samples
 from tapioca_export.models import load_model
 from tapioca_export.samples import Samples
@@ -67,10 +68,9 @@ def subject(data: str, seed: int, limit: int | None = None) -> Subject:
     )
 
 
-def train_all(data: Path, jobs: int, seeds: Sequence[int] = SEEDS) -> None:
-    """Train what the cache lacks."""
-    for folder, _ in each(trained, [(data, seed) for seed in seeds], jobs):
-        click.echo(folder)
+def train_all(data: Path, jobs: int, seeds: Sequence[int] = SEEDS) -> float:
+    """Train what the cache lacks, and return the seconds that it took."""
+    return train_each(trained, [(data, seed) for seed in seeds], jobs)
 
 
 @click.command(help=__doc__)
@@ -79,11 +79,11 @@ def train_all(data: Path, jobs: int, seeds: Sequence[int] = SEEDS) -> None:
 @click.option("--seed", "seeds", type=int, multiple=True, default=SEEDS, show_default=True)
 def main(smoke: bool, jobs: int, resume: Path | None, output: Path, data: Path, seeds: Sequence[int]) -> None:
     """Measure and write the JSON."""
-    about = {"family": "encoder", "data": data.name}
+    about: dict[str, Any] = {"family": "encoder", "data": data.name}
     if smoke:
         run(subject, [(str(data), seeds[0], 32)], output, jobs=1, record=smoke_record, about=about)
         return
-    train_all(data, jobs, seeds)
+    about["training_seconds"] = train_all(data, jobs, seeds)
     members = [(str(data), seed) for seed in seeds]
     run(subject, members, output, jobs=jobs, resume=resume, record=record, about=about)
 

@@ -20,7 +20,7 @@ import click
 
 from benchmarks.evidence.protocol import record
 from benchmarks.evidence.protocol import smoke as smoke_record
-from benchmarks.evidence.running import each, options, run
+from benchmarks.evidence.running import options, run, train_each
 from benchmarks.evidence.shifts import ID, Shift, Subject, as_samples, last_line
 from benchmarks.language import lists
 from benchmarks.language.family import SEEDS, SIZES, Recipe, checkpoint, network
@@ -104,10 +104,9 @@ def _subject(
     )
 
 
-def train_all(jobs: int, sizes: Sequence[str] = tuple(SIZES), seeds: Sequence[int] = SEEDS) -> None:
-    """Train what the cache lacks; the largest first, so that all processes end at about the same time."""
-    for folder in each(checkpoint, [(size, seed) for size in reversed(sizes) for seed in seeds], jobs):
-        click.echo(folder)
+def train_all(jobs: int, sizes: Sequence[str] = tuple(SIZES), seeds: Sequence[int] = SEEDS) -> float:
+    """Train what the cache lacks, and return the seconds that it took."""
+    return train_each(checkpoint, [(size, seed) for size in sizes for seed in seeds], jobs)
 
 
 @click.command(help=__doc__)
@@ -122,9 +121,13 @@ def main(
         tiny = [("tiny", 0, judged) for judged in TASKS]
         run(untrained, tiny, output, jobs=1, record=smoke_record, about={"family": "language"})
         return
-    members = [(size, seed, judged) for seed in seeds for size in sizes for judged in TASKS]
-    about = {"family": "language", "lengths": LENGTHS, "num_rows": NUM_ROWS}
-    train_all(jobs, sizes, seeds)
+    members = [(size, seed, judged) for size in sizes for seed in seeds for judged in TASKS]
+    about = {
+        "family": "language",
+        "lengths": LENGTHS,
+        "num_rows": NUM_ROWS,
+        "training_seconds": train_all(jobs, sizes, seeds),
+    }
     run(subject, members, output, jobs=jobs, resume=resume, record=record, about=about)
 
 

@@ -2,11 +2,11 @@
 
     python -m benchmarks.evidence.polynomial            # writes polynomial.json beside this script
     python -m benchmarks.evidence.polynomial --smoke    # one untrained model, few shifts: does it run?
-    python -m benchmarks.evidence.polynomial --scales full    # all from 1 to 10, about four times the work
+    python -m benchmarks.evidence.polynomial --scales coarse    # up to 10; full: all from 1 to 10
 
 On a GPU, the shape of the papers' models:
 
-    python -m benchmarks.evidence.polynomial --size 12x256 --scales few --device cuda --jobs 3 \
+    python -m benchmarks.evidence.polynomial --size 12x256 --device cuda --jobs 3 \
         --output benchmarks/evidence/polynomial-large.json
 
 Models are those of benchmarks/polynomial/family.py, trained on first use. Shifts are scales of coefficients
@@ -25,7 +25,7 @@ import click
 
 from benchmarks.evidence.protocol import record
 from benchmarks.evidence.protocol import smoke as smoke_record
-from benchmarks.evidence.running import each, options, run
+from benchmarks.evidence.running import options, run, train_each
 from benchmarks.evidence.shifts import ID, Shift, Subject, as_samples, last_line
 from benchmarks.polynomial.family import CACHE, SEEDS, TRAINED_HERE, checkpoint
 from benchmarks.polynomial.prompts import Distribution
@@ -111,15 +111,14 @@ def _subject(size: str, seed: int, model: LoadedModel, shifts: Shifts, num_rows:
 
 def train_all(
     jobs: int, sizes: Sequence[str] = TRAINED_HERE, seeds: Sequence[int] = SEEDS, device: str = "cpu"
-) -> None:
-    """Train what the cache lacks; the largest first, so that all processes end at about the same time."""
-    for folder in each(checkpoint, [(s, n, CACHE, device) for s in reversed(sizes) for n in seeds], jobs):
-        click.echo(folder)
+) -> float:
+    """Train what the cache lacks, and return the seconds that it took."""
+    return train_each(checkpoint, [(size, seed, CACHE, device) for size in sizes for seed in seeds], jobs)
 
 
 @click.command(help=__doc__)
 @options(Path(__file__).with_suffix(".json"))
-@click.option("--scales", type=click.Choice(tuple(SCALES)), default="coarse", show_default=True)
+@click.option("--scales", type=click.Choice(tuple(SCALES)), default="few", show_default=True)
 @click.option("--size", "sizes", multiple=True, default=TRAINED_HERE, show_default=True)
 @click.option("--seed", "seeds", type=int, multiple=True, default=SEEDS, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="Where models are trained and measured.")
@@ -132,9 +131,13 @@ def main(
         run(untrained, [("tiny", 0)], output, jobs=1, record=smoke_record, about={"family": "polynomial"})
         return
     elsewhere = () if device == "cpu" else (device,)
-    members = [(size, seed, scales, *elsewhere) for seed in seeds for size in sizes]
-    about = {"family": "polynomial", "scales": SCALES[scales], "num_rows": NUM_ROWS}
-    train_all(jobs, sizes, seeds, device)
+    members = [(size, seed, scales, *elsewhere) for size in sizes for seed in seeds]
+    about = {
+        "family": "polynomial",
+        "scales": SCALES[scales],
+        "num_rows": NUM_ROWS,
+        "training_seconds": train_all(jobs, sizes, seeds, device),
+    }
     run(subject, members, output, jobs=jobs, resume=resume, record=record, about=about)
 
 
