@@ -61,6 +61,21 @@ def test_the_grid_of_the_readme_is_in_the_json() -> None:
     assert f", {gain:+.3f} (" in row.split("|")[3]
 
 
+@pytest.mark.parametrize("family", ["polynomial", "language"])
+def test_a_command_takes_half_an_hour_of_two_cores_at_most(family: str) -> None:
+    """Training included; read here off the JSON."""
+    file = results.read()[family]
+    training = {(record["size"], record["seed"]): record["training"] for record in file["models"]}
+    assert len(training) == 9
+    seconds = [part["seconds"] for part in (*training.values(), *file["models"])]
+    assert file["jobs"] == file["environment"]["cores"] == 2
+    assert sum(seconds) / 2 <= 30 * 60
+    page = results.PAGE.read_text(encoding="utf-8")
+    row = next(line for line in page.splitlines() if f"evidence.{family}`" in line)
+    told = [float(number) for number in re.findall(r"(\d+\.\d) [+m]", row)]
+    assert sum(told) == pytest.approx(sum(seconds) / 120, abs=0.11)
+
+
 # --- rows -----------------------------------------------------------------------------------
 
 

@@ -14,7 +14,6 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -68,9 +67,9 @@ def subject(data: str, seed: int, limit: int | None = None) -> Subject:
     )
 
 
-def train_all(data: Path, jobs: int, seeds: Sequence[int] = SEEDS) -> float:
-    """Train what the cache lacks, and return the seconds that it took."""
-    return train_each(trained, [(data, seed) for seed in seeds], jobs)
+def train_all(data: Path, jobs: int, seeds: Sequence[int] = SEEDS) -> None:
+    """Train what the cache lacks."""
+    train_each(trained, [(data, seed) for seed in seeds], jobs)
 
 
 @click.command(help=__doc__)
@@ -79,11 +78,11 @@ def train_all(data: Path, jobs: int, seeds: Sequence[int] = SEEDS) -> float:
 @click.option("--seed", "seeds", type=int, multiple=True, default=SEEDS, show_default=True)
 def main(smoke: bool, jobs: int, resume: Path | None, output: Path, data: Path, seeds: Sequence[int]) -> None:
     """Measure and write the JSON."""
-    about: dict[str, Any] = {"family": "encoder", "data": data.name}
+    about = {"family": "encoder", "data": data.name}
     if smoke:
         run(subject, [(str(data), seeds[0], 32)], output, jobs=1, record=smoke_record, about=about)
         return
-    about["training_seconds"] = train_all(data, jobs, seeds)
+    train_all(data, jobs, seeds)
     members = [(str(data), seed) for seed in seeds]
     run(subject, members, output, jobs=jobs, resume=resume, record=record, about=about)
 

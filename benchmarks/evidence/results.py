@@ -177,14 +177,17 @@ def _origin_table(files: Files) -> str:
                 f"[{family}.json](evidence/{family}.json), `{file['commit'][:10]}`",
             ]
         )
-    return table(["models", "command", "sizes x seeds", "time, with training", "from"], rows)
+    return table(["models", "command", "sizes x seeds", "time: training + measuring", "from"], rows)
 
 
 def _time_of(file: Mapping[str, Any]) -> str:
-    """Return how long the command took, where it did all of the work in one go."""
-    if not {"training_seconds", "seconds"} <= set(file):
+    """Return how long the models took to train and to measure, over as many processes as ran at a time."""
+    trained = {(r["size"], r["seed"]): r["training"].get("seconds") for r in file["models"]}
+    if None in trained.values():
         return "not recorded"
-    return f"{(file['training_seconds'] + file['seconds']) / 60:.0f} min on {file['jobs']} cores"
+    parts = sum(trained.values()), sum(record["seconds"] for record in file["models"])
+    training, measuring = (seconds / file["jobs"] / 60 for seconds in parts)
+    return f"{training:.1f} + {measuring:.1f} min in {file['jobs']} processes"
 
 
 # --- polynomial/README.md -------------------------------------------------------------------

@@ -37,16 +37,14 @@ def each(function: Callable[..., Any], arguments: Sequence[Sequence[Any]], jobs:
             yield future.result()
 
 
-def train_each(train: Callable[..., Any], arguments: Sequence[Sequence[Any]], jobs: int) -> float:
-    """Train models in processes of their own, and return the seconds that it took.
+def train_each(train: Callable[..., Any], arguments: Sequence[Sequence[Any]], jobs: int) -> None:
+    """Train models in processes of their own.
 
     Here and in `run` the last come first: families name their largest models last, and all processes end at
     about the same time if the largest do not begin last.
     """
-    started = time.perf_counter()
     for _ in each(train, arguments[::-1], jobs):
         pass
-    return round(time.perf_counter() - started, 1)
 
 
 def measure(make: Make, member: Sequence[Any], record: Record, folder: Path | None) -> dict[str, Any]:
