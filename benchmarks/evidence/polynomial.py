@@ -2,7 +2,7 @@
 
     python -m benchmarks.evidence.polynomial            # writes polynomial.json beside this script
     python -m benchmarks.evidence.polynomial --smoke    # one untrained model, few shifts: does it run?
-    python -m benchmarks.evidence.polynomial --scales full    # all from 1 to 10, not up to 5
+    python -m benchmarks.evidence.polynomial --scales full    # all from 1 to 10, in place of some up to 5
 
 On a GPU, the shape of the papers' models:
 
@@ -33,7 +33,7 @@ from benchmarks.polynomial.train import Recipe
 from tapioca_export.models import LoadedModel, LoadOptions, load_model
 from tapioca_export.samples import Samples
 
-SCALES = {"few": (1, 2, 5), "coarse": (1, 2, 3, 5), "full": tuple(range(1, 11))}
+SCALES = {"few": (1, 2, 5), "coarse": (1, 2, 3, 5), "wide": (1, 2, 3, 5, 10), "full": tuple(range(1, 11))}
 NORMAL = ((1, 1), (2, 1), (5, 1), (1, 2), (2, 2))
 DEGREES = (1, 3, 4, 5)
 COEFFICIENTS, INPUTS = "coefficient scale", "input scale"

@@ -27,6 +27,8 @@ FIGURE = README.parent / "gain.svg"
 BEGIN, END = "<!-- begin: python -m benchmarks.evidence.results -->", "<!-- end -->"
 COMMANDS = {
     "polynomial": "python -m benchmarks.evidence.polynomial",
+    "polynomial-wide": "python -m benchmarks.evidence.polynomial --scales wide --output "
+    "benchmarks/evidence/polynomial-wide.json",
     "language": "python -m benchmarks.evidence.language",
     "encoder": "python -m benchmarks.evidence.encoder --data FOLDER",
 }
@@ -79,7 +81,12 @@ printed as failing. This page is written by `python -m benchmarks.evidence.resul
 
 Each cell has the word, the mean effect with its 95 % interval, and how many cases are for the claim and
 against it, of all. Layers are always chosen on other rows than those reported here. A gain is the share of
-the intact model's error that is gone; of the error, less than {LEAST:.0%} counts as about zero."""
+the intact model's error that is gone; of the error, less than {LEAST:.0%} counts as about zero.
+
+The shifts of *polynomial* have scales up to 5, so that its command ends within half an hour.
+*polynomial-wide* are the same models under shifts up to 10, at most of which they answer hardly better than
+a constant, and there is hardly anything to gain. Where the two have different words, the claim depends on
+how far one looks."""
 
 _RULES = f"""A case is a model, or a model under one shift. It is *for* a claim that something gains, if its
 95 % interval is above zero and the gain at least {LEAST:.0%} of the error; *against*, if the interval is
