@@ -1,6 +1,6 @@
 """Time optimised and quantised graphs: original against pruned, and against what others make of the same.
 
-    python benchmarks/graphs.py                             # about 8 minutes on 2 cores, 10 GB of memory
+    python benchmarks/graphs.py                             # a quarter of an hour, 10 GB of memory
     python benchmarks/graphs.py --peer-python PATH/python   # and Optimum, in an environment of its own
     python benchmarks/graphs.py --smoke                     # tiny models
 
@@ -257,7 +257,7 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 @click.command()
 @click.option("--output", type=click.Path(path_type=Path), default=HERE / "graphs.json", show_default=True)
-@click.option("--rounds", default=12, show_default=True, help="Rounds at batch 1; at batch 8 half of them.")
+@click.option("--rounds", default=40, show_default=True, help="Rounds at batch 1; at batch 8 half of them.")
 @click.option(
     "--peer-python", type=click.Path(path_type=Path), help="Python of an environment with optimum-onnx."
 )
