@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -74,6 +74,45 @@ def test_a_command_takes_half_an_hour_of_two_cores_at_most(family: str) -> None:
     row = next(line for line in page.splitlines() if f"evidence.{family}`" in line)
     told = [float(number) for number in re.findall(r"(\d+\.\d) [+m]", row)]
     assert sum(told) == pytest.approx(sum(seconds) / 120, abs=0.11)
+
+
+def test_the_files_are_of_the_grids_that_the_commands_name() -> None:
+    default = {option.name: option.default for option in polynomial.main.params}["scales"]
+    files = results.read()
+    for family, scales in (("polynomial", default), ("polynomial-wide", "wide")):
+        assert tuple(files[family]["scales"]) == polynomial.SCALES[scales]
+        expected = {*polynomial.grid(polynomial.SCALES[scales]), *polynomial.others()}
+        for record in files[family]["models"]:
+            assert {shift["name"] for shift in record["shifts"]} == expected
+    assert "--scales wide" in results.COMMANDS["polynomial-wide"]
+
+
+def test_the_last_go_first_and_records_keep_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+
+    def one_by_one(function: Any, arguments: Any, jobs: int) -> Iterator[Any]:
+        for given in arguments:
+            yield function(*given)
+
+    monkeypatch.setattr(running, "each", one_by_one)
+    running.train_each(begun.append, [("small",), ("large",)], 2)
+    assert begun == ["large", "small"]
+    begun.clear()
+
+    def make(name: str) -> str:
+        begun.append(name)
+        return name
+
+    members = [("small",), ("large",)]
+    running.run(
+        make, members, tmp_path / "f.json", jobs=2, record=lambda name: {"name": name}, about={"family": "f"}
+    )
+    assert begun == ["large", "small"]
+    file = json.loads((tmp_path / "f.json").read_text(encoding="utf-8"))
+    assert [record["name"] for record in file["models"]] == ["small", "large"]
+    assert file["family"] == "f"
 
 
 # --- rows -----------------------------------------------------------------------------------

@@ -204,6 +204,13 @@ def test_a_valid_file_that_is_not_read_is_told(tmp_path: Path) -> None:
     assert list(found.broken) == ["a valid file is not read"]
 
 
+def test_a_file_that_names_one_outside_names_one_that_is_watched(tmp_path: Path) -> None:
+    reader = Reader("file", lambda file: Path(file.read_text()).read_bytes(), of_json)
+    with (tmp_path / "said").open("w") as said:
+        outcome = feeding.Plate(reader, tmp_path, said).feed(OUTSIDE.encode())
+    assert (outcome.ended, outcome.what) == ("broken", "open outside")
+
+
 # --- mutations ------------------------------------------------------------------------------
 
 
