@@ -97,22 +97,23 @@ def test_the_table_of_optimised_graphs_is_what_was_measured(monkeypatch: pytest.
     sys.modules.pop("graphs", None)
 
 
-def test_a_pruned_graph_is_as_much_faster_as_it_is_shorter_and_no_peers_is_optimised_better() -> None:
-    """At 97 % of the ideal, at every level, precision, size and batch; and against what peers optimise."""
+def test_a_pruned_graph_is_as_much_faster_as_it_is_shorter_and_one_peer_is_faster_in_places() -> None:
+    """At 97 % of the ideal in every cell; the peer, and by how much, is what docs/exports.md says."""
     rows = json.loads((ROOT / "benchmarks" / "graphs.json").read_text(encoding="utf-8"))["rows"]
     assert {(row["size"], row["batch_size"]) for row in rows} == {
         (size, batch_size) for size in ("BERT-base", "MiniLM") for batch_size in (1, 8)
     }
-    fastest = 0.0
+    faster: dict[tuple[str, int, str, str], float] = {}
     for row in rows:
         assert row["ideal"] == pytest.approx(row["layers"] / row["kept"])
         for speedup in row["speedup"].values():
             assert speedup["median"] / row["ideal"] >= 0.97
-        for peers in row["against"].values():
-            optimised = {name: value for name, value in peers.items() if name not in ("ours", "Optimum")}
-            assert min(value["median"] for value in optimised.values()) >= 1.0
-            fastest = max(fastest, *(value["median"] for value in optimised.values()))
-    assert fastest >= 1.1
+        for kind, peers in row["against"].items():
+            for name, value in peers.items():
+                if name != "ours" and value["interval"][1] < 1.0:
+                    faster[row["size"], row["batch_size"], kind, name] = 1 / value["median"] - 1
+    assert set(faster) == {(size, 1, "fp32", "Optimum") for size in ("BERT-base", "MiniLM")}
+    assert [f"{found:.0%}" for found in sorted(faster.values())] == ["1%", "3%"]
 
 
 def test_a_table_goes_between_its_own_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

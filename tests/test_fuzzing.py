@@ -175,12 +175,11 @@ def test_a_reader_that_takes_the_process_with_it_is_named(how: str, words: str, 
     assert found["two"].broken[f"the process {words}"]["file"] == "the file"
 
 
-def test_an_import_that_takes_longer_than_a_reading_may_is_not_cut_short(
+def test_the_clock_of_a_reading_does_not_cut_a_first_import_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / "modules" / "slow_to_import"
     package.mkdir(parents=True)
-    # As Python has it: what is cut short forgets the package, and keeps the part that asks for it again.
     (package / "__init__.py").write_text("from . import part\n")
     (package / "part.py").write_text("import time\ntime.sleep(0.5)\n")
     monkeypatch.syspath_prepend(package.parent)

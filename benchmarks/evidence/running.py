@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -41,7 +42,7 @@ def train_each(train: Callable[..., Any], arguments: Sequence[Sequence[Any]], jo
     """Train models in processes of their own.
 
     Here and in `run` the last come first: families name their largest models last, and all processes end at
-    about the same time if the largest do not begin last.
+    about the same time if those do not begin last.
     """
     for _ in each(train, arguments[::-1], jobs):
         pass
@@ -61,10 +62,9 @@ def measure(make: Make, member: Sequence[Any], record: Record, folder: Path | No
     if kept is not None and kept.is_file():
         found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
         return found
-    clock, worked = time.perf_counter(), time.process_time()
+    clock = time.perf_counter()
     made: dict[str, Any] = rounded(record(make(*member)))
     made["seconds"] = round(time.perf_counter() - clock, 1)
-    made["processor_seconds"] = round(time.process_time() - worked, 1)
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(made), encoding="utf-8")
@@ -93,12 +93,11 @@ def run(
         about: What else the file says.
     """
     started, records = time.perf_counter(), []
-    if jobs == 1:
-        records = [measure(make, member, record, resume) for member in members]
-    else:
-        for made in each(measure, [(make, member, record, resume) for member in members[::-1]], jobs):
-            records.insert(0, made)
-            click.echo(f"{made['name']}: {made['seconds']} s")
+    work = [(make, member, record, resume) for member in members[::-1]]
+    for made in itertools.starmap(measure, work) if jobs == 1 else each(measure, work, jobs):
+        records.append(made)
+        click.echo(f"{made['name']}: {made['seconds']} s")
+    records.reverse()
     seconds = round(time.perf_counter() - started, 1)
     # What was finished before took its time then: each model says its own.
     took = {} if resume else {"seconds": seconds}

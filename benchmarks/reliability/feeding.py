@@ -6,7 +6,6 @@ last is what did it, and the next process goes on with other files.
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import json
 import multiprocessing
@@ -18,7 +17,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -105,31 +104,24 @@ class Plate:
         self.replaced = OUTSIDE.encode(), str(outside).encode()
 
     def try_valid(self, valid: Path, found: Found) -> None:
-        """Read valid files first, once unwatched: imports are no part of any measurement.
+        """Read valid files first, once without a clock: imports are no part of any measurement.
 
         A clock that cuts an import short would leave the module broken for the rest of the process.
         """
         for content in valid_contents(self.reader, valid):
-            with contextlib.suppress(Exception), self._given(content):  # watched, it fails again, and is told
-                self.reader.read(self.file)
+            self.feed(content, seconds=0)
             outcome = self.feed(content)
             if outcome.ended != "read":
                 found.keep("a valid file is not read", outcome.detail, content)
 
-    def feed(self, content: bytes) -> Outcome:
-        """Put a file there and read it."""
-        with self._given(content):
-            return self.watch.run(self.reader.read, self.file)
-
-    @contextlib.contextmanager
-    def _given(self, content: bytes) -> Iterator[None]:
-        """Put a file there; the process ends if whoever reads it is stuck."""
+    def feed(self, content: bytes, seconds: float | None = None) -> Outcome:
+        """Put a file there and read it, within some seconds (0: until the process counts as stuck)."""
         content = content.replace(*self.replaced)
         self.last.write_bytes(content)
         self.file.write_bytes(content)
         faulthandler.dump_traceback_later(STUCK, exit=True, file=self.said)
         try:
-            yield
+            return self.watch.run(self.reader.read, self.file, seconds)
         finally:
             faulthandler.cancel_dump_traceback_later()
 

@@ -96,12 +96,13 @@ class Watch:
             sys.addaudithook(_audit)
             _HOOKED.append(True)
 
-    def run(self, read: Callable[[Path], object], file: Path) -> Outcome:
-        """Read a file."""
+    def run(self, read: Callable[[Path], object], file: Path, seconds: float | None = None) -> Outcome:
+        """Read a file, within `seconds` (default: SECONDS; 0: however long it takes)."""
         self._seen.clear()
         os.write(self._peak, b"5")  # the peak begins anew: proc(5), clear_refs
         before = self._bytes(b"VmRSS")
-        outcome = self._ended(read, file)
+        limit = SECONDS if seconds is None else seconds
+        outcome = self._ended(read, file, limit)
         taken = self._bytes(b"VmHWM") - before
         try:
             os.read(self._outside, 1 << 16)
@@ -114,24 +115,24 @@ class Watch:
             return Outcome("broken", "memory", f"{taken / 1e6:.0f} MB were taken")
         return outcome
 
-    def _ended(self, read: Callable[[Path], object], file: Path) -> Outcome:
+    def _ended(self, read: Callable[[Path], object], file: Path, seconds: float) -> Outcome:
         try:
-            with self._watched():
+            with self._watched(seconds):
                 read(file)
         except TapiocaError as error:
             return _one_line(error.message)
         except click.UsageError as error:
             return _one_line(error.format_message())
         except OutOfTimeError as error:
-            return Outcome("broken", f"time: {_place(error)}", f"more than {SECONDS:g} s")
+            return Outcome("broken", f"time: {_place(error)}", f"more than {seconds:g} s")
         except BaseException as error:  # whatever it is, it would be a traceback; panics of Rust, too
             what = f"{type(error).__name__}: {_place(error)}"
             return Outcome("broken", what, str(error)[:300] or type(error).__name__)
         return Outcome("read")
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    def _watched(self, seconds: float) -> Iterator[None]:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         _WATCHING.append(self)
         try:
             yield
