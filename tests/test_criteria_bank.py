@@ -290,6 +290,20 @@ def test_the_page_tells_the_best_and_what_it_is_worth_elsewhere() -> None:
     assert "60 cases: 12 networks under shifts, 0 of them judged in two ways" in words
     assert "6 models choose" in words
     assert "in 100% by head turns on a few target rows" in text
+    assert "Without" not in text
+
+
+def test_the_page_tells_what_is_left_without_a_kind_of_one_network() -> None:
+    names = (label_free.SHIPPED, label_free.PROPOSES, judging.INFLUENCE)
+    kinds = dict(
+        zip(names, (0.4, 0.4, 0.4), strict=True)
+    )  # where there are several, one is as good as another
+    lonely = dict(zip(names, (0.0, 0.0, 4.0), strict=True))
+    worths = judging.Worths({"a": bank("a", 6, **kinds), "b": bank("b", 1, **lonely)}, names)
+    found = criteria_page._without_lonely(worths, label_free.SHIPPED)
+    alone = criteria_page._instead_of(judging.Worths({"a": worths.bank["a"]}, names), names[0], names[2])
+    assert found == f"Without b, of which that half has a single network: o{alone[1:]} "
+    assert criteria_page._instead_of(worths, names[0], names[2]) != alone
 
 
 def test_one_criterion_beats_another_by_a_sure_correlation_and_no_more_regret() -> None:

@@ -39,7 +39,7 @@ def text(file: Mapping[str, Any]) -> str:
             commit=file["commit"][:10],
         ),
         _all_criteria(chooses, tells, (best, shipped)),
-        _chosen(tells, best, shipped),
+        _chosen(chooses, tells, best, shipped),
         _nothing(tells.bank),
         "On the half that tells, kind by kind. " + _lonely(tells.bank),
         table(["kind of model", "models", "criterion", *NUMBERS], list(_by_kind(tells, shown))),
@@ -93,17 +93,30 @@ def _worth(found: judging.Worth) -> list[str]:
     return ["" if np.isnan(number) else f"{number:+.3f}" for number in numbers]
 
 
-def _chosen(tells: Worths, best: str, shipped: str) -> str:
+def _chosen(chooses: Worths, tells: Worths, best: str, shipped: str) -> str:
     """Say what is chosen, what is shipped, and how they do where they were not chosen."""
     told = f"**{best}** is chosen. {_instead_of(tells, best, INFLUENCE)}"
     if best == shipped:
         return f"{told} It is what `--criterion tapioca` goes by."
+    places = dict(zip(chooses.names, chooses.places(), strict=True))
     return (
-        f"{told}\n\n`--criterion tapioca` goes by **{shipped}**: of the single criteria that read the "
-        "residual stream alone, on all rows, it has the best place. What a head says would have to be read "
-        f"in each task's own way. {_instead_of(tells, shipped, INFLUENCE)} "
+        f"{told}\n\n`--criterion tapioca` goes by **{shipped}**, place {places[shipped]:.0f}. What a head "
+        "says would have to be read in each task's own way; of the single criteria that read the residual "
+        f"stream alone *{PROPOSES}* has the best place, {places[PROPOSES]:.0f}, and the shipped one is the "
+        "same with less chance in it. That it takes more rows was settled when the other half had been seen. "
+        f"{_instead_of(tells, shipped, INFLUENCE)} {_without_lonely(tells, shipped)}"
         f"{_instead_of(tells, shipped, best)}"
     )
+
+
+def _without_lonely(tells: Worths, name: str) -> str:
+    """Say what is left of that where no kind counts that the half has a single model of."""
+    several = {family: models for family, models in tells.bank.items() if len(models) > 1}
+    alone = ", ".join(family for family in tells.bank if family not in several)
+    if not alone:
+        return ""
+    found = _instead_of(Worths(several, (name, INFLUENCE)), name, INFLUENCE)
+    return f"Without {alone}, of which that half has a single network: {found[0].lower()}{found[1:]} "
 
 
 def _instead_of(tells: Worths, name: str, other: str) -> str:

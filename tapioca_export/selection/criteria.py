@@ -119,7 +119,7 @@ def tapioca(round_: Round) -> Scored:
     The score is minus 1 - cosine of the state at the last boundary with and without the layer, where
     answers are read, measured once, on at most 256 target rows. Nothing is dropped where the target deviates
     from ID no more than two halves of ID do. Without labels nothing says that a layer's loss gains anything,
-    or when to stop: of the single criteria on the residual stream alone that were compared, this one
+    or when to stop: of what was compared on the residual stream alone, how far this state turns
     foretold best what each layer is worth (benchmarks/RESULTS.md, "A criterion without labels").
 
     Source: this project's definition. Sharma et al. 2026, arXiv:2605.14738, propose no selection rule.
