@@ -62,6 +62,24 @@ def test_the_grid_of_the_readme_is_in_the_json() -> None:
     assert f", {gain:+.3f} (" in row.split("|")[3]
 
 
+def test_the_readme_shows_the_embedded_example_as_it_was_measured() -> None:
+    """Read here off the JSON, and not by the code that prints it."""
+    shown = results.README.read_text(encoding="utf-8").split("## The embedded example")[1]
+    for title, name in (("Shipped weights", "shifts.json"), ("Shorter training", "shifts-short.json")):
+        rows = json.loads((results.README.parent / name).read_text(encoding="utf-8"))["rows"]
+        lines = [
+            line for line in shown.split(f"### {title}")[1].split("###")[0].splitlines() if "| c=" in line
+        ]
+        assert len(lines) == len(rows) == 8
+        for line, row in zip(lines, rows, strict=True):
+            numbers = [float(n) for n in re.findall(r"[+-]?\d+\.\d{4}", line)]
+            target, id_ = row["target"], row["id"]
+            expected = [target["original"], target["pruned"], target["difference"], *target["interval"]]
+            assert numbers == pytest.approx([*expected, id_["original"], id_["pruned"]], abs=6e-5)
+            assert line.startswith(f"| c={row['coefficient_scale']} x={row['input_scale']} | ")
+            assert line.split("|")[2].strip() == (", ".join(map(str, row["drop"])) or "-")
+
+
 @pytest.mark.parametrize("family", ["polynomial", "language"])
 def test_a_command_takes_half_an_hour_of_two_cores_at_most(family: str) -> None:
     """Training included, by the logs of the models; read here off the JSON."""

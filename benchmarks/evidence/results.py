@@ -1,6 +1,6 @@
-"""Print what the JSON files say: benchmarks/RESULTS.md, and the family's part of polynomial/README.md.
+"""Print what the JSON files say: benchmarks/RESULTS.md, and the tables of polynomial/README.md.
 
-    python -m benchmarks.evidence.results            # writes both, and the figure beside the README
+    python -m benchmarks.evidence.results            # writes both, and the figures beside the README
 
 Knows nothing about how anything was measured.
 """
@@ -37,6 +37,11 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "RESULTS.md"
 README = HERE.parent / "polynomial" / "README.md"
 BEGIN, END = "<!-- begin: python -m benchmarks.evidence.results -->", "<!-- end -->"
+BEGIN_EXAMPLE = "<!-- begin: python -m benchmarks.evidence.results, the embedded example -->"
+EXAMPLE = {
+    "Shipped weights": README.parent / "shifts.json",
+    "Shorter training": README.parent / "shifts-short.json",
+}
 WIDER = "polynomial-to-10"
 COMMANDS = {
     "polynomial": "python -m benchmarks.evidence.polynomial",
@@ -275,9 +280,32 @@ def _time_of(file: Mapping[str, Any]) -> str:
 
 def readme(text: str, files: Files) -> str:
     """Return the README with the family's tables in their place."""
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n\n{_family(files['polynomial'])}\n\n{END}{after}"
+    for begin, tables in ((BEGIN, _family(files["polynomial"])), (BEGIN_EXAMPLE, _example())):
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n\n{tables}\n\n{END}{rest.split(END, 1)[1]}"
+    return text
+
+
+def _example() -> str:
+    """Return what shifts.py found for the embedded example, and for a shorter training of it."""
+    parts = []
+    for title, path in EXAMPLE.items():
+        rows = []
+        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+            target, id_ = row["target"], row["id"]
+            low, high = target["interval"]
+            rows.append(
+                [
+                    f"c={row['coefficient_scale']} x={row['input_scale']}",
+                    ", ".join(map(str, row["drop"])) or "-",
+                    f"{target['original']:.4f} -> {target['pruned']:.4f}",
+                    f"{target['difference']:+.4f} ({low:+.4f} to {high:+.4f})",
+                    f"{id_['original']:.4f} -> {id_['pruned']:.4f}",
+                ]
+            )
+        heads = ["shift", "drop", "target nmse", "change (95 % interval)", "ID nmse"]
+        parts.append(f"### {title}\n\n" + table(heads, rows))
+    return "\n\n".join(parts)
 
 
 def _family(file: Mapping[str, Any]) -> str:
