@@ -309,7 +309,9 @@ def test_readmes_results_are_those_of_the_benchmarks_json() -> None:
         numbers = part["contestants"]
         assert f"| {numbers['plain']['seconds']:.0f} s |" in row
         for name in ("exact", "racing", "hybrid"):
-            assert f"**{numbers[name]['speedup']:.1f}x**, {numbers[name]['tokens_ratio']:.1f}x" in row
+            told = f"**{numbers[name]['speedup']:.1f}x**, {numbers[name]['tokens_ratio']:.1f}x"
+            points = "" if name == "exact" else f", {numbers[name]['points_from_tale']:+.1f}"
+            assert f"{told}{points} |" in row
         assert numbers["exact"]["same_trajectory"]
         assert numbers["exact"]["same_metrics"]
 
