@@ -1,6 +1,6 @@
 """Time optimised and quantised graphs: original against pruned, and against what others make of the same.
 
-    python benchmarks/graphs.py                             # a quarter of an hour, 10 GB of memory
+    python benchmarks/graphs.py                             # needs 10 GB of memory
     python benchmarks/graphs.py --peer-python PATH/python   # and Optimum, in an environment of its own
     python benchmarks/graphs.py --smoke                     # tiny models
 

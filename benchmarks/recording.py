@@ -18,6 +18,11 @@ def origin() -> dict[str, Any]:
 
 def put_between(page: Path, begin: str, end: str, table: str) -> None:
     """Put a table between the markers of a page, in place of what stands there."""
-    before, rest = page.read_text(encoding="utf-8").split(begin)
+    page.write_text(with_table(page.read_text(encoding="utf-8"), begin, end, table), encoding="utf-8")
+
+
+def with_table(text: str, begin: str, end: str, table: str) -> str:
+    """Return a text with a table between its markers."""
+    before, rest = text.split(begin)
     after = rest.split(end, 1)[1]
-    page.write_text(f"{before}{begin}\n\n{table}\n\n{end}{after}", encoding="utf-8")
+    return f"{before}{begin}\n\n{table}\n\n{end}{after}"

@@ -379,6 +379,11 @@ def words_by_size(claim: Claim, records: Sequence[Record]) -> dict[str, str]:
     return {size: verdict([case for case in cases if case.size == size]).word for size in sizes}
 
 
+def words_of(claim: Claim, records: Sequence[Record]) -> set[str]:
+    """Return the words that sizes have, of those with cases."""
+    return set(words_by_size(claim, records).values()) - {NO_CASE}
+
+
 def scale(records: Sequence[Record]) -> tuple[str, int, int]:
     """Judge test 19: how many of the repeated claims have the same word at every size, of those with cases.
 
@@ -390,8 +395,7 @@ def scale(records: Sequence[Record]) -> tuple[str, int, int]:
         seeds.setdefault(record["size"], set()).add(record["seed"])
     if len(seeds) < 3 or min(map(len, seeds.values())) < 3:
         return NO_CASE, 0, 0
-    words = [set(words_by_size(claim, records).values()) - {NO_CASE} for claim in REPEATED]
-    told = [found for found in words if found]
+    told = [found for claim in REPEATED if (found := words_of(claim, records))]
     same = sum(len(found) == 1 for found in told)
     if same >= MOST_FOR * len(told):
         return SUPPORTED, same, len(told)

@@ -111,12 +111,14 @@ def _chosen(chooses: Worths, tells: Worths, best: str, shipped: str) -> str:
 
 def _without_lonely(tells: Worths, name: str) -> str:
     """Say what is left of that where no kind counts that the half has a single model of."""
-    several = {family: models for family, models in tells.bank.items() if len(models) > 1}
-    alone = ", ".join(family for family in tells.bank if family not in several)
+    alone = _alone(tells.bank)
     if not alone:
         return ""
+    several = {family: models for family, models in tells.bank.items() if family not in alone}
     found = _instead_of(Worths(several, (name, INFLUENCE)), name, INFLUENCE)
-    return f"Without {alone}, of which that half has a single network: {found[0].lower()}{found[1:]} "
+    return (
+        f"Without {', '.join(alone)}, of which that half has a single network: {found[0].lower()}{found[1:]} "
+    )
 
 
 def _instead_of(tells: Worths, name: str, other: str) -> str:
@@ -150,13 +152,17 @@ def _nothing(bank: Bank) -> str:
 
 
 def _lonely(bank: Bank) -> str:
-    alone = [family for family, models in bank.items() if len(models) == 1]
+    alone = _alone(bank)
     if not alone:
         return "Intervals above draw networks of each kind anew."
     return (
         f"Intervals above draw networks of each kind anew; of {', '.join(alone)} there is one, which says "
         "nothing of how much others differ, and has the weight of a kind."
     )
+
+
+def _alone(bank: Bank) -> list[str]:
+    return [family for family, models in bank.items() if len(models) == 1]
 
 
 def _by_kind(tells: Worths, shown: Sequence[str]) -> Iterator[list[str]]:

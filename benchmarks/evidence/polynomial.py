@@ -4,7 +4,7 @@
     python -m benchmarks.evidence.polynomial --smoke    # one untrained model, few shifts: does it run?
     python -m benchmarks.evidence.polynomial --scales to-10 --output benchmarks/evidence/polynomial-to-10.json
 
-`--scales full` is all from 1 to 10, over four times the work.
+`--scales full` is all from 1 to 10.
 
 On a GPU, the shape of the papers' models:
 

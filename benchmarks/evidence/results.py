@@ -17,6 +17,8 @@ from typing import Any
 import click
 import numpy as np
 
+from benchmarks.recording import with_table
+
 from . import criteria_page
 from .claims import (
     CLAIMS,
@@ -24,12 +26,12 @@ from .claims import (
     NO_CASE,
     REPEATED,
     SUPPORTED,
-    Claim,
     Record,
     cases_of,
     scale,
     verdict,
     words_by_size,
+    words_of,
 )
 from .tables import table
 
@@ -156,16 +158,12 @@ def _claims_table(by_column: Mapping[str, list[Record]]) -> str:
     told = []
     for records in by_column.values():
         word, same, num = scale(records)
-        agreed = sum(_words(claim, records) == {SUPPORTED} for claim in REPEATED)
+        agreed = sum(words_of(claim, records) == {SUPPORTED} for claim in REPEATED)
         of_all = f"{same} of {num} claims, {agreed} of them supported"
         told.append(word if word == NO_CASE else f"**{word}**<br>{of_all}")
     says = "**Scale** (19)<br>Of claims 10 to 16, two thirds have the same word at every size."
     rows.append([says, "claims", *told])
     return table(["claim (test)", "effect", *by_column], rows)
-
-
-def _words(claim: Claim, records: Sequence[Record]) -> set[str]:
-    return set(words_by_size(claim, records).values()) - {NO_CASE}
 
 
 def _cell(found: Any) -> str:
@@ -280,32 +278,29 @@ def _time_of(file: Mapping[str, Any]) -> str:
 
 def readme(text: str, files: Files) -> str:
     """Return the README with the family's tables in their place."""
-    for begin, tables in ((BEGIN, _family(files["polynomial"])), (BEGIN_EXAMPLE, _example())):
-        before, rest = text.split(begin)
-        text = f"{before}{begin}\n\n{tables}\n\n{END}{rest.split(END, 1)[1]}"
-    return text
+    example = "\n\n".join(
+        f"### {title}\n\n" + shifts_table(json.loads(path.read_text(encoding="utf-8"))["rows"])
+        for title, path in EXAMPLE.items()
+    )
+    return with_table(with_table(text, BEGIN, END, _family(files["polynomial"])), BEGIN_EXAMPLE, END, example)
 
 
-def _example() -> str:
-    """Return what shifts.py found for the embedded example, and for a shorter training of it."""
-    parts = []
-    for title, path in EXAMPLE.items():
-        rows = []
-        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
-            target, id_ = row["target"], row["id"]
-            low, high = target["interval"]
-            rows.append(
-                [
-                    f"c={row['coefficient_scale']} x={row['input_scale']}",
-                    ", ".join(map(str, row["drop"])) or "-",
-                    f"{target['original']:.4f} -> {target['pruned']:.4f}",
-                    f"{target['difference']:+.4f} ({low:+.4f} to {high:+.4f})",
-                    f"{id_['original']:.4f} -> {id_['pruned']:.4f}",
-                ]
-            )
-        heads = ["shift", "drop", "target nmse", "change (95 % interval)", "ID nmse"]
-        parts.append(f"### {title}\n\n" + table(heads, rows))
-    return "\n\n".join(parts)
+def shifts_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return what benchmarks/polynomial/shifts.py found for one model, a row a shift."""
+    rows = []
+    for row in found:
+        target, id_ = row["target"], row["id"]
+        low, high = target["interval"]
+        rows.append(
+            [
+                f"c={row['coefficient_scale']} x={row['input_scale']}",
+                ", ".join(map(str, row["drop"])) or "-",
+                f"{target['original']:.4f} -> {target['pruned']:.4f}",
+                f"{target['difference']:+.4f} ({low:+.4f} to {high:+.4f})",
+                f"{id_['original']:.4f} -> {id_['pruned']:.4f}",
+            ]
+        )
+    return table(["shift", "drop", "target nmse", "change (95 % interval)", "ID nmse"], rows)
 
 
 def _family(file: Mapping[str, Any]) -> str:

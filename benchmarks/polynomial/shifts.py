@@ -1,7 +1,7 @@
 """What TALE's search finds on the embedded example, shift by shift.
 
-    python benchmarks/polynomial/shifts.py
-    python benchmarks/polynomial/shifts.py --model FOLDER --output FILE
+    python -m benchmarks.polynomial.shifts
+    python -m benchmarks.polynomial.shifts --model FOLDER --output FILE
 
 For every shift, layers are chosen on 512 prompts of that shift and reported on 1,000 others of the
 same shift and on 1,000 of the training distribution; no prompt is used twice. Prints a table and
@@ -11,24 +11,23 @@ writes JSON with environment and commit. The shifts were fixed before any was me
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import click
 from tqdm import tqdm
 
+from benchmarks.evidence.results import shifts_table
+from benchmarks.recording import origin
 from tapioca_export.benchmarking import compare
 from tapioca_export.models import load_model, skipping
 from tapioca_export.pipeline import write_prompts
 from tapioca_export.polynomial import WEIGHTS, sample_prompts
 from tapioca_export.profiling import Probe
-from tapioca_export.provenance import environment
 from tapioca_export.samples import Samples, read_samples
 from tapioca_export.selection import SelectionSettings, select_layers
 
 HERE = Path(__file__).parent
-HEADER = "c-scale x-scale  drop             target nmse         change (95 % interval)       ID nmse"
 # (coefficient scale, input scale)
 SHIFTS = ((1, 1), (2, 1), (3, 1), (5, 1), (10, 1), (1, 1.5), (1, 2), (2, 2))
 
@@ -85,25 +84,8 @@ def main(model: str, output: Path) -> None:
     """Measure every shift, print the table, write the JSON."""
     loaded = load_model(model)
     rows = [measure(loaded, number, shift) for number, shift in enumerate(tqdm(SHIFTS, disable=None))]
-    click.echo(HEADER)
-    for row in rows:
-        target, id_ = row["target"], row["id"]
-        low, high = target["interval"]
-        click.echo(
-            f"{row['coefficient_scale']:7} {row['input_scale']:7}  "
-            f"{', '.join(map(str, row['drop'])) or '-':15s}"
-            f"  {target['original']:.4f} -> {target['pruned']:.4f}  {target['difference']:+.4f}"
-            f" ({low:+.4f} to {high:+.4f})  {id_['original']:.4f} -> {id_['pruned']:.4f}"
-        )
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    record = {
-        "commit": commit,
-        "environment": environment(),
-        "model": Path(model).name,
-        "rows": rows,
-    }
+    click.echo(shifts_table(rows))
+    record = {**origin(), "model": Path(model).name, "rows": rows}
     output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
