@@ -4,9 +4,7 @@ The levels are Optimum's; what does the work differs, since ONNX Runtime's trans
 attention in the graphs that torch.export makes, and breaks on some (GPT-2, ModernBERT). transformers fuses
 those for ONNX Runtime, and ONNX Runtime's own session optimiser does the rest, once instead of at each load.
 
-A session that fuses additions with the norms behind them is slower on the CPU than one that leaves them apart
-(`benchmarks/graphs.py`, ours against plain), so that these are written apart, with `Sum` for the addition, as
-a session would fuse an `Add` again.
+What they fuse and the CPU is slower with is undone (`unfusing`).
 
 Knows nothing about tasks or samples.
 """
@@ -18,11 +16,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from ..errors import ExportError, first_line, onnxruntime_errors
-from ..graphs.norms import DOMAIN, take_apart, take_over
+from ..generation import PAST
+from ..graphs.norms import DOMAIN, take_over
 from ..precision import FULL
 from ..telemetry import import_onnxruntime
 from ..treatments import APPROXIMATE
 from .graphs import replace_graph
+from .unfusing import merge_reshapes, part_norms, unpack_products
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -47,15 +47,20 @@ def optimize(file: Path, level: str, dtype: str) -> bool:
         ExportError: If the libraries that fuse refuse the graph, or are too old.
     """
     import onnx_ir
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     model = onnx_ir.load(file)
     if level != "O1":
         _fuse(model)
+        if not any(PAST in str(value.name) for value in model.graph.inputs):
+            unpack_products(model.graph)
+        merge_reshapes(model.graph)
+        RemoveUnusedNodesPass()(model)
     with TemporaryDirectory(dir=file.parent) as scratch:
         if dtype == FULL:
             model = _by_onnxruntime(model, BASIC if level == "O1" else EXTENDED, Path(scratch))
         if level != "O1":
-            take_apart(model.graph, "Sum")
+            part_norms(model.graph)
         is_exact = level not in APPROXIMATE or not _approximate_gelu(model.graph)
         replace_graph(model, file)
     return is_exact

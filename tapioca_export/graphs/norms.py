@@ -6,6 +6,7 @@ can one go and the other stay.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,15 +25,20 @@ SUM = 3
 _OPERATOR, _BIASED = "tapioca_export.operator", "tapioca_export.biased"
 
 
-def take_apart(graph: ir.Graph, operator: str = "Add") -> None:
-    """Replace each fused norm by the sum, and the norm of it.
+@dataclass(frozen=True)
+class Parted:
+    """What a fused norm was taken apart into: the sum, and the norm of it; and the two that are added."""
 
-    Args:
-        graph: The graph, changed in place.
-        operator: What adds: a session fuses `Add` with the norm again, and leaves `Sum` alone.
-    """
+    total: ir.Node
+    norm: ir.Node
+    addends: tuple[ir.Value, ir.Value]
+
+
+def take_apart(graph: ir.Graph) -> list[Parted]:
+    """Replace each fused norm by the sum, and the norm of it; return what was made, in order."""
     import onnx_ir as ir
 
+    parted = []
     for node in list(graph):
         if node.op_type not in FUSED or node.domain != DOMAIN:
             continue
@@ -40,7 +46,7 @@ def take_apart(graph: ir.Graph, operator: str = "Add") -> None:
         stream, branch, *rest = (*node.inputs, None, None)[:5]
         scales, bias = [scale for scale in rest[:count] if scale is not None], rest[count]
         added = [] if bias is None else [ir.node("Add", [branch, bias], name=f"{node.name}/bias")]
-        total = ir.node(operator, [stream, added[0].outputs[0] if added else branch], name=f"{node.name}/sum")
+        total = ir.node("Add", [stream, added[0].outputs[0] if added else branch], name=f"{node.name}/sum")
         total.meta[_BIASED] = added
         epsilon = node.attributes.get_float("epsilon", EPSILON)
         for made in (*added, total):
@@ -57,6 +63,8 @@ def take_apart(graph: ir.Graph, operator: str = "Add") -> None:
             if place < len(node.outputs):
                 take_over(node.outputs[place], new)
         graph.remove(node, safe=True)
+        parted.append(Parted(total, norm, (stream, branch)))
+    return parted
 
 
 def put_together(graph: ir.Graph) -> None:
