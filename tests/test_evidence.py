@@ -222,6 +222,21 @@ def test_questions_on_lists_have_the_right_answer_among_different_choices() -> N
     assert len({row["label"] for row in rows}) == lists.NUM_CHOICES
 
 
+def test_unrelated_questions_are_asked_by_functions_that_have_nothing_in_common() -> None:
+    assert {*lists.BY_PLACE, *lists.BY_ORDER} == set(lists.FUNCTIONS)
+    assert not {*lists.BY_PLACE} & {*lists.BY_ORDER}
+    subject = language.untrained("tiny", 0, "generated")
+    assert subject.unrelated == (
+        ("14-17 by place", "14-17 by order"),
+        ("14-17 by order", "14-17 by place"),
+    )
+    for name, functions in (("14-17 by place", lists.BY_PLACE), ("14-17 by order", lists.BY_ORDER)):
+        rows = subject.draw(name, "target-report").rows
+        asked = {row.features["prompt"].split()[0] for row in rows}
+        assert asked <= set(functions)
+        assert len(asked) > 1
+
+
 def test_no_row_of_a_language_model_has_two_roles() -> None:
     subject = language.untrained("tiny", 0, "likelihood")
     for name, side in ((ID, "id"), ("14-17", "target")):
@@ -294,6 +309,7 @@ def test_realignment_is_over_the_boundaries_that_are_left_and_at_the_head() -> N
     assert found["distances"]["effect"] == pytest.approx(1 - 0.9 / 0.6)
     assert found["head"]["effect"] == pytest.approx(1 - 0.9 / 1.2)
     assert measuring.removed(intact, pruned, intact, (1,)) == pytest.approx(1 - 0.75 / 0.9)
+    assert measuring.removed_drawn(intact, pruned, intact, (1,)) == pytest.approx([1 - 0.75 / 0.9] * 5)
 
 
 def test_a_boundary_is_above_the_floor_if_norms_and_distances_are() -> None:
@@ -368,6 +384,37 @@ def test_controls_stand_beside_what_was_chosen(measured: tuple[Any, Protocol, di
     assert 1 - dropped["metric"] / shift["error"] == pytest.approx(shift["gain"]["effect"], abs=1e-4)
     single = shift["singles"]["gains"][shift["single"]["layer"]]
     assert single == pytest.approx(shift["single"]["gain"]["effect"], abs=1e-4)
+
+
+def test_what_is_chosen_on_one_task_is_tried_on_another(measured: tuple[Any, Protocol, dict]) -> None:
+    subject, _, record = measured
+    chosen = {shift["name"]: shift["drop"] for shift in record["shifts"]}
+    assert {(found["chosen_on"], found["tried_on"]) for found in record["unrelated"]} == set(
+        subject.unrelated
+    )
+    for found in record["unrelated"]:
+        assert found["drop"] == chosen[found["chosen_on"]] != []
+        before, after = (
+            error_without(subject, layers, found["tried_on"], "target-report")
+            for layers in ((), found["drop"])
+        )
+        assert found["effect"] == pytest.approx(1 - after / before, abs=1e-5)
+
+
+def test_geometry_is_held_against_least_influence_and_a_dose_above_one(
+    measured: tuple[Any, Protocol, dict],
+) -> None:
+    subject, protocol, record = measured
+    (shift,) = (shift for shift in record["shifts"] if shift["name"] == "c=5 x=1")
+    own, others = tuple(shift["drop"]), tuple(shift["over_influence"]["drop"])
+    probe = protocol._probe(subject.draw(shift["name"], "target-report"))
+    shares = [1 - probe.deviation(drop).mean / probe.deviation(over=drop).mean for drop in (own, others)]
+    assert shift["realigns_over_influence"]["effect"] == pytest.approx(shares[0] - shares[1], rel=1e-3)
+    dose = shift["intervention"]["target"][-1]
+    assert dose["alpha"] == 1.5
+    (one,) = (dose for dose in shift["intervention"]["target"] if dose["alpha"] == 1)
+    means = [found["norm_deviation"] + found["distance_deviation"] for found in (dose, one)]
+    assert shift["amplified_deviation"]["effect"] == pytest.approx(means[0] / means[1] - 1, rel=1e-3)
 
 
 def test_amplifying_takes_a_layer_only_if_it_helps(measured: tuple[Any, Protocol, dict]) -> None:
@@ -540,6 +587,18 @@ def test_leads_over_random_sets_are_shares_of_the_error_and_of_the_deviation() -
     found["shifts"][0]["intervention"] = {"metric_rank": rank, "deviation_rank": rank}
     assert found_by("Specificity: random sets", found) == [(pytest.approx(0.2), None, "for")]
     assert found_by("Specificity: geometry", found) == [(pytest.approx(0.1), None, "for")]
+
+
+def test_more_deviation_and_more_realignment_are_above_zero_and_unrelated_tasks_gain_nothing() -> None:
+    found = record({2: 0.1, 3: 0.1})
+    for name in ("realigns_over_influence", "amplified_deviation"):
+        found["shifts"][0][name], found["shifts"][1][name] = effect(0.3, 0.1), effect(-0.3, 0.1)
+    found["unrelated"] = [effect(0.3, 0.1), effect(-0.3, 0.1), effect(0.0, 0.2)]
+    for name in ("Specificity: geometry, influence", "Residual scaling: amplified deviation"):
+        assert [side for *_, side in found_by(name, found)] == ["for", "against"]
+    sides = [side for *_, side in found_by("Transfer: unrelated tasks", found)]
+    assert sides == ["against", "for", "open"]
+    assert found_by("Transfer: unrelated tasks", record({2: 0.1})) == []  # of files that are older
 
 
 def test_scale_needs_three_sizes_of_three_seeds_and_equal_words() -> None:

@@ -190,6 +190,17 @@ def _over(name: str) -> Callable[[Record], Found]:
     return cases
 
 
+def _is_more(name: str) -> Callable[[Record], Found]:
+    """Return what yields a quantity that is claimed to be above zero."""
+
+    def cases(record: Record) -> Found:
+        for shift in record["shifts"]:
+            if found := shift.get(name):
+                yield _judged(found, lambda _, bounds: is_above(bounds))
+
+    return cases
+
+
 def _single_layers(record: Record) -> Found:
     for shift in record["shifts"]:
         if found := shift.get("singles"):
@@ -266,6 +277,11 @@ def _transfer(record: Record) -> Found:
             yield _judged(found, gains)
 
 
+def _unrelated(record: Record) -> Found:
+    for found in record.get("unrelated", ()):
+        yield _judged(found, gains_nothing)
+
+
 def _on_id(record: Record) -> Found:
     for shift in record["shifts"]:
         if shift["drop"]:
@@ -302,6 +318,10 @@ CLAIMS = (
         _rank("deviation_rank"),
     ),
     Claim(
+        "Specificity: geometry, influence", "15", "... more than as many layers of least influence.",
+        _DEVIATION, _is_more("realigns_over_influence"),
+    ),
+    Claim(
         "Specificity: single layers", "15", "Of single layers, those that realign more gain more.", _RHO,
         _single_layers,
     ),
@@ -311,11 +331,19 @@ CLAIMS = (
     ),
     Claim("Residual scaling: deviation", "16", "... and so does the deviation.", _RHO, _deviation_trend),
     Claim("Residual scaling: amplified", "16", "A dose above 1 makes the error larger.", _ERROR, _amplified),
+    Claim(
+        "Residual scaling: amplified deviation", "16", "... and the deviation.", _DEVIATION,
+        _is_more("amplified_deviation"),
+    ),
     Claim("Residual scaling: ID", "16", "On ID no other dose gains.", _ERROR, _id_doses),
     Claim("Residual scaling: other layers", "16", "Other layers gain nothing.", _ERROR, _other_layers),
     Claim("Norms alone", "17", "Dropping gains more than the norms of ID alone.", _ERROR, _over_norms),
     Claim("Transfer", "18", "Chosen on a shift, layers gain on neighbouring shifts.", _ERROR, _transfer),
     Claim("Transfer: ID", "18", "... and not on ID.", _ERROR, _on_id),
+    Claim(
+        "Transfer: unrelated tasks", "18", "Chosen on one task, layers gain nothing on unrelated ones.",
+        _ERROR, _unrelated,
+    ),
     Claim(
         "Leakage: chosen on ID", "A", "Chosen on the shift, layers gain more than chosen on ID.", _ERROR,
         _over("over_chosen_on_id"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,6 +38,8 @@ LENGTHS = {
     "18-22": (18, 22),
 }
 REFERENCES = ("14-17", "18-22")
+# Some of the functions alone, by what follows the lengths in a name.
+ASKED = {"": lists.FUNCTIONS, "by place": lists.BY_PLACE, "by order": lists.BY_ORDER}
 NUM_ROWS = {"id-select": 256, "id-report": 512, "target-select": 256, "target-report": 512}
 # An answer is one letter or two, and then the end.
 WRITTEN = Prompting(max_new_tokens=3, extract=r"^[a-z](?: [a-z])?$")
@@ -79,10 +82,9 @@ def _subject(
 
     def draw(name: str, role: str) -> Samples:
         # Select and report rows come from one draw, in which all questions differ.
-        side = role.partition("-")[0]
-        drawn = lists.questions(
-            num_rows[f"{side}-select"] + num_rows[f"{side}-report"], lengths[name], f"{seed} {name}"
-        )
+        side, (of_length, _, asked) = role.partition("-")[0], name.partition(" ")
+        count = num_rows[f"{side}-select"] + num_rows[f"{side}-report"]
+        drawn = lists.questions(count, lengths[of_length], f"{seed} {name}", ASKED[asked])
         first = num_rows[f"{side}-select"]
         rows: Sequence[dict[str, Any]] = drawn[:first] if role.endswith("select") else drawn[first:]
         return as_samples(model, ({key: row[key] for key in COLUMNS[judged]} for row in rows), role)
@@ -101,6 +103,12 @@ def _subject(
         references=REFERENCES,
         draw=draw,
         constant_error=CONSTANT_ERRORS[judged],
+        unrelated=tuple(
+            (f"{name} {asked}", f"{name} {other}")
+            for name in REFERENCES
+            for asked, other in permutations(("by place", "by order"))
+            if name in lengths
+        ),
     )
 
 

@@ -92,11 +92,18 @@ def realignment(target: Response, pruned: Response, id_: Response, layers: Layer
     return {**found, "head": effect(1 - after / before, 1 - drawn[1] / drawn[0])}
 
 
-def removed(target: Response, pruned: Response, id_: Response, layers: Layers) -> float:
-    """Return the share of the mean deviation, over the boundaries that are left, that is gone."""
+def removed(target: Response, changed: Response, id_: Response, layers: Layers) -> float:
+    """Return the share of the mean deviation, over the boundaries left without layers, that is gone."""
     kept = surviving_boundaries(layers, _one_stack(_num_boundaries(target) - 1))
-    before, after = (part.deviations(id_, kept).mean() for part in (target, pruned))
+    before, after = (part.deviations(id_, kept).mean() for part in (target, changed))
     return float(1 - after / before)
+
+
+def removed_drawn(target: Response, changed: Response, id_: Response, layers: Layers) -> np.ndarray:
+    """Return the replicates (R,) of the same."""
+    kept = surviving_boundaries(layers, _one_stack(_num_boundaries(target) - 1))
+    before, after = (part.deviation_replicates(id_, kept).mean(axis=0) for part in (target, changed))
+    return np.asarray(1 - after / before)
 
 
 def _num_boundaries(response: Response) -> int:

@@ -109,6 +109,13 @@ def _subject(size: str, seed: int, model: LoadedModel, shifts: Shifts, num_rows:
         origins={COEFFICIENTS: 1, INPUTS: 1},
         references=REFERENCES,
         draw=draw,
+        # Scales are one shift; curves that no model was trained on are another task.
+        unrelated=tuple(
+            (scaled, name)
+            for scaled in REFERENCES
+            for name in shifts
+            if scaled in shifts and name.startswith("degree")
+        ),
     )
 
 

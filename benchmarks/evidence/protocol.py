@@ -21,7 +21,17 @@ from tapioca_export.profiling import Probe, Response, respond
 from tapioca_export.samples import Samples
 from tapioca_export.selection import SelectionSettings, select_layers
 
-from .measuring import Gains, Layers, deviation, error, rank_correlation, realignment, removed
+from .measuring import (
+    Gains,
+    Layers,
+    deviation,
+    effect,
+    error,
+    rank_correlation,
+    realignment,
+    removed,
+    removed_drawn,
+)
 from .shifts import ID, Shift, Subject
 
 # The other choice of one bit a layer: half as much again of what it adds, instead of nothing.
@@ -101,6 +111,7 @@ class Protocol:
             "origins": dict(self.subject.origins),
             "id": id_,
             "shifts": [self._shift(shift, gains) for shift in self.subject.shifts],
+            "unrelated": [found for pair in self.subject.unrelated if (found := self._unrelated(*pair))],
         }
 
     # --- choosing -------------------------------------------------------------------------
@@ -197,7 +208,18 @@ class Protocol:
             if own:
                 over = {f"over_{name}": {"drop": s, **gains.of(own, s)} for name, s in extra.items()}
                 record |= over | self._dear(shift, report, choice, intact)
+                record |= self._geometry(probe, own, extra["influence"], intact)
         return record
+
+    def _unrelated(self, chosen_on: str, tried_on: str) -> dict[str, Any] | None:
+        """Return what layers chosen on one task gain on another; None where none are chosen."""
+        if chosen_on not in self.choices:
+            probe = self._probe(self.subject.draw(chosen_on, "target-select"))
+            self.choices[chosen_on] = self._choose(probe)
+        if not (layers := self.choices[chosen_on].layers):
+            return None
+        gains = self._gains(self._probe(self.subject.draw(tried_on, "target-report")), {layers})
+        return {"chosen_on": chosen_on, "tried_on": tried_on, "drop": layers, **gains.of(layers)}
 
     def _gains(self, probe: Probe, sets: set[Layers]) -> Gains:
         wanted = [(), *sorted(sets - {()})]
@@ -219,6 +241,18 @@ class Protocol:
             for n, response in zip(layers, found, strict=True)
         ]
         return {"gains": gains, "removed": shares, **rank_correlation(shares, gains)}
+
+    def _geometry(self, probe: Probe, own: Layers, influence: Layers, intact: Response) -> dict[str, Any]:
+        """Return how much more chosen layers realign than those of least influence; and amplified ones."""
+        dropped, others = (dict.fromkeys(layers, DROPPED) for layers in (own, influence))
+        found = respond(probe, [dropped, others, dict.fromkeys(own, AMPLIFIED)])
+        pairs = list(zip(found, (own, influence, own), strict=True))
+        shares = [removed(intact, response, self.id_response, layers) for response, layers in pairs]
+        drawn = [removed_drawn(intact, response, self.id_response, layers) for response, layers in pairs]
+        return {
+            "realigns_over_influence": effect(shares[0] - shares[1], drawn[0] - drawn[1]),
+            "amplified_deviation": effect(-shares[2], -drawn[2]),
+        }
 
     def _dear(self, shift: Shift, report: Samples, choice: Choice, intact: Response) -> dict[str, Any]:
         """Return the dose-response with its controls, and what amplifying layers instead gains."""

@@ -43,6 +43,8 @@ class Subject:
         origins: Where each axis begins: the level of the training distribution.
         references: Names of the shifts on which the dear controls are measured; fixed before any was.
         draw: Gives fresh rows of a shift ("id": of the training distribution) in a role.
+        unrelated: Pairs of names that `draw` knows: where layers are chosen, and an unrelated task on which
+            they are tried; fixed before any was measured.
         constant_error: What the best answer that is always the same makes of errors.
         training: The last line of the training's log.
     """
@@ -55,6 +57,7 @@ class Subject:
     origins: Mapping[str, float]
     references: tuple[str, ...]
     draw: Callable[[str, str], Samples]
+    unrelated: tuple[tuple[str, str], ...] = ()
     constant_error: float = 1.0
     training: Mapping[str, Any] = field(default_factory=dict)
 

@@ -7,6 +7,7 @@ list differ. Knows nothing about models.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import tokenizers
@@ -17,6 +18,8 @@ from transformers import PreTrainedTokenizerFast
 
 LETTERS = tuple("abcdefghijklmnopqrstuvwxyz")
 FUNCTIONS = ("first", "last", "max", "min", "after", "ends", "range")
+# What is asked by where a letter stands, and by which letter it is: tasks that have nothing in common.
+BY_PLACE, BY_ORDER = ("first", "last", "after", "ends"), ("max", "min", "range")
 SPECIAL = ("[PAD]", "[BOS]", "[EOS]", "[UNK]")
 VOCABULARY = {token: number for number, token in enumerate((*SPECIAL, "=", *FUNCTIONS, *LETTERS))}
 TRAINED_LENGTHS = (2, 8)
@@ -41,15 +44,17 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def question(lengths: tuple[int, int], generator: random.Random) -> dict[str, Any]:
-    """Draw a question on a list whose length lies within `lengths`, both included.
+def question(
+    lengths: tuple[int, int], generator: random.Random, functions: Sequence[str] = FUNCTIONS
+) -> dict[str, Any]:
+    """Draw a question by one of `functions` on a list whose length lies within `lengths`, both included.
 
     Returns:
         `prompt` and `answer`; and `context`, `choices` and `label`, where the wrong choices are other
         letters of the list if it has enough.
     """
     letters = generator.sample(LETTERS, generator.randint(*lengths))
-    function = generator.choice(FUNCTIONS)
+    function = generator.choice(functions)
     asked = [function]
     if function == "after":
         place = generator.randrange(len(letters) - 1)
@@ -83,11 +88,13 @@ def _choices(prompt: str, wanted: str, letters: list[str], generator: random.Ran
     return {"context": prompt, "choices": choices, "label": choices.index(wanted)}
 
 
-def questions(count: int, lengths: tuple[int, int], seed: str) -> list[dict[str, Any]]:
+def questions(
+    count: int, lengths: tuple[int, int], seed: str, functions: Sequence[str] = FUNCTIONS
+) -> list[dict[str, Any]]:
     """Draw `count` questions that differ."""
     generator = random.Random(seed)
     found: dict[str, dict[str, Any]] = {}
     while len(found) < count:
-        row = question(lengths, generator)
+        row = question(lengths, generator, functions)
         found.setdefault(row["prompt"], row)
     return list(found.values())

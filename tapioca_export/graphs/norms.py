@@ -45,8 +45,9 @@ def take_apart(graph: ir.Graph) -> list[Parted]:
         norm_operator, count = FUSED[node.op_type]
         stream, branch, *rest = (*node.inputs, None, None)[:5]
         scales, bias = [scale for scale in rest[:count] if scale is not None], rest[count]
-        added = [] if bias is None else [ir.node("Add", [branch, bias], name=f"{node.name}/bias")]
-        total = ir.node("Add", [stream, added[0].outputs[0] if added else branch], name=f"{node.name}/sum")
+        name = node.name or node.outputs[0].name
+        added = [] if bias is None else [ir.node("Add", [branch, bias], name=f"{name}/bias")]
+        total = ir.node("Add", [stream, added[0].outputs[0] if added else branch], name=f"{name}/sum")
         total.meta[_BIASED] = added
         epsilon = node.attributes.get_float("epsilon", EPSILON)
         for made in (*added, total):
@@ -55,7 +56,7 @@ def take_apart(graph: ir.Graph) -> list[Parted]:
             norm_operator,
             [total.outputs[0], *scales],
             {"axis": -1, "epsilon": epsilon},
-            name=f"{node.name}/norm",
+            name=f"{name}/norm",
         )
         norm.meta[_OPERATOR] = node.op_type
         graph.insert_before(node, [*added, total, norm])
