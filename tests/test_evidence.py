@@ -603,24 +603,28 @@ def test_more_deviation_and_more_realignment_are_above_zero_and_unrelated_tasks_
 
 def test_scale_needs_three_sizes_of_three_seeds_and_equal_words() -> None:
     def family(gain_of: Mapping[str, float], seeds: int = 3) -> list[dict[str, Any]]:
-        return [
+        found = [
             {**record({2: gain, 3: 2 * gain}), "name": f"{size}{seed}", "size": size, "seed": seed}
             for size, gain in gain_of.items()
             for seed in range(seeds)
         ]
-
-    def scale(*args: Any, **more: Any) -> tuple[str, int, int]:
-        found = family(*args, **more)
         for model in found:
             for shift in model["shifts"]:
-                shift["realignment"] = None
-        return claims.scale(found)
+                shift["realignment"] = shift["transfer"] = {}
+                shift["on_id"] = effect(0.0)
+        return found
+
+    def scale(*args: Any, **more: Any) -> tuple[str, int, int]:
+        return claims.scale(family(*args, **more))
 
     assert scale({"1": 0.1, "2": 0.1}) == ("no case", 0, 0)
     assert scale({"1": 0.1, "2": 0.1, "3": 0.1}, seeds=2) == ("no case", 0, 0)
     word, same, told = scale({"1": 0.1, "2": 0.1, "3": 0.1})
     assert word == "supported"
     assert same == told >= 3
+    # A claim that has no case is not counted as supported, either.
+    row = results._claims_table({"made up": family({"1": 0.1, "2": 0.1, "3": 0.1})}).splitlines()[-1]
+    assert f"{told} of {told} claims, {told} of them supported" in row
     word, same, told = scale({"1": 0.1, "2": 0.1, "3": -0.1})
     assert word == "not supported"
     assert same < told
