@@ -108,6 +108,15 @@ def test_a_session_leaves_norms_apart_from_sums(is_post_norm: bool, tmp_path: Pa
         assert "Reshape" not in found
 
 
+def test_a_length_that_is_fixed_is_not_hidden_in_vain(tmp_path: Path) -> None:
+    nodes, tensors = stack(is_post_norm=True)
+    model = write(tmp_path / "fused.onnx", nodes, tensors, {})
+    model.graph.inputs[0].shape = onnx_ir.Shape(["batch", LENGTH, WIDTH])
+    part_norms(model.graph)
+    assert "Reshape" not in {made.op_type for made in model.graph}
+    assert sum(made.op_type == "LayerNormalization" for made in model.graph) == 2
+
+
 def test_norms_that_are_only_added_apart_would_be_fused_again(tmp_path: Path) -> None:
     """What `part_norms` hides the length for: if this fails, it need not any more."""
     nodes, tensors = stack(is_post_norm=True)
@@ -138,6 +147,21 @@ def test_packed_products_are_unpacked_where_they_are_split(tmp_path: Path) -> No
     target = undone(tmp_path / "packed.onnx", model, unpack_products)
     assert operators(target) == {"MatMul": 3, "Sum": 1}
     assert {tuple(t.dims) for t in onnx.load(target).graph.initializer} == {(WIDTH, WIDTH)}
+
+
+def test_products_that_share_packed_weights_share_what_is_unpacked(tmp_path: Path) -> None:
+    nodes = []
+    for stream, made in (("x", "m"), ("m", "y")):
+        nodes += [
+            node("MatMul", [stream, "packed"], f"{made}_product"),
+            node("Split", [f"{made}_product", "sizes"], f"{made}_a", f"{made}_b", axis=-1),
+            node("Mul", [f"{made}_a", f"{made}_b"], made),
+        ]
+    tensors = [weight("packed", WIDTH, 2 * WIDTH), sizes("sizes", WIDTH, WIDTH)]
+    model = write(tmp_path / "shared.onnx", nodes, tensors, {})
+    target = undone(tmp_path / "shared.onnx", model, unpack_products)
+    assert operators(target) == {"MatMul": 4, "Mul": 2}
+    assert len(onnx.load(target).graph.initializer) == 2
 
 
 @pytest.mark.parametrize("reason", ["read twice", "another axis", "no weight"])

@@ -47,15 +47,17 @@ def optimize(file: Path, level: str, dtype: str) -> bool:
         ExportError: If the libraries that fuse refuse the graph, or are too old.
     """
     import onnx_ir
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
+    from onnx_ir.passes.common import DeduplicateHashedInitializersPass, RemoveUnusedNodesPass
 
     model = onnx_ir.load(file)
     if level != "O1":
         _fuse(model)
-        if not any(PAST in str(value.name) for value in model.graph.inputs):
+        has_cache = any(PAST in str(value.name) for value in model.graph.inputs)
+        if not has_cache:  # with one, tokens come one at a time, and packed products pay
             unpack_products(model.graph)
         merge_reshapes(model.graph)
         RemoveUnusedNodesPass()(model)
+        DeduplicateHashedInitializersPass()(model)  # weights that layers share were packed for each
     with TemporaryDirectory(dir=file.parent) as scratch:
         if dtype == FULL:
             model = _by_onnxruntime(model, BASIC if level == "O1" else EXTENDED, Path(scratch))

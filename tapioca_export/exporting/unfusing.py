@@ -22,9 +22,10 @@ def part_norms(graph: ir.Graph) -> None:
     """Replace each norm that is fused with a sum by the two, so that a session does not fuse them again.
 
     `SkipLayerNormalization` is slower than what it is made of. A session makes it of a sum only where both
-    addends are known to have one shape, and nothing but the norm reads the sum: behind each part of a layer
-    of a post-norm stack. So the length of such a stream is made unknown where the stack begins, by a reshape
-    that copies nothing, and the shapes of what depends on it are not told.
+    addends, (batch, length, width), are known to have one shape, and nothing but the norm reads the sum:
+    behind each part of a layer of a post-norm stack. So the length of such a stream is made unknown where
+    the stack begins, by a reshape that copies nothing, and the shapes of what depends on it are not told.
+    A length that is the same for all inputs cannot be hidden: there, a session fuses again.
     """
     parted = take_apart(graph)
     addends = {value for part in parted for value in part.addends}
@@ -36,7 +37,8 @@ def part_norms(graph: ir.Graph) -> None:
             one, other = part.addends
             stream = one if one in flow.before(other) else other
             hidden |= flow.after([stream]) - {stream}
-            _hide_length(graph, stream, part.norm.inputs[1].shape[-1])
+            if stream.shape is None or not isinstance(stream.shape[1], int):
+                _hide_length(graph, stream, part.norm.inputs[1].shape[-1])
     for value in hidden.difference(graph.outputs):
         value.shape = None
 
@@ -45,10 +47,7 @@ def _hide_length(graph: ir.Graph, stream: ir.Value, width: int) -> None:
     """Let all that reads a stream, (batch, length, width), read it with a length that no session knows."""
     import onnx_ir as ir
 
-    name = f"{stream.name}/shape"
-    shape = ir.Value(name=name, const_value=ir.tensor(np.array([0, -1, width]), name=name))
-    shape.dtype, shape.shape = ir.DataType.INT64, ir.Shape([3])
-    graph.register_initializer(shape)
+    shape = _initializer(graph, f"{stream.name}/shape", np.array([0, -1, width]))
     node = ir.node("Reshape", [stream, shape], name=f"{stream.name}/reshape")
     stream.replace_all_uses_with(node.outputs[0])
     node.replace_input_with(0, stream)
@@ -68,20 +67,24 @@ def unpack_products(graph: ir.Graph) -> None:
     """
     import onnx_ir as ir
 
+    unpacked: dict[ir.Value, list[ir.Value]] = {}  # layers may share their weights
     for split in [node for node in graph if node.op_type == "Split"]:
         product, sizes = split.inputs[0].producer(), _constant(split.inputs[1:])
         if product is None or product.op_type != "MatMul" or sizes is None:
             continue
-        weight, is_last = _constant(product.inputs[1:]), split.attributes.get_int("axis", 0) == -1
-        if weight is None or weight.ndim != 2 or not is_last or len(product.outputs[0].uses()) != 1:
+        packed, weight = product.inputs[1], _constant(product.inputs[1:])
+        is_last, made = split.attributes.get_int("axis", 0) == -1, product.outputs[0]
+        if weight is None or weight.ndim != 2 or not is_last or not all(part.name for part in split.outputs):
             continue
-        parts = np.split(weight, np.cumsum(sizes)[:-1], axis=1)
-        for index, (part, output) in enumerate(zip(parts, split.outputs, strict=True)):
-            name = f"{product.inputs[1].name}_{index}"
-            value = ir.Value(name=name, const_value=ir.tensor(np.ascontiguousarray(part), name=name))
-            value.dtype, value.shape = product.inputs[1].dtype, ir.Shape(part.shape)
-            graph.register_initializer(value)
-            node = ir.node("MatMul", [product.inputs[0], value], name=f"{product.name}_{index}")
+        if made.is_graph_output() or len(made.uses()) != 1:
+            continue
+        if packed not in unpacked:
+            unpacked[packed] = [
+                _initializer(graph, f"{packed.name}_{index}", part)
+                for index, part in enumerate(np.split(weight, np.cumsum(sizes)[:-1], axis=1))
+            ]
+        for value, output in zip(unpacked[packed], split.outputs, strict=True):
+            node = ir.node("MatMul", [product.inputs[0], value], name=f"{output.name}/product")
             graph.insert_before(split, node)
             take_over(output, node.outputs[0])
         graph.remove([split, product], safe=True)
@@ -100,6 +103,7 @@ def _reshape_before(node: ir.Node) -> ir.Node | None:
         return None
     if inner.op_type != "Reshape":
         return None
+    # Both hold the same numbers, so only what a target copies of its input's shape may differ.
     target = _constant(node.inputs[1:])
     if node.attributes.get_int("allowzero", 0):  # a zero is a size, and copies nothing
         return inner
@@ -119,6 +123,17 @@ def _is_kept(reshape: ir.Node, axis: int) -> bool:
         return False
     size = before[axis]
     return size == after[axis] and (isinstance(size, int) or size.value is not None)
+
+
+def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    import onnx_ir as ir
+
+    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    value = ir.Value(
+        name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape)
+    )
+    graph.register_initializer(value)
+    return value
 
 
 def _constant(values: Sequence[ir.Value | None]) -> np.ndarray | None:

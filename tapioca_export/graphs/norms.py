@@ -27,7 +27,7 @@ _OPERATOR, _BIASED = "tapioca_export.operator", "tapioca_export.biased"
 
 @dataclass(frozen=True)
 class Parted:
-    """What a fused norm was taken apart into: the sum, and the norm of it; and the two that are added."""
+    """What a fused norm was taken apart into: the sum, and the norm of it; `addends` lack a fused bias."""
 
     total: ir.Node
     norm: ir.Node
