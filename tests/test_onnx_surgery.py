@@ -6,7 +6,7 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,9 +27,9 @@ from tapioca_export import provenance, verify
 from tapioca_export.artifacts import Damping, Export, read, sha256, write
 from tapioca_export.artifacts import files as artifact_files
 from tapioca_export.cli import main
-from tapioca_export.errors import ParityError, TapiocaError, UnsupportedModelError
+from tapioca_export.errors import ExportError, ParityError, TapiocaError, UnsupportedModelError
 from tapioca_export.exporting import graphs as exporting_graphs
-from tapioca_export.graphs import cut, find_layers, stage
+from tapioca_export.graphs import cut, find_layers, proving, stage
 from tapioca_export.graphs.files import write_graph
 from tapioca_export.graphs.proving import prove_outputs
 from tapioca_export.models import drop_layers, load_model, mend_config_file
@@ -526,6 +526,31 @@ def test_a_wrong_cut_is_found(tmp_path: Path) -> None:
             with pytest.raises(ParityError, match=r"without layers 1: .* differs by"):
                 prove_outputs(file, file.with_name("cut.onnx"), [1], 1e-4)
     assert not list(tmp_path.rglob("*piece*"))
+
+
+def test_a_graph_that_reads_one_text_at_a_time_is_proven_with_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As onnxruntime-genai's: `batch_size must be 1 when sequence_length > 1 and past context is given`."""
+    run, sizes = proving._run, []
+
+    def refuse(file: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > most:
+            raise ExportError("ONNX Runtime does not run the graph: batch_size must be 1")
+        return run(file, inputs)
+
+    monkeypatch.setattr(proving, "_run", refuse)
+    file = external(tmp_path, pre_norm(cached=True))
+    model = onnx_ir.load(file)
+    cut(model, find_layers(model.graph), [1])
+    onnx_ir.save(model, file.with_name("cut.onnx"))
+    most = 1
+    assert prove_outputs(file, file.with_name("cut.onnx"), [1], 1e-4) <= 1e-5
+    assert sizes == [2, 1, 1, 1]
+    most = 0  # what does not run at all is refused as before
+    with pytest.raises(ExportError, match="batch_size must be 1"):
+        prove_outputs(file, file.with_name("cut.onnx"), [1], 1e-4)
 
 
 @pytest.mark.parametrize(
