@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -20,10 +20,12 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.evidence import criteria, criteria_page, judging, label_free, language, polynomial, results  # noqa: E402
 from benchmarks.evidence.label_free import Seen  # noqa: E402
 from tapioca_export.profiling import Probe  # noqa: E402
+from tapioca_export.selection import select_layers  # noqa: E402
 from tapioca_export.selection.criteria import CRITERIA  # noqa: E402
 from tapioca_export.selection.rounds import Round, SelectionSettings  # noqa: E402
 
 NUM_LAYERS, NUM_STATES, WIDTH = 3, 40, 5
+PARTS = label_free.SHIPPED.split(" + ")
 SUBJECTS = {
     "polynomial": lambda: polynomial.untrained("tiny", 0),
     "language": lambda: language.untrained("tiny", 0, "likelihood"),
@@ -168,6 +170,27 @@ def test_what_is_seen_is_what_the_library_measures(family: str) -> None:
     np.testing.assert_allclose(label_free.scores(own, seen)["realignment"], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", SUBJECTS)
+def test_tapioca_goes_as_the_bank_says(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tapioca_export.selection.criteria._no_shift", lambda round_: None)
+    subject = SUBJECTS[kind]()
+    id_rows, target = (
+        subject.draw(*name) for name in (("id", "id-select"), (subject.shifts[-1].name, "target-select"))
+    )
+    model = subject.model
+    numbers = label_free.scores(
+        *(criteria.look(Probe(model, {"id": rows, "target": rows})) for rows in (id_rows, target))
+    )
+    one, other = label_free.SHIPPED.split(" + ")
+    expected = label_free.with_pairs({name: numbers[name] for name in (one, other)})[label_free.SHIPPED]
+    probe = Probe(model, {"id": id_rows, "target": target})
+    changes = probe.output_changes(range(model.num_layers), 256)
+    assert list(changes.values()) == pytest.approx((-numbers[other]).tolist(), rel=1e-4)
+    settings = SelectionSettings(criterion="tapioca", max_drop_layers=3, epsilon=None, pick="final")
+    found = select_layers(probe, settings, model="m", task=model.task, num_samples=probe.num_rows)
+    assert [step.layer for step in found.steps] == label_free.order(expected)[:3]
+
+
 def test_labels_have_no_say_in_what_is_seen() -> None:
     subject = SUBJECTS["polynomial"]()
     rows = subject.draw("degree 3", "target-select")
@@ -277,32 +300,34 @@ def test_an_interval_holds_its_number_and_a_difference_is_of_the_same_models() -
 
 
 def test_the_page_tells_the_best_and_what_it_is_worth_elsewhere() -> None:
-    kinds = {"own answers on the target": 0.0, label_free.SHIPPED: 0.4, label_free.PROPOSES: 0.4}
-    kinds |= {judging.INFLUENCE: 4.0}
+    kinds = {"own answers on the target": 0.0, **dict.fromkeys(PARTS, 0.4), judging.INFLUENCE: 4.0}
     text = criteria_page.text({"commit": "0" * 40, "models": bank("a", 6, **kinds) + bank("b", 6, **kinds)})
-    assert "**own answers on the target** is chosen. On the other half it beats *influence on the" in text
-    assert f"`--criterion tapioca` goes by **{label_free.SHIPPED}**" in text
-    assert text.count(f"it beats *{judging.INFLUENCE}*") == 2
-    assert "it is beaten by *own answers on the target*" in text
+    told = f"**own answers on the target** is chosen; `--criterion tapioca` goes by **{label_free.SHIPPED}**."
+    assert f"{told} On the other half it beats *{judging.INFLUENCE}*: correlation" in text
+    worths = judging.Worths({"a": bank("a", 6, **kinds)})
+    assert "it is beaten by *own" in criteria_page._instead_of(worths, judging.INFLUENCE, next(iter(kinds)))
     row = "| **own answers on the target** | 1 | +1.000 | +0.000 | +0.000 | +1.000 | +0.000 | +0.000 |"
     assert row in text
     words = " ".join(text.split())
     assert "60 cases: 12 networks under shifts, 0 of them judged in two ways" in words
     assert "6 models choose" in words
     assert "in 100% by head turns on a few target rows" in text
+    assert f"in 100% by {label_free.SHIPPED}" in text
+    chosen = criteria_page._shipped(label_free.SHIPPED)
+    assert chosen == ", and what `--criterion tapioca` goes by"
     assert "Without" not in text
 
 
 def test_the_page_tells_what_is_left_without_a_kind_of_one_network() -> None:
-    names = (label_free.SHIPPED, label_free.PROPOSES, judging.INFLUENCE)
+    names = (*PARTS, judging.INFLUENCE)
     kinds = dict(
         zip(names, (0.4, 0.4, 0.4), strict=True)
     )  # where there are several, one is as good as another
     lonely = dict(zip(names, (0.0, 0.0, 4.0), strict=True))
     worths = judging.Worths({"a": bank("a", 6, **kinds), "b": bank("b", 1, **lonely)}, names)
-    found = criteria_page._without_lonely(worths, label_free.SHIPPED)
+    found = criteria_page._without_lonely(worths, names[0])
     alone = criteria_page._instead_of(judging.Worths({"a": worths.bank["a"]}, names), names[0], names[2])
-    assert found == f"Without b, of which that half has a single network: o{alone[1:]} "
+    assert found == f" Without b, of which that half has a single network: o{alone[1:]}"
     assert criteria_page._instead_of(worths, names[0], names[2]) != alone
 
 
@@ -315,11 +340,11 @@ def test_one_criterion_beats_another_by_a_sure_correlation_and_no_more_regret() 
 
 
 def test_the_page_can_leave_out_the_kind_that_lacks_what_the_others_have() -> None:
-    kinds = {label_free.SHIPPED: 0.4, label_free.PROPOSES: 0.4, judging.INFLUENCE: 4.0}
+    kinds = {**dict.fromkeys(PARTS, 0.4), judging.INFLUENCE: 4.0}
     sure = dict.fromkeys(label_free.OF_LOGITS, 0.0)  # better than all others, where there are logits
     models = bank("polynomial-regression", 6, **kinds) + bank("text-classification", 6, **kinds, **sure)
     text = criteria_page.text({"commit": "0" * 40, "models": models})
-    assert f"| polynomial-regression | {label_free.SHIPPED}" in text
+    assert f"| polynomial-regression | 3 | {label_free.PROPOSES}" in text
     assert f"| {label_free.OF_LOGITS[0]} | +1.000 | +0.000 | +0.000 |" in text
 
 
@@ -344,22 +369,26 @@ def test_recall_counts_what_tale_chooses_first() -> None:
     assert judging.recall({"a": models, "b": shallow}, "guess", 2) == np.mean(hits)
 
 
-def test_what_tapioca_goes_by_is_the_best_of_the_stream_alone() -> None:
-    """On the bank that is committed: the criterion that is shipped is the one that it chose."""
+def test_what_tapioca_goes_by_is_what_the_bank_chooses() -> None:
+    """On the bank that is committed."""
     models = judging.families(json.loads(results.BANK.read_text(encoding="utf-8")))
     chooses = judging.Worths(judging.halves(models)[0])
-    assert chooses.best(of_stream_alone=True) == label_free.SHIPPED
+    assert chooses.best() == label_free.SHIPPED
 
 
 def test_the_numbers_of_the_page_are_those_of_the_bank() -> None:
     """Worked out here from the JSON, for one criterion and one family, and not by the code that judges."""
     file = json.loads(results.BANK.read_text(encoding="utf-8"))
     correlations = []
-    for model in file["models"]:
-        if model["task"] == "text-classification":
-            each = [spearmanr(c["scores"][label_free.SHIPPED], c["gains"]).statistic for c in model["cases"]]
-            correlations.append(np.mean(each))
-    told = f"| text-classification | {label_free.SHIPPED} | {np.mean(correlations):+.3f} |"
+    _, tells = judging.halves(judging.families(file))
+    for model in tells["multiple-choice"]:
+        each = [
+            spearmanr(sum(rankdata(case["scores"][part]) for part in PARTS), case["gains"]).statistic
+            for case in model["cases"]
+        ]
+        correlations.append(np.mean(each))
+    mean = np.mean(correlations)
+    told = f"| multiple-choice | {len(correlations)} | {label_free.SHIPPED} | {mean:+.3f} |"
     assert told in criteria_page.text(file)
 
 

@@ -14,6 +14,7 @@ import torch
 import transformers
 from conftest import FAMILIES, NUM_LAYERS, SPECIAL, awaken, make_tokenizer, write_jsonl
 from planting import assert_found, plant
+from said import assert_changes, of_numbers
 from test_causal_tasks import choice_records, samples_of
 from test_laws import drop_by_hand
 from torch import nn
@@ -108,6 +109,11 @@ def test_layers_left_out_give_the_scores_of_the_model_without_them(tmp_path: Pat
         values, losses = scores_of(drop_by_hand(model, (layer,)), samples)
         assert np.array_equal(found[layer][0], values)
         np.testing.assert_allclose(found[layer][1], losses, rtol=1e-4, atol=1e-5)
+
+
+def test_the_logit_of_the_first_choice_changes_as_single_rows_say(tmp_path: Path) -> None:
+    model = load_model(make_encoder(tmp_path / "model", "bert"), CHOICES)
+    assert_changes(model, choices_of(model), of_numbers, (0, 2))
 
 
 def test_a_profile_is_of_the_context_with_its_first_choice(tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import ALL_FAMILIES, NUM_LAYERS
+from said import assert_changes, of_classes, of_next_token
 from scipy.spatial.distance import pdist, squareform
 from torch import nn
 
@@ -233,6 +235,15 @@ def test_turns_are_those_of_the_state_behind_the_last_layer(model: LoadedModel, 
         other = heads(drop_by_hand(model, (layer,)))
         cosine = (intact * other).sum(-1) / np.linalg.norm(intact, axis=-1) / np.linalg.norm(other, axis=-1)
         assert turn == pytest.approx(float((1 - cosine).mean()), rel=1e-4, abs=1e-6)
+
+
+def test_what_the_head_says_changes_as_single_rows_say(model: LoadedModel, rows: Samples) -> None:
+    def of_curves(one: Any, other: Any, inputs: Inputs) -> float:
+        changes = np.asarray(other[0] - one[0], np.float64)[0]
+        return float(np.square(changes[model.task.FIRST_SCORED_POINT :]).mean())
+
+    compare = {"polynomial-regression": of_curves, "text-classification": of_classes}
+    assert_changes(model, rows, compare.get(model.task.name, of_next_token), (0, 2))
 
 
 def test_turns_depend_on_neither_batch_size_nor_row_order_nor_labels(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import NUM_LAYERS
 from media import AUDIO_FAMILIES, IMAGE_FAMILIES, save_media_model, write_media
+from said import assert_changes, of_classes
 
 from tapioca_export.exporting import ExportSettings, export_model
 from tapioca_export.models import (
@@ -149,6 +150,10 @@ def test_profiles_are_read_where_the_head_reads(model: LoadedModel, rows: Sample
     assert (np.abs((weights > 0).sum(axis=1) - looked_at.sum(axis=1)) <= special).all()
     if model.task.name[0] == "a" and model.processor.position == "mean":
         assert np.array_equal(weights > 0, looked_at)
+
+
+def test_what_the_head_says_changes_as_single_rows_say(model: LoadedModel, rows: Samples) -> None:
+    assert_changes(model, rows, of_classes, (0, 2))
 
 
 def test_an_answer_does_not_depend_on_the_rows_beside_it(model: LoadedModel, rows: Samples) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import NUM_LAYERS, THREE_FAMILIES
+from scipy.stats import rankdata
 from test_laws import drop_by_hand
 
 from tapioca_export.artifacts import Curves, Deviation, Evaluation, LayerProfile, Ledger
@@ -68,6 +69,8 @@ class FakeProbe:
 
     def turns(self, layers: Sequence[int], num_samples: int) -> dict[int, float]:
         return {layer: float((7 * layer) % self.num_layers) for layer in layers}
+
+    output_changes = turns
 
     def magnitudes(self) -> tuple[float, ...]:
         return tuple(self.turns(range(self.num_layers), 1).values())
@@ -240,13 +243,22 @@ def test_realignment_with_labels_reports_how_well_it_predicted() -> None:
     assert selection.prediction.num_candidates == 5
 
 
-def test_tapioca_drops_first_what_turns_the_head_least() -> None:
+def test_tapioca_drops_first_what_changes_the_head_least() -> None:
     probe = FakeProbe(5, lambda d: 1.0, labelled=False)
     assert probe.magnitudes() == (0, 2, 4, 1, 3)
     selection = search(probe, criterion="tapioca", max_drop_layers=4)
     assert [step.layer for step in selection.steps] == [0, 3, 1, 4]
     scores = {candidate.layer: candidate.score for candidate in selection.steps[1].candidates}
-    assert scores == {1: -2, 2: -4, 3: -1, 4: -3}
+    assert scores == {1: -3, 2: -5, 3: -2, 4: -4}  # ranks among all, layer 0 has the first
+
+
+def test_tapiocas_score_is_the_mean_of_two_ranks() -> None:
+    probe = FakeProbe(4, lambda d: 1.0, labelled=False)
+    probe.turns = lambda layers, num_samples: dict(enumerate((0.1, 0.2, 0.2, 0.9)))
+    probe.output_changes = lambda layers, num_samples: dict(enumerate((5.0, 4.0, 0.0, 9.0)))
+    step = search(probe, criterion="tapioca", max_drop_layers=1).steps[0]
+    assert {c.layer: c.score for c in step.candidates} == {0: -2, 1: -2.25, 2: -1.75, 3: -4}
+    assert step.layer == 2
 
 
 @pytest.mark.parametrize(("num_layers", "dropped"), [(3, 1), (4, 1), (12, 3)])
@@ -299,11 +311,13 @@ def test_tapioca_drops_nothing_where_there_is_no_shift() -> None:
     assert len(search(probe, criterion="tapioca").drop) == 2
 
 
-def test_tapioca_tale_proposes_what_tapioca_would_drop_first() -> None:
-    labelled = FakeProbe(8, lambda d: 1.0)
+def test_tapioca_tale_proposes_what_turns_the_head_least_and_asks_nothing_else() -> None:
+    labelled, asked = FakeProbe(8, lambda d: 1.0), []
+    labelled.output_changes = lambda layers, num_samples: asked.append(layers)
     first = search(labelled, criterion="tapioca+tale", shortlist=3, max_drop_layers=1, pick="final").steps[0]
-    order = [s.layer for s in search(labelled, criterion="tapioca", max_drop_layers=3, pick="final").steps]
-    assert {candidate.layer for candidate in first.candidates} == set(order)
+    turns = labelled.turns(range(8), 32)
+    assert {candidate.layer for candidate in first.candidates} == set(sorted(turns, key=turns.get)[:3])
+    assert asked == []
 
 
 def test_tapioca_tale_says_how_well_what_it_proposed_was_ranked() -> None:
@@ -328,11 +342,33 @@ def test_tapioca_looks_at_target_rows_whichever_rows_judge_it(
     probe = Probe(model, rows, select_on=select_on)
     settings = SelectionSettings(criterion="tapioca", max_drop_layers=1, epsilon=None, pick="final")
     found = select_layers(probe, settings, model="m", task=model.task, num_samples=probe.num_rows)
-    turns = Probe(model, {"target": rows["target"]}).turns(range(model.num_layers), 256)
+    again, layers = Probe(model, {"target": rows["target"]}), range(model.num_layers)
+    seen = (again.turns(layers, 32), again.output_changes(layers, 256))
+    ranks = sum(rankdata(list(numbers.values())) for numbers in seen) / 2
     candidates = found.steps[0].candidates
-    assert {c.layer: -c.score for c in candidates} == pytest.approx(turns)
+    assert [-c.score for c in candidates] == ranks.tolist()
     judged = Probe(model, {"target": rows[select_on]}).metrics((), range(model.num_layers))
     assert {c.layer: c.metric for c in candidates} == {n: one.metric for n, one in judged.items()}
+
+
+def test_what_is_no_number_is_refused_with_its_layer_and_row(
+    tiny: Callable[[str], Path],
+    sample_files: Callable[[str], dict[str, Path]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = load_model(tiny("bert"))
+    rows = read_samples(sample_files("bert")["target"], model.task.rows({}, model.processor), role="target")
+    calls = []
+
+    def changes(task: object, before: object, after: object, batch: Any, processor: object) -> np.ndarray:
+        calls.append(batch)
+        found = np.zeros(len(batch))
+        found[1] = np.nan if len(calls) == 2 else 0
+        return found
+
+    monkeypatch.setattr(type(model.task), "output_changes", changes)
+    with pytest.raises(SelectionError, match=r"without layer 1 is not finite .* for .*line \d+"):
+        Probe(model, {"target": rows, "id": rows}).output_changes((0, 1), 16)
 
 
 def test_identical_samples_give_tapioca_nothing_to_drop(

@@ -16,6 +16,7 @@ import transformers
 from conftest import NUM_LAYERS, awaken
 from media import AUDIO_FAMILIES, RATE, SPELLED, make_extractor, say, sayings, write_sayings
 from planting import assert_found, plant
+from said import assert_changes, of_classes
 
 from tapioca_export.errors import ConfigError, LoadError, SelectionError
 from tapioca_export.exporting import ExportSettings, export_model
@@ -108,6 +109,14 @@ def test_layers_go_and_skipping_and_replaying_say_the_same_to_the_bit(
     batches = [batch.inputs for batch in model.task.batches(rows, model.processor, 5)]
     save_pruned(model, [2], tmp_path, batches)  # raises unless a fresh process agrees to the bit
     assert load_model(tmp_path).num_layers == NUM_LAYERS - 1
+
+
+@pytest.mark.parametrize("family", ["wav2vec2", "sew"])  # of which one stretches its frames again
+def test_what_is_said_of_frames_changes_as_single_rows_say(
+    family: str, checkpoint: Callable[[str], Path], rows_file: Path
+) -> None:
+    model = load_model(checkpoint(family))
+    assert_changes(model, read(model, rows_file), of_classes, (0, 2))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -16,6 +16,7 @@ import transformers
 from click.testing import CliRunner, Result
 from conftest import SPECIAL, awaken, make_tokenizer, save_model, text_records, write_jsonl
 from planting import assert_found, plant
+from said import assert_changes, of_next_token
 
 from tapioca_export.cli import main
 from tapioca_export.errors import ConfigError, LoadError
@@ -126,6 +127,13 @@ def scored(model: LoadedModel, samples: Samples) -> tuple[np.ndarray, np.ndarray
         scores = model.task.score(model.answers(batch), samples, batch.indices)
         found[:, batch.indices] = scores.values, scores.losses
     return found[0], found[1]
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_the_first_token_written_changes_as_single_rows_say(family: str, tmp_path: Path) -> None:
+    model = load_model(save(network_of(family), tmp_path / "model"))
+    rows = rows_of(model, write_rows(tmp_path / "rows.jsonl", "target", 12))
+    assert_changes(model, rows, of_next_token, (0, model.num_layers - 1))
 
 
 def invoke(*arguments: object) -> Result:

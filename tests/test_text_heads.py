@@ -13,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import FAMILIES, complaint, make_tokenizer, write_jsonl
+from said import assert_changes, kl, of_numbers
 from sklearn.metrics import f1_score, log_loss, mean_squared_error, r2_score
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -219,6 +220,18 @@ def test_outputs_that_are_not_finite_are_refused_by_row(task: Task) -> None:
     outputs[1, 2] = math.nan
     with pytest.raises(SelectionError, match="line 2"):
         task.score(outputs, samples_of(task, labels))
+
+
+def test_labels_change_one_by_one_and_numbers_by_squares(tmp_path: Path) -> None:
+    def of_labels(one: Any, other: Any, inputs: Any) -> float:
+        pairs = (np.stack([np.asarray(part.logits[0]), np.zeros(3)], axis=-1) for part in (one, other))
+        return float(kl(*pairs).mean())
+
+    several = {"num_labels": 3, "problem_type": "multi_label_classification"}
+    for settings, label, compare in ((several, [0], of_labels), ({"num_labels": 1}, 0.5, of_numbers)):
+        model = load_model(save(tmp_path / str(settings["num_labels"]), **settings))
+        rows = samples_of(model.task, [label] * 7, model.processor)
+        assert_changes(model, rows, compare, (0, 2))
 
 
 def test_agreement_compares_sets_of_labels() -> None:

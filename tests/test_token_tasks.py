@@ -13,6 +13,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import complaint, write_jsonl
+from said import assert_changes, kl, of_classes
+from scipy.spatial.distance import cosine
 from token_models import (
     ASKED,
     MODELS,
@@ -72,6 +74,22 @@ def test_scores_depend_on_neither_batch_size_nor_padding(model: LoadedModel, row
     np.testing.assert_allclose(together[0], alone[0], atol=1e-6)
     np.testing.assert_allclose(together[1], alone[1], rtol=1e-4, atol=1e-4)
     assert np.ptp(alone[1]) > 0
+
+
+def test_what_is_said_of_tokens_changes_as_single_rows_say(model: LoadedModel, rows: Samples) -> None:
+    def compare(one: Any, other: Any, inputs: Any) -> float:
+        if model.task.name == "fill-mask":
+            place = inputs["input_ids"][0] == model.processor.tokenizer.mask_token_id
+            return float(kl(one.logits[0][place], other.logits[0][place])[0])
+        if model.task.name == "question-answering":
+            parts = ("start_logits", "end_logits")
+            return float(np.mean([kl(one[name][0], other[name][0]) for name in parts]))
+        if model.task.name == "feature-extraction":
+            vectors = [np.asarray(part.last_hidden_state[0]).mean(axis=0) for part in (one, other)]
+            return float(cosine(*vectors))
+        return of_classes(one, other, inputs)
+
+    assert_changes(model, rows, compare, (0, 2))
 
 
 def test_scores_follow_the_order_of_rows(model: LoadedModel, rows: Samples) -> None:

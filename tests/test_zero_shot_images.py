@@ -14,6 +14,7 @@ import transformers
 from conftest import NUM_LAYERS, awaken, write_jsonl
 from media import LABELS, SIZE, draw_image
 from planting import assert_found, plant
+from said import assert_changes, kl
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from tapioca_export.benchmarking import BenchmarkSettings, make_workloads
@@ -137,6 +138,13 @@ def rows(model: LoadedModel, rows_file: Path) -> Samples:
 
 
 # --- laws -----------------------------------------------------------------------------------
+
+
+def test_what_is_said_of_images_changes_as_single_rows_say(model: LoadedModel, rows: Samples) -> None:
+    def compare(one: Any, other: Any, inputs: Any) -> float:
+        return float(kl(one.logits_per_image[0], other.logits_per_image[0]))
+
+    assert_changes(model, rows, compare, (0, 2))
 
 
 def test_the_task_is_inferred_and_the_layers_of_both_towers_matter(model: LoadedModel, rows: Samples) -> None:

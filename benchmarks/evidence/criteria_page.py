@@ -11,7 +11,7 @@ from tapioca_export.selection import SelectionSettings
 
 from . import judging
 from .judging import INFLUENCE, Bank, Worths
-from .label_free import OF_LOGITS, PROPOSES
+from .label_free import OF_LOGITS, PROPOSES, SHIPPED
 from .tables import table
 
 NUM_PAIRS = 5  # told of, of all
@@ -23,8 +23,8 @@ def text(file: Mapping[str, Any]) -> str:
     """Tell which criterion without labels foretells best, and what it is worth where it was not chosen."""
     bank = judging.families(file)
     chooses, tells = map(Worths, judging.halves(bank))
-    best, shipped = chooses.best(), chooses.best(of_stream_alone=True)
-    shown = list(dict.fromkeys((best, shipped, PROPOSES, INFLUENCE)))
+    best = chooses.best()
+    shown = list(dict.fromkeys((best, PROPOSES, INFLUENCE)))
     models = [model for family in bank.values() for model in family]
     networks = {(_network(model["task"]), model["num_layers"], model["seed"]) for model in models}
     parts = [
@@ -38,19 +38,20 @@ def text(file: Mapping[str, Any]) -> str:
             num_tells=sum(map(len, tells.bank.values())),
             commit=file["commit"][:10],
         ),
-        _all_criteria(chooses, tells, (best, shipped)),
-        _chosen(chooses, tells, best, shipped),
+        _all_criteria(chooses, tells, best),
+        f"**{best}** is chosen{_shipped(best)}. {_instead_of(tells, best, INFLUENCE)}"
+        + _without_lonely(tells, best),
         _nothing(tells.bank),
         "On the half that tells, kind by kind. " + _lonely(tells.bank),
         table(["kind of model", "models", "criterion", *NUMBERS], list(_by_kind(tells, shown))),
         _shortlists(tells.bank),
-        "Both chosen again by all kinds of networks but one, and told on that one:",
+        "Chosen again by all kinds of networks but one, and told on that one:",
         table(
             ["told on", "criterion", *NUMBERS],
             [row for kind in _kinds(bank) for row in _left_out(bank, kind)],
         ),
         "What only a head with logits has, on the half that tells:",
-        table(["criterion", *NUMBERS], list(_of_logits(tells.bank, shipped))),
+        table(["criterion", *NUMBERS], list(_of_logits(tells.bank, best))),
     ]
     return "\n\n".join(parts)
 
@@ -75,13 +76,13 @@ def _singles(worths: Worths) -> list[str]:
     return [name for name in worths.names if " + " not in name]
 
 
-def _all_criteria(chooses: Worths, tells: Worths, bold: Sequence[str]) -> str:
+def _all_criteria(chooses: Worths, tells: Worths, best: str) -> str:
     places = dict(zip(chooses.names, chooses.places(), strict=True))
     singles = _singles(chooses)
     pairs = sorted(set(places) - set(singles), key=lambda name: (places[name], name))[:NUM_PAIRS]
     rows = []
     for name in sorted({*singles, *pairs}, key=lambda name: (places[name], name)):
-        shown = f"**{name}**" if name in bold else name
+        shown = f"**{name}**" if name == best else name
         rows.append([shown, f"{places[name]:.0f}", *_worth(chooses.of(name)), *_worth(tells.of(name))])
     for name, worth in judging.references(tells.bank).items():
         rows.append([f"*{name}*", "", "", "", "", *_worth(worth)])
@@ -93,20 +94,9 @@ def _worth(found: judging.Worth) -> list[str]:
     return ["" if np.isnan(number) else f"{number:+.3f}" for number in numbers]
 
 
-def _chosen(chooses: Worths, tells: Worths, best: str, shipped: str) -> str:
-    """Say what is chosen, what is shipped, and how they do where they were not chosen."""
-    told = f"**{best}** is chosen. {_instead_of(tells, best, INFLUENCE)}"
-    if best == shipped:
-        return f"{told} It is what `--criterion tapioca` goes by."
-    places = dict(zip(chooses.names, chooses.places(), strict=True))
-    return (
-        f"{told}\n\n`--criterion tapioca` goes by **{shipped}**, place {places[shipped]:.0f}. What a head "
-        "says would have to be read in each task's own way; of the single criteria that read the residual "
-        f"stream alone *{PROPOSES}* has the best place, {places[PROPOSES]:.0f}, and the shipped one is the "
-        "same with less chance in it. That it takes more rows was settled when the other half had been seen. "
-        f"{_instead_of(tells, shipped, INFLUENCE)} {_without_lonely(tells, shipped)}"
-        f"{_instead_of(tells, shipped, best)}"
-    )
+def _shipped(best: str) -> str:
+    goes_by = "`--criterion tapioca` goes by"
+    return f", and what {goes_by}" if best == SHIPPED else f"; {goes_by} **{SHIPPED}**"
 
 
 def _without_lonely(tells: Worths, name: str) -> str:
@@ -117,7 +107,7 @@ def _without_lonely(tells: Worths, name: str) -> str:
     several = {family: models for family, models in tells.bank.items() if family not in alone}
     found = _instead_of(Worths(several, (name, INFLUENCE)), name, INFLUENCE)
     return (
-        f"Without {', '.join(alone)}, of which that half has a single network: {found[0].lower()}{found[1:]} "
+        f" Without {', '.join(alone)}, of which that half has a single network: {found[0].lower()}{found[1:]}"
     )
 
 
@@ -174,10 +164,11 @@ def _by_kind(tells: Worths, shown: Sequence[str]) -> Iterator[list[str]]:
 
 def _shortlists(bank: Bank) -> str:
     """Say how often the shortlist of `tapioca+tale` holds what labels choose."""
-    shares = [f"{judging.recall(bank, name, SHORTLIST):.0%} by {name}" for name in (PROPOSES, INFLUENCE)]
+    names = (PROPOSES, SHIPPED, INFLUENCE)
+    shares = [f"{judging.recall(bank, name, SHORTLIST):.0%} by {name}" for name in names]
     return (
         f"A shortlist of {SHORTLIST} holds the layer that TALE chooses, where there are more, in {shares[0]} "
-        f"(what `tapioca+tale` goes by), in {shares[1]}."
+        f"(what `tapioca+tale` goes by, as it costs least), in {shares[1]}, in {shares[2]}."
     )
 
 
@@ -194,13 +185,13 @@ def _left_out(bank: Bank, kind: str) -> list[list[str]]:
     shared = judging.names(bank)
     others = Worths({task: found for task, found in bank.items() if _network(task) != kind}, shared)
     told = Worths({task: found for task, found in bank.items() if _network(task) == kind}, shared)
-    shown = dict.fromkeys((others.best(), others.best(of_stream_alone=True), INFLUENCE))
+    shown = dict.fromkeys((others.best(), INFLUENCE))
     return [[kind, name, *_worth(told.of(name))] for name in shown]
 
 
-def _of_logits(bank: Bank, shipped: str) -> Iterator[list[str]]:
+def _of_logits(bank: Bank, best: str) -> Iterator[list[str]]:
     with_logits = {f: m for f, m in bank.items() if set(OF_LOGITS) <= set(m[0]["cases"][0]["scores"])}
     if with_logits:
         worths = Worths(with_logits)
-        for name in (*OF_LOGITS, shipped, INFLUENCE):
+        for name in (*OF_LOGITS, best, INFLUENCE):
             yield [name, *_worth(worths.of(name))]

@@ -21,7 +21,7 @@ from scipy.stats import rankdata
 
 from tapioca_export.benchmarking.statistics import interval
 
-from .label_free import OF_OUTPUTS, PROPOSES, SCORES, order, with_pairs
+from .label_free import order, with_pairs
 
 Model = Mapping[str, Any]
 Bank = Mapping[str, Sequence[Model]]  # models by family
@@ -90,14 +90,9 @@ class Worths:
         """Return the mean place of every criterion: by correlation, and by both regrets."""
         return np.asarray(rankdata(self.mean() * (-1, 1, 1), axis=0).mean(axis=1))
 
-    def best(self, *, of_stream_alone: bool = False) -> str:
-        """Return the criterion of the best mean place: of all, or of single ones on the stream alone."""
-        places = self.places()
-        if of_stream_alone:
-            others = (*OF_OUTPUTS, PROPOSES)  # the last shows what fewer rows cost
-            is_of_it = [name in SCORES and name not in others for name in self.names]
-            places = np.where(is_of_it, places, np.inf)
-        return self.names[int(places.argmin())]
+    def best(self) -> str:
+        """Return the criterion of the best mean place."""
+        return self.names[int(self.places().argmin())]
 
     def replicates(self, name: str) -> np.ndarray:
         """Return the worth of one criterion when models are drawn anew, (R, 3); the same models for all."""
@@ -163,7 +158,10 @@ def recall(bank: Bank, name: str, size: int) -> float:
     Of models with more layers than the shortlist has.
     """
     cases = [c for models in bank.values() for m in models if m["num_layers"] > size for c in m["cases"]]
-    return float(np.mean([c["tale"][0] in order(np.asarray(c["scores"][name]))[:size] for c in cases]))
+    singles = [{part: np.asarray(case["scores"][part]) for part in name.split(" + ")} for case in cases]
+    orders = [order(with_pairs(numbers)[name]) for numbers in singles]
+    hits = [case["tale"][0] in found[:size] for case, found in zip(cases, orders, strict=True)]
+    return float(np.mean(hits))
 
 
 def _correlations(numbers: np.ndarray, gains: np.ndarray) -> np.ndarray:

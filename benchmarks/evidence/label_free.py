@@ -28,8 +28,9 @@ SHRINKAGE = 0.1
 # Of the updates on ID, the variance that their subspace holds.
 HELD = 0.95
 FEW = NUM_PROPOSING  # rows that will do where a criterion has to be cheap
-# What `--criterion tapioca` goes by, on 256 of the rows at most, and the shortlist of `tapioca+tale`.
-SHIPPED, PROPOSES = "head turns on the target", "head turns on a few target rows"
+# What the shortlist of `tapioca+tale` goes by, and `--criterion tapioca`: outputs on 256 of the rows at most.
+PROPOSES = "head turns on a few target rows"
+SHIPPED = f"{PROPOSES} + output changes on the target"
 TINY = np.finfo(np.float64).tiny
 
 
@@ -73,14 +74,6 @@ Score = Callable[[Seen, Seen], np.ndarray]
 SCORES: dict[str, Score] = {}
 # Those that only the outputs of a head with logits have.
 OF_LOGITS = ("agreement on the target", "entropy falls")
-# Those that look at what the head says; all others read the residual stream alone.
-OF_OUTPUTS = (
-    *OF_LOGITS,
-    "own answers on the target",
-    "own answers on a few target rows",
-    "output changes on ID",
-    "output changes on the target",
-)
 
 
 def score(name: str) -> Callable[[Score], Score]:
@@ -106,7 +99,7 @@ def _head(id_: Seen, target: Seen) -> np.ndarray:
     return -np.log(_head_moves(id_)) - np.log(_head_moves(target))
 
 
-@score(SHIPPED)
+@score("head turns on the target")
 def _head_turns(id_: Seen, target: Seen) -> np.ndarray:
     return -_turns_of_heads(target)
 

@@ -238,8 +238,15 @@ class Rehearsal:
 
     def turns(self, layers: Sequence[int], num_samples: int) -> dict[int, float]:
         """Count a sweep over some rows, once a layer."""
-        if missing := [layer for layer in layers if ("turns", num_samples, layer) not in self._done]:
-            self._done |= {("turns", num_samples, layer) for layer in missing}
+        return self._without_each("turns", layers, num_samples)
+
+    def output_changes(self, layers: Sequence[int], num_samples: int) -> dict[int, float]:
+        """Count a sweep over some rows, once a layer."""
+        return self._without_each("output changes", layers, num_samples)
+
+    def _without_each(self, name: str, layers: Sequence[int], num_samples: int) -> dict[int, float]:
+        if missing := [layer for layer in layers if (name, num_samples, layer) not in self._done]:
+            self._done |= {(name, num_samples, layer) for layer in missing}
             self._pass("target", (), missing, num_samples)
         return dict(enumerate(self._ranks()))
 

@@ -138,10 +138,14 @@ class LoadedModel:
         if asked is None:
             return self.logits(batch.inputs), None
         if self.network.get_output_embeddings() is None:
+            if asked.asks_for_all:
+                return self.logits(batch.inputs)[asked.sequences, asked.positions], None
             return self.task.evidence(self.logits(batch.inputs), batch).astype(np.float32), None
         with running(self.network), _reading(self.network, asked):
             output = self.network(**to_tensors(batch.inputs, self.device), **self.forward_options)
         logits = output.logits[0].float()  # (R, V)
+        if asked.asks_for_all:
+            return logits.cpu().numpy(), None
         tokens = torch.from_numpy(asked.tokens).to(logits.device)
         found = torch.log_softmax(logits, dim=-1).gather(1, tokens[:, None])[:, 0]
         likeliest = (logits.argmax(dim=-1) == tokens).float()

@@ -21,8 +21,8 @@ from ..models import INTACT, Change, stand_ins
 from ..tasks import Batch, Scores
 from .accumulating import NUM_REPLICATES, log_ratio
 from .gathering import Gathering, read_states
-from .probe import Probe, forwards_of
-from .replaying import Trace, changed_passes
+from .probe import Probe
+from .replaying import Trace, changed_passes, forwards_of
 
 # Each variant keeps the states of up to 256 samples until all rows have passed: so many at a time.
 NUM_AT_ONCE = 16

@@ -21,19 +21,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch.nn.functional import cosine_similarity
 
 from ..artifacts import Choices, Deviation, Evaluation, LayerProfile, Ledger
 from ..bars import progress_bar
 from ..domains import Domains
 from ..engines import Engine, open_engine
-from ..models import LoadedModel, StandIn, stand_ins
+from ..models import LoadedModel, stand_ins
 from ..samples import Samples
 from ..tasks import Batch, Division, Scores
 from ..tasks.scoring import averaged
 from .accumulating import NUM_REPLICATES
-from .gathering import Gathered, Gathering, deviations, head_states, read_states, together
-from .replaying import Changes, Found, Replayer, Trace, Work, passes
+from .gathering import Gathered, Gathering, deviations, read_states, together
+from .removals import Compare, refuse_undefined, said_otherwise, turned
+from .replaying import Changes, Found, Replayer, Trace, Work, forwards_of, passes
 from .sharing import shares_context
 from .weighing import angular_distance, magnitudes, sensitivities
 
@@ -274,25 +274,43 @@ class Probe:
 
         1 - cosine of the state with and without it where answers are read, mean over target rows: at most
         `num_samples` of each domain, those of lowest hash. What was measured costs nothing.
-        """
-        known: dict[int, float] = self._once(("turns", num_samples), dict)
-        if missing := [layer for layer in layers if layer not in known]:
-            domains = self.samples["target"].by_domain
-            found = [self._turns(_lowest(part, num_samples), missing) for part in domains]
-            known |= zip(missing, self.samples["target"].domains.combined(found, False).tolist(), strict=True)
-        return {layer: known[layer] for layer in layers}
 
-    def _turns(self, samples: Samples, layers: Sequence[int]) -> np.ndarray:
-        total, intact = dict.fromkeys(layers, 0.0), torch.empty(0)
-        for batch, layer, trace in self._passes(samples, (), layers):
-            head = head_states(self.model, self.processor, batch, trace.boundaries)  # (B, P, H)
-            if layer is None:
-                intact = head
-            else:
-                turned = 1 - cosine_similarity(intact.double(), head.double(), dim=-1)
-                total[layer] += float(turned.mean(dim=-1).sum())
-        self.ledger.add_cost(self._layer_forwards, self._layer_tokens)
-        return np.asarray([total[layer] / len(samples) for layer in layers])
+        Raises:
+            NotFiniteError: If one is no number.
+        """
+        return self._without_each("turns", layers, num_samples, turned)
+
+    def output_changes(self, layers: Sequence[int], num_samples: int) -> dict[int, float]:
+        """Return by how much what the head says changes without each layer, on rows chosen alike.
+
+        In the task's unit (`Task.output_changes`); of language models, by the token that is profiled: the
+        first of an answer.
+
+        Raises:
+            NotFiniteError: If one is no number.
+        """
+        return self._without_each("output changes", layers, num_samples, said_otherwise, says=True)
+
+    def _without_each(
+        self, name: str, layers: Sequence[int], num_samples: int, compare: Compare, *, says: bool = False
+    ) -> dict[int, float]:
+        """Compare passes without each layer with the intact one: mean over some target rows."""
+        known: dict[int, float] = self._once((name, num_samples), dict)
+        if missing := [layer for layer in layers if layer not in known]:
+            target, found = self.samples["target"], []
+            for part in (domain.lowest(num_samples) for domain in target.by_domain):
+                total = dict.fromkeys(missing, 0.0)
+                for batch, layer, trace in self._passes(part, (), missing, says=says):
+                    if layer is None:
+                        intact = trace
+                        continue
+                    changes = compare(self.model, self.processor, batch, intact, trace)
+                    refuse_undefined(changes, part, batch, *self.units.names([self.choices.unit(layer)]))
+                    total[layer] += float(changes.sum())
+                self.ledger.add_cost(self._layer_forwards, self._layer_tokens)
+                found.append(np.asarray([total[layer] / len(part) for layer in missing]))
+            known |= zip(missing, target.domains.combined(found, False).tolist(), strict=True)
+        return {layer: known[layer] for layer in layers}
 
     def angular_distances(self, num_layers: int) -> tuple[float, ...]:
         """Return the mean angle between entering layer l and num_layers on, in half turns, for each l.
@@ -380,35 +398,29 @@ class Probe:
         return self._measured[name, dropped]
 
     def _passes(
-        self, samples: Samples, base: Sequence[int], layers: Sequence[int]
+        self, samples: Samples, base: Sequence[int], layers: Sequence[int], *, says: bool = False
     ) -> Iterator[tuple[Batch, int | None, Trace]]:
-        """Yield batch, key and pass: first without `base` (key None), then without each layer too."""
+        """Yield batch, key and pass: first without `base` (key None), then without each layer too.
+
+        If `says`, answers of language models are the logits of all tokens, where answers begin.
+        """
         task = self.model.task
         self._layer_forwards = self._layer_tokens = 0
         with stand_ins(self.model) as places:
             batches = self.profile_batches(samples)
             for indices in progress_bar(batches, desc=f"Profiling {samples.role}", unit="batch", leave=False):
                 batch = task.profile_batch(samples, indices, self.processor)
+                if says and batch.readings is not None:
+                    batch = replace(batch, readings=batch.readings.for_all())
                 for key, trace in passes(self.model, places, batch, base, layers, self.changes, whole=True):
                     yield batch, key, trace
                 self.watch(0)
             self._layer_forwards, self._layer_tokens = forwards_of(places)
 
 
-def _lowest(samples: Samples, num_samples: int) -> Samples:
-    """Return the samples of lowest hash, in their own order."""
-    order = sorted(range(len(samples)), key=lambda i: (samples.hashes[i], i))
-    return replace(samples, rows=tuple(samples.rows[i] for i in sorted(order[:num_samples])))
-
-
 def division_on(device: torch.device, num_threads: int) -> Division | None:
     """Return how batches are divided on a device; None: they are full."""
     return Division(BATCH_COST, THREAD_TOKENS * num_threads) if device.type == "cpu" else None
-
-
-def forwards_of(places: Sequence[StandIn]) -> tuple[int, int]:
-    """Return sequences and tokens through layers."""
-    return sum(place.num_forwards for place in places), sum(place.num_tokens for place in places)
 
 
 def _line(

@@ -77,6 +77,11 @@ class Trace:
     boundaries: list[torch.Tensor]
 
 
+def forwards_of(places: Sequence[StandIn]) -> tuple[int, int]:
+    """Return sequences and tokens through layers."""
+    return sum(place.num_forwards for place in places), sum(place.num_tokens for place in places)
+
+
 class Changes:
     """What choices come to on a model: units dropped, or layers damped by their own weights.
 
@@ -145,8 +150,7 @@ class Replayer:
             found = Found(
                 np.stack([score.values for score in scores]),
                 np.stack([score.losses for score in scores]),
-                sum(place.num_forwards for place in places),
-                sum(place.num_tokens for place in places),
+                *forwards_of(places),
             )
         give_back_free_memory()
         return found

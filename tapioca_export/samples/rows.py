@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
@@ -107,6 +107,18 @@ class Samples:
             replace(self, role=f"{self.role} ({name})", rows=self.rows[part], named=None)
             for name, part in zip(self.domains.names, self.domains.parts, strict=True)
         )
+
+    def lowest(self, num_samples: int) -> Samples:
+        """Return the samples of lowest hash, in their own order."""
+        order = sorted(range(len(self)), key=lambda i: (self.hashes[i], i))
+        return replace(self, rows=tuple(self.rows[i] for i in sorted(order[:num_samples])))
+
+    def domains_of(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Samples, np.ndarray]]:
+        """Yield each domain that has any of the rows: their places, the domain, and their indices in it."""
+        for place, domain in zip(self.domains.parts, self.by_domain, strict=True):
+            inside = np.flatnonzero((rows >= place.start) & (rows < place.stop))
+            if len(inside):
+                yield inside, domain, rows[inside] - place.start
 
 
 # The column of any task that says what a row is counted to.

@@ -6,7 +6,7 @@ To add one, write a function and register it in `CRITERIA`; its first docstring 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -17,8 +17,8 @@ from ..registry import Table
 from .racing import exact_race, statistical_race
 from .rounds import Round, Scored
 
-# Target rows by which tapioca ranks layers, and by which it proposes some, where the metric has the last say.
-NUM_TURNED, NUM_PROPOSING = 256, 32
+# Target rows on which tapioca looks at what the head says, and at the state that it reads.
+NUM_SAYING, NUM_PROPOSING = 256, 32
 
 Criterion = Callable[[Round], Scored]
 CRITERIA: Table[Criterion] = Table("criterion")
@@ -100,13 +100,14 @@ def loss(round_: Round) -> Scored:
 def tapioca_tale(round_: Round) -> Scored:
     """Let tapioca propose --shortlist layers and the task metric choose among them (needs labels).
 
-    The proposal costs a sweep over a few rows, without each layer once. The metric then decides as in tale,
-    at the cost of the layers proposed.
+    It proposes by how far the state that the head reads turns on a few target rows, the half of its score
+    that costs least: a sweep without each layer once. The metric then decides as in tale, at the cost of the
+    layers proposed.
 
     Source: this project's definition: see tapioca and tale.
     """
     need_labels(round_, "tapioca+tale")
-    turns = _turns(round_, NUM_PROPOSING)
+    turns = round_.probe.turns(_asked(round_), NUM_PROPOSING)
     ranked = sorted(round_.layers, key=lambda layer: (turns[layer], layer))
     proposed = tuple(sorted(ranked[: round_.settings.shortlist]))
     return _measured(replace(round_, layers=proposed))
@@ -114,31 +115,38 @@ def tapioca_tale(round_: Round) -> Scored:
 
 @CRITERIA.add("tapioca")
 def tapioca(round_: Round) -> Scored:
-    """Drop the layer without which the state that the head reads turns least on the target (needs no labels).
+    """Drop the layer without which what the head reads and says changes least (needs no labels).
 
-    The score is minus 1 - cosine of the state at the last boundary with and without the layer, where
-    answers are read, measured once, on at most 256 target rows. Nothing is dropped where the target deviates
-    from ID no more than two halves of ID do. Without labels nothing says that a layer's loss gains anything,
-    or when to stop: of what was compared on the residual stream alone, how far this state turns
-    foretold best what each layer is worth (benchmarks/RESULTS.md, "A criterion without labels").
+    The score is minus the mean of two ranks among the layers, measured once: of 1 - cosine of the state at
+    the last boundary with and without the layer, where answers are read, on at most 32 target rows; and of
+    how much the output changes, on at most 256: the Kullback-Leibler divergence of its classes, or of the
+    token that an answer begins with; the squared change of its numbers; of vectors, 1 - cosine. Nothing is
+    dropped where the target deviates from ID no more than two halves of ID do. Without labels nothing says
+    that a layer's loss gains anything, or when to stop: of what was compared, this foretold best what each
+    layer is worth (benchmarks/RESULTS.md, "A criterion without labels").
 
     Source: this project's definition. Sharma et al. 2026, arXiv:2605.14738, propose no selection rule.
     """
+    from scipy.stats import rankdata
+
     probe = round_.probe
     if not round_.dropped and (told := _no_shift(round_)):
         return Scored((), told)
-    turns = _turns(round_, NUM_TURNED)
-    scores = {layer: -turns[layer] for layer in round_.layers}
+    asked = _asked(round_)
+    found = (probe.turns(asked, NUM_PROPOSING), probe.output_changes(asked, NUM_SAYING))
+    ranks = [rankdata([numbers[layer] for layer in asked]) for numbers in found]
+    means = dict(zip(asked, np.mean(ranks, axis=0).tolist(), strict=True))
+    scores = {layer: -means[layer] for layer in round_.layers}
     if round_.dropped or not probe.is_labelled:
         return Scored(tuple(Candidate(n, score) for n, score in scores.items()))
     # The first round says how well the score foretold what the metric makes of each layer.
-    found = probe.metrics((), round_.layers)
-    return Scored(tuple(Candidate(n, scores[n], found[n].metric, found[n].loss) for n in round_.layers))
+    metrics = probe.metrics((), round_.layers)
+    return Scored(tuple(Candidate(n, scores[n], metrics[n].metric, metrics[n].loss) for n in round_.layers))
 
 
-def _turns(round_: Round, num_samples: int) -> Mapping[int, float]:
+def _asked(round_: Round) -> list[int]:
     # With those that are gone: what is asked for is the same in every round, and measured in the first.
-    return round_.probe.turns(sorted({*round_.layers, *round_.dropped}), num_samples)
+    return sorted({*round_.layers, *round_.dropped})
 
 
 def _no_shift(round_: Round) -> str | None:

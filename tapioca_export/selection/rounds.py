@@ -79,6 +79,9 @@ class Prober(Protocol):
     def turns(self, layers: Sequence[int], num_samples: int) -> Mapping[int, float]:
         """Return by how much the state that the head reads turns without each layer, on target samples."""
 
+    def output_changes(self, layers: Sequence[int], num_samples: int) -> Mapping[int, float]:
+        """Return by how much what the head says changes without each layer, on target samples."""
+
     def angular_distances(self, num_layers: int) -> tuple[float, ...]:
         """Return the mean angle between entering layer l and num_layers on, in half turns, for each l."""
 

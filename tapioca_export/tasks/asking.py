@@ -6,7 +6,7 @@ a row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,7 +16,8 @@ class Readings:
     """Which tokens a causal model is asked for: R of them, row by row, each predicted at one position.
 
     All of shape (R,): the row of the batch that a token belongs to, the sequence and the position
-    whose logits predict it, and its id. `ends` (B,) is where each row's context ends.
+    whose logits predict it, and its id. `ends` (B,) is where each row's context ends. With
+    `asks_for_all`, the logits of the whole vocabulary are asked for at these positions.
     """
 
     rows: np.ndarray
@@ -24,6 +25,14 @@ class Readings:
     positions: np.ndarray
     tokens: np.ndarray
     ends: np.ndarray
+    asks_for_all: bool = False
+
+    def for_all(self) -> Readings:
+        """Ask for the logits of all tokens: where one is asked for, or else where each row's context ends."""
+        if len(self.tokens):
+            return replace(self, asks_for_all=True)
+        rows = np.arange(len(self.ends))
+        return Readings(rows, rows, self.ends, np.zeros_like(rows), self.ends, asks_for_all=True)
 
     def arranged(self, found: np.ndarray) -> np.ndarray:
         """Turn what was found of each token, (R, F), into (B, K, F), K tokens at most a row, 0 elsewhere."""

@@ -18,6 +18,7 @@ from ..errors import ConfigError, LoadError, NotFiniteError
 from ..registry import Table
 from ..samples import GROUP, Row, Samples, group_of
 from .asking import Readings
+from .changing import divergence, over_read
 from .continuing import Continuation
 from .dividing import Division, cheapest_starts
 from .saving import name_for_older
@@ -226,7 +227,7 @@ class Task(ABC):
         return Scores.joined(
             [
                 (inside, self.score(outputs[inside], domain, own))
-                for inside, domain, own in _by_domain(samples, rows)
+                for inside, domain, own in samples.domains_of(rows)
             ]
         )
 
@@ -250,7 +251,7 @@ class Task(ABC):
         if samples.named is None:
             return self.answers(outputs, samples, rows, processor)
         found: dict[int, str | None] = {}
-        for inside, domain, own in _by_domain(samples, rows):
+        for inside, domain, own in samples.domains_of(rows):
             found |= dict(zip(inside, self.answers(outputs[inside], domain, own, processor), strict=True))
         return [found[place] for place in range(len(rows))]
 
@@ -276,6 +277,14 @@ class Task(ABC):
     def num_invalid(self, values: np.ndarray) -> int | None:
         """Count the rows whose answer the rule for answers found none in; None where there is no rule."""
         return None
+
+    def output_changes(
+        self, before: np.ndarray, after: np.ndarray, batch: Batch, processor: Processor
+    ) -> np.ndarray:
+        """Return by how much what is said of each profiled row changes, (B,); here: divergence of classes."""
+        found = divergence(before, after)
+        batch = replace(batch, num_states=before.shape[1])  # sounds that were squeezed are stretched again
+        return found if found.ndim == 1 else over_read(found, self.readout(batch, processor))
 
     @abstractmethod
     def agreement(self, expected: np.ndarray, actual: np.ndarray) -> float:
@@ -418,14 +427,6 @@ class Task(ABC):
 
 
 TASKS: Table[Task] = Table("task")
-
-
-def _by_domain(samples: Samples, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Samples, np.ndarray]]:
-    """Yield each domain that has any of the rows: their places, the domain, and their indices in it."""
-    for place, domain in zip(samples.domains.parts, samples.by_domain, strict=True):
-        inside = np.flatnonzero((rows >= place.start) & (rows < place.stop))
-        if len(inside):
-            yield inside, domain, rows[inside] - place.start
 
 
 def all_rows(samples: Samples, rows: np.ndarray | None) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import LoadError
 from ..samples import Row, Samples
 from .base import Batch, Inputs, Processor, ProcessorOptions, Task, all_rows, check_finite
+from .changing import square
 from .choices import read_choices
 from .scoring import Scores
 from .tokenizing import content_of, load_processor, random_texts, require_text, weights_at
@@ -129,6 +130,12 @@ class EncoderMultipleChoice(Task):
     def readout(self, batch: Batch, processor: Processor) -> np.ndarray:
         """Read the first token of each row's only pair."""
         return weights_at(processor.position, batch.inputs["attention_mask"][:, 0])
+
+    def output_changes(
+        self, before: np.ndarray, after: np.ndarray, batch: Batch, processor: Processor
+    ) -> np.ndarray:
+        """Return the squared change of the logit of the one choice that is profiled, without rivals."""
+        return square(before, after)
 
     def axes(self, name: str) -> tuple[str, ...]:
         """Name the axes of an input: rows of other batches have fewer or more choices."""

@@ -134,6 +134,16 @@ class FeatureExtraction(TokenTask):
         """Refuse: the model has no loss of its own."""
         raise no_training_loss(self.name)
 
+    def output_changes(
+        self, before: np.ndarray, after: np.ndarray, batch: Batch, processor: Processor
+    ) -> np.ndarray:
+        """Return by how much each text's vector turns: 1 - cosine."""
+        weights = self.readout(batch, processor)  # (B, 1, T)
+        one, other = ((weights @ states)[:, 0].astype(np.float64) for states in (before, after))
+        norms = np.linalg.norm(one, axis=-1) * np.linalg.norm(other, axis=-1)
+        cosines = np.divide((one * other).sum(axis=-1), norms, out=np.zeros(len(one)), where=norms > 0)
+        return np.asarray(1 - cosines)
+
     def agreement(self, expected: np.ndarray, actual: np.ndarray) -> float:
         """Return 1.0: vectors have no labels to agree on."""
         return 1.0

@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import ConfigError, LoadError
 from ..samples import Row, Samples
 from .base import TASKS, Batch, Inputs, Processor, ProcessorOptions, Task, all_rows, check_finite
+from .changing import square
 from .scoring import Scores
 
 
@@ -135,6 +136,13 @@ class PolynomialRegression(Task):
         labels = samples.labels.astype(np.float64)[:, scored]
         error = np.square(outputs.astype(np.float64)[:, scored] - labels[rows]).mean(axis=1)
         return Scores(error / labels.var(), error)
+
+    def output_changes(
+        self, before: np.ndarray, after: np.ndarray, batch: Batch, processor: Processor
+    ) -> np.ndarray:
+        """Return the squared change, mean over the scored points."""
+        scored = slice(self.FIRST_SCORED_POINT, None)
+        return square(before[:, scored], after[:, scored])
 
     def agreement(self, expected: np.ndarray, actual: np.ndarray) -> float:
         """Return 1.0: a regression has no labels to agree on."""

@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import LoadError
 from ..samples import Row, Samples
 from .base import TASKS, Batch, Inputs, Processor, Task, all_rows, check_finite
+from .changing import divergence
 from .labels import is_missing, listed
 from .scoring import Scores
 from .tokenizing import content_of, require_text
@@ -117,6 +118,13 @@ class QuestionAnswering(TokenTask):
     def compared(self, logits: np.ndarray, inputs: Inputs) -> np.ndarray:
         """Return the logits (B, T, 2) with padding out of the question."""
         return np.where(inputs["attention_mask"][..., None] == 1, logits, np.float32(NEVER))
+
+    def output_changes(
+        self, before: np.ndarray, after: np.ndarray, batch: Batch, processor: Processor
+    ) -> np.ndarray:
+        """Return the divergence of where the answer starts and ends, (B, T, 2), mean of the two."""
+        one, other = (self.compared(logits, batch.inputs) for logits in (before, after))
+        return np.asarray(divergence(one, other, axis=1).mean(axis=-1))
 
     def agreement(self, expected: np.ndarray, actual: np.ndarray) -> float:
         """Return the share of rows with the same likeliest start and end."""

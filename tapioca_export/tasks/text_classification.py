@@ -27,6 +27,7 @@ from .base import (
     all_rows,
     check_finite,
 )
+from .changing import divergence_of_labels, square
 from .classifying import SingleLabel
 from .labels import label_id, label_set, numbers
 from .scoring import Scores
@@ -143,6 +144,12 @@ class MultiLabelClassification(TextClassification):
         losses = np.logaddexp(0.0, logits) - labels * logits
         return Scores(np.asarray(values, dtype=np.float64), losses.mean(axis=1))
 
+    def output_changes(
+        self, before: np.ndarray, after: np.ndarray, batch: Batch, processor: Processor
+    ) -> np.ndarray:
+        """Return the divergence, mean over labels."""
+        return divergence_of_labels(before, after)
+
     def answers(
         self, outputs: np.ndarray, samples: Samples, rows: np.ndarray, processor: Processor
     ) -> list[str | None]:
@@ -201,6 +208,12 @@ class TextRegression(TextClassification):
         check_finite(outputs, samples, rows)
         errors = np.square(outputs.astype(np.float64) - samples.labels[rows])  # (N, K)
         return Scores((errors / samples.labels.var(axis=0)).mean(axis=1), errors.mean(axis=1))
+
+    def output_changes(
+        self, before: np.ndarray, after: np.ndarray, batch: Batch, processor: Processor
+    ) -> np.ndarray:
+        """Return the squared change, mean over numbers as they are: the one of largest scale counts most."""
+        return square(before, after)
 
     def answers(
         self, outputs: np.ndarray, samples: Samples, rows: np.ndarray, processor: Processor
