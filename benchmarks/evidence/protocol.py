@@ -243,7 +243,10 @@ class Protocol:
         return {"gains": gains, "removed": shares, **rank_correlation(shares, gains)}
 
     def _geometry(self, probe: Probe, own: Layers, influence: Layers, intact: Response) -> dict[str, Any]:
-        """Return how much more chosen layers realign than those of least influence; and amplified ones."""
+        """Return how much more chosen layers realign than those of least influence; and amplified ones.
+
+        These over the boundaries that are left without the layers, as the dose-response from 1 to 0 is.
+        """
         dropped, others = (dict.fromkeys(layers, DROPPED) for layers in (own, influence))
         found = respond(probe, [dropped, others, dict.fromkeys(own, AMPLIFIED)])
         pairs = list(zip(found, (own, influence, own), strict=True))

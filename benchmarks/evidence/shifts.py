@@ -44,7 +44,7 @@ class Subject:
         references: Names of the shifts on which the dear controls are measured; fixed before any was.
         draw: Gives fresh rows of a shift ("id": of the training distribution) in a role.
         unrelated: Pairs of names that `draw` knows: where layers are chosen, and an unrelated task on which
-            they are tried; fixed before any was measured.
+            they are tried; fixed before this was measured.
         constant_error: What the best answer that is always the same makes of errors.
         training: The last line of the training's log.
     """
