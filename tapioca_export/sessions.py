@@ -12,7 +12,8 @@ from typing import Any
 from .external import read_proto
 from .telemetry import import_onnxruntime
 
-ERRORS_ONLY = 3
+# What ONNX Runtime logs. On the CPU all that it refuses is raised as well, and would be told twice.
+ERRORS_ONLY, FATAL_ONLY = 3, 4
 SPINNING = "session.intra_op.allow_spinning"
 
 
@@ -32,7 +33,7 @@ def session_on_cpu(
     """
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = FATAL_ONLY
     options.intra_op_num_threads = num_threads
     for name, value in (config_entries or {}).items():
         options.add_session_config_entry(name, value)

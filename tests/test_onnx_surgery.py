@@ -27,13 +27,20 @@ from tapioca_export import provenance, verify
 from tapioca_export.artifacts import Damping, Export, read, sha256, write
 from tapioca_export.artifacts import files as artifact_files
 from tapioca_export.cli import main
-from tapioca_export.errors import ExportError, ParityError, TapiocaError, UnsupportedModelError
+from tapioca_export.errors import (
+    ExportError,
+    ParityError,
+    TapiocaError,
+    UnsupportedModelError,
+    onnxruntime_errors,
+)
 from tapioca_export.exporting import graphs as exporting_graphs
 from tapioca_export.graphs import cut, find_layers, proving, stage
 from tapioca_export.graphs.files import write_graph
 from tapioca_export.graphs.proving import prove_outputs
 from tapioca_export.models import drop_layers, load_model, mend_config_file
 from tapioca_export.reporting.tables import export_table
+from tapioca_export.sessions import session_on_cpu
 
 IDS = np.array([[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]], dtype=np.int64)
 
@@ -526,6 +533,20 @@ def test_a_wrong_cut_is_found(tmp_path: Path) -> None:
             with pytest.raises(ParityError, match=r"without layers 1: .* differs by"):
                 prove_outputs(file, file.with_name("cut.onnx"), [1], 1e-4)
     assert not list(tmp_path.rglob("*piece*"))
+
+
+def test_what_a_session_raises_is_not_logged_as_well(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    names = ("x", "y")
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch"]) for name in names)
+    shape = onnx.numpy_helper.from_array(np.array([1]), "shape")
+    graph = helper.make_graph([helper.make_node("Reshape", ["x", "shape"], ["y"])], "one", [x], [y], [shape])
+    onnx.save(helper.make_model(graph, ir_version=10), tmp_path / "one.onnx")
+    session = session_on_cpu(tmp_path / "one.onnx")
+    with pytest.raises(onnxruntime_errors()):
+        session.run(None, {"x": np.zeros(2, np.float32)})
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_graph_that_reads_one_text_at_a_time_is_proven_with_one(
