@@ -254,11 +254,21 @@ def test_tapioca_drops_first_what_changes_the_head_least() -> None:
 
 def test_tapiocas_score_is_the_mean_of_two_ranks() -> None:
     probe = FakeProbe(4, lambda d: 1.0, labelled=False)
-    probe.turns = lambda layers, num_samples: dict(enumerate((0.1, 0.2, 0.2, 0.9)))
-    probe.output_changes = lambda layers, num_samples: dict(enumerate((5.0, 4.0, 0.0, 9.0)))
+    asked = []
+
+    def turns(layers: Sequence[int], num_samples: int) -> dict[int, float]:
+        asked.append(num_samples)
+        return dict(enumerate((0.1, 0.2, 0.2, 0.9)))
+
+    def output_changes(layers: Sequence[int], num_samples: int) -> dict[int, float]:
+        asked.append(num_samples)
+        return dict(enumerate((5.0, 4.0, 0.0, 9.0)))
+
+    probe.turns, probe.output_changes = turns, output_changes
     step = search(probe, criterion="tapioca", max_drop_layers=1).steps[0]
     assert {c.layer: c.score for c in step.candidates} == {0: -2, 1: -2.25, 2: -1.75, 3: -4}
     assert step.layer == 2
+    assert asked == [32, 256]  # rows of each, as the bank has them
 
 
 @pytest.mark.parametrize(("num_layers", "dropped"), [(3, 1), (4, 1), (12, 3)])

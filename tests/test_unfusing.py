@@ -74,7 +74,7 @@ def undone(path: Path, model: onnx_ir.Model, *steps: object) -> Path:
 # --- norms ----------------------------------------------------------------------------------
 
 
-def stack(*, is_post_norm: bool, num_layers: int = 2) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+def stack(*, is_post_norm: bool, num_layers: int = 3) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     """Return layers of a product each, every sum fused with the norm of it or of the next layer."""
     nodes, tensors = [], [weight("scale", WIDTH), weight("shift", WIDTH)]
     stream = read = "x"
@@ -92,7 +92,7 @@ def stack(*, is_post_norm: bool, num_layers: int = 2) -> tuple[list[onnx.NodePro
 def test_a_session_leaves_norms_apart_from_sums(is_post_norm: bool, tmp_path: Path) -> None:
     nodes, tensors = stack(is_post_norm=is_post_norm)
     known: dict[str, list[str | int]] = {
-        name: ["batch", "length", WIDTH] for name in ("norm0", "norm1", "branch0", "branch1")
+        f"{name}{index}": ["batch", "length", WIDTH] for name in ("norm", "branch") for index in range(3)
     }
     model = write(tmp_path / "fused.onnx", nodes, tensors, known)
     target = undone(tmp_path / "fused.onnx", model, part_norms)
@@ -100,7 +100,7 @@ def test_a_session_leaves_norms_apart_from_sums(is_post_norm: bool, tmp_path: Pa
     found = operators(seen)
     if is_post_norm:
         assert "SkipLayerNormalization" not in found
-        assert found["LayerNormalization"] == 2
+        assert found["LayerNormalization"] == 3
         assert found["Reshape"] == 1  # at the beginning, and copies nothing
     else:
         # Sums that the stream goes on from are read twice: no session fuses them, and nothing is hidden.
@@ -114,7 +114,7 @@ def test_a_length_that_is_fixed_is_not_hidden_in_vain(tmp_path: Path) -> None:
     model.graph.inputs[0].shape = onnx_ir.Shape(["batch", LENGTH, WIDTH])
     part_norms(model.graph)
     assert "Reshape" not in {made.op_type for made in model.graph}
-    assert sum(made.op_type == "LayerNormalization" for made in model.graph) == 2
+    assert sum(made.op_type == "LayerNormalization" for made in model.graph) == 3
 
 
 def test_norms_that_are_only_added_apart_would_be_fused_again(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_norms_that_are_only_added_apart_would_be_fused_again(tmp_path: Path) ->
             apart.append(made)
     write(tmp_path / "apart.onnx", apart, tensors, {})
     outputs(tmp_path / "apart.onnx", seen := tmp_path / "session.onnx")
-    assert operators(seen)["SkipLayerNormalization"] == 2
+    assert operators(seen)["SkipLayerNormalization"] == 3
 
 
 # --- products -------------------------------------------------------------------------------

@@ -411,7 +411,7 @@ class Probe:
             for indices in progress_bar(batches, desc=f"Profiling {samples.role}", unit="batch", leave=False):
                 batch = task.profile_batch(samples, indices, self.processor)
                 if says and batch.readings is not None:
-                    batch = replace(batch, readings=batch.readings.for_all())
+                    batch = replace(batch, readings=batch.readings.at_ends())
                 for key, trace in passes(self.model, places, batch, base, layers, self.changes, whole=True):
                     yield batch, key, trace
                 self.watch(0)

@@ -6,7 +6,7 @@ a row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,10 +27,8 @@ class Readings:
     ends: np.ndarray
     asks_for_all: bool = False
 
-    def for_all(self) -> Readings:
-        """Ask for the logits of all tokens: where one is asked for, or else where each row's context ends."""
-        if len(self.tokens):
-            return replace(self, asks_for_all=True)
+    def at_ends(self) -> Readings:
+        """Ask for the logits of all tokens, where each row's context ends (or its mask stands)."""
         rows = np.arange(len(self.ends))
         return Readings(rows, rows, self.ends, np.zeros_like(rows), self.ends, asks_for_all=True)
 
