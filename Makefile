@@ -4,7 +4,7 @@
 # make slow    CI's slow job, two of its parts at a time:
 #   make lowest       families, laws and the whole job with the lowest versions that are allowed
 #                     (the lock has the highest, with which `make test` runs)
-#   make consumers    exports work in Optimum and onnxruntime-genai, in an environment of their own
+#   make consumers    exports work in Optimum and onnxruntime-genai, and what others export is cut right
 #   make browser      reports in a headless Chromium or Chrome, which has to be there
 #   make junit        what `check --junit` writes is valid by the schema of Jenkins' xUnit plugin
 #   make node         an exported classifier answers the same in Node, which has to be there
@@ -51,9 +51,18 @@ lowest: .cache/lowest/ready
 	.cache/lowest/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-consumers: .venv/ready .cache/consumers/venv/ready
+consumers: .venv/ready .cache/consumers/venv/ready .cache/consumers/genai/ready
 	$(BIN)/python tests/consumers/make_exports.py .cache/consumers/exports
 	.cache/consumers/venv/bin/python tests/consumers/check_exports.py .cache/consumers/exports
+	.cache/consumers/venv/bin/python tests/consumers/make_graphs.py .cache/consumers/graphs
+	PYTHONPATH=.cache/consumers/genai $(BIN)/python tests/consumers/make_graphs.py .cache/consumers/graphs genai
+	$(BIN)/python tests/consumers/check_cuts.py .cache/consumers/graphs
+
+# The builder of onnxruntime-genai wants a newer transformers than Optimum does: it runs in ours.
+.cache/consumers/genai/ready: tests/consumers/requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target .cache/consumers/genai $$(grep ^onnxruntime-genai== $<)
+	touch $@
 
 .cache/consumers/venv/ready: tests/consumers/requirements.lock
 	$(PYTHON) -m venv .cache/consumers/venv
