@@ -163,6 +163,7 @@ def test_a_shortlist_is_planned_by_few_rows_of_many(tiny: Tiny, tmp_path: Path) 
     assert_exact(*searched(config))
 
 
+@pytest.mark.slow
 def test_every_criterion_and_every_search_can_be_planned(config: Any) -> None:
     for name in set(CRITERIA) - {"damp"}:  # it is refused: which layers stay is not known before
         drop = (1,) if name == "fixed" else ()
@@ -478,6 +479,7 @@ def test_the_tables_of_gpu_are_what_was_measured(monkeypatch: pytest.MonkeyPatch
     sys.modules.pop("gpu", None)
 
 
+@pytest.mark.slow
 def test_the_tables_of_scale_are_what_its_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import scale

@@ -314,6 +314,7 @@ def test_scales_that_mean_nothing_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_export_of_a_damped_checkpoint_equals_pytorch(
     checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:

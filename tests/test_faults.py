@@ -271,6 +271,7 @@ def test_pytorchs_files_on_a_full_disk_are_an_error_and_no_crash(
         FORMATS[format_].write(model, model.task.examples(model.processor)[0], tmp_path, Dialect(None, None))
 
 
+@pytest.mark.slow
 def test_a_signal_amid_pytorchs_writing_waits_for_its_end(tmp_path: Path) -> None:
     """Anything raised within the writer ends the process, with nothing cleaned up."""
     code = (

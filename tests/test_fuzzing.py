@@ -48,6 +48,7 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_what_is_nearly_right_is_read_or_refused_with_one_line(part: int, valid: Path) -> None:
     names = list(READERS)[part::PARTS]

@@ -27,11 +27,13 @@ def one_run(finished: Path) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", base.controls(QUICK), ids=lambda scenario: scenario.name)
 def test_a_command_with_nothing_broken_succeeds(scenario: base.Scenario) -> None:
     assert base.attempt(scenario) == base.Outcome()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", QUICK, ids=lambda mutant: mutant.full_name)
 def test_a_fault_is_found_by_the_product(mutant: base.Mutant) -> None:
     found = base.attempt(mutant.scenario, mutant.spoil)

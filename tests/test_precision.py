@@ -102,6 +102,7 @@ def check_half(model: LoadedModel, export: Export, folder: Path, *kept: int) -> 
 # --- what is in a file ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "llama", "vit"])
 def test_a_file_in_half_precision_is_so_throughout_and_near_float32(
     kind: str, request: pytest.FixtureRequest
@@ -110,6 +111,7 @@ def test_a_file_in_half_precision_is_so_throughout_and_near_float32(
     check_half(model, export, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), [("vit", "pixel_values"), ("llama", "past_key_values.0.key")])
 def test_inputs_that_are_no_whole_numbers_and_outputs_are_float16(
     kind: str, name: str, request: pytest.FixtureRequest
@@ -118,6 +120,7 @@ def test_inputs_that_are_no_whole_numbers_and_outputs_are_float16(
     assert types[name] == types["logits"] == "tensor(float16)"
 
 
+@pytest.mark.slow
 def test_a_file_in_half_precision_is_half_as_large(bert: Exported) -> None:
     model, _, export, _ = bert
     num_weights = sum(weight.numel() for weight in model.network.parameters())
@@ -232,6 +235,7 @@ def changed_cache(run: Session, change: Callable[[np.ndarray], np.ndarray]) -> S
     return changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -58,6 +58,7 @@ def outcomes(journal: Path) -> list[str]:
     return [json.dumps(line) for line in lines if line.get("kind") == "candidate"]
 
 
+@pytest.mark.slow
 def test_a_search_killed_at_random_instants_ends_with_the_identical_selection(
     config: RunConfig, tmp_path: Path
 ) -> None:

@@ -668,6 +668,7 @@ for name in ("small", "large"):
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_weights(tmp_path: Path) -> None:
     for name, width in (("small", 32), ("large", 1280)):
         sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": 6}

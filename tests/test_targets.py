@@ -289,6 +289,7 @@ def test_the_order_in_which_domains_are_named_changes_nothing(
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -127,6 +127,7 @@ def difference(one: Path, other: Path) -> float:
 # --- optimised ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["O1", pytest.param("O2", marks=fusing)])
 def test_a_level_without_approximations_computes_the_same(bert: Bert, plain: Path, level: str) -> None:
     assert optimize(plain, level, "fp32")

@@ -32,6 +32,7 @@ from tapioca_export.sessions import session_on_cpu
 PACKAGE = Path(__file__).parent.parent / "tapioca_export"
 
 
+@pytest.mark.slow
 def test_a_run_with_local_files_only_reaches_for_no_network(finished: Path) -> None:
     report = json.loads((finished / "report.json").read_text(encoding="utf-8"))
     assert report["run"]["config"]["local_files_only"] is True

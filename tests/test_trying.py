@@ -55,6 +55,7 @@ def test_a_line_goes_through_both_sizes_and_never_falls() -> None:
     assert Line((4, 8), (0.0, 8.0)).at(1) == 0
 
 
+@pytest.mark.slow
 def test_a_plan_of_a_run_times_its_stages_by_their_names(
     tiny: Tiny, sample_files: Files, tmp_path: Path, finished: Path
 ) -> None:
