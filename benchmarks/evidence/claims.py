@@ -104,6 +104,10 @@ def _judged(part: Record, judge: Callable[[float, Interval], Side]) -> tuple[flo
     return part["effect"], bounds, judge(part["effect"], bounds)
 
 
+def _above(value: float, bounds: Interval) -> Side:
+    return is_above(bounds)
+
+
 def _id_gain(record: Record) -> Found:
     yield _judged(record["id"]["gain"], gains_nothing)
 
@@ -162,7 +166,7 @@ def _realignment(record: Record) -> Found:
 def _realignment_at_head(record: Record) -> Found:
     for shift in record["shifts"]:
         if shift["realignment"]:
-            yield _judged(shift["realignment"]["head"], lambda _, bounds: is_above(bounds))
+            yield _judged(shift["realignment"]["head"], _above)
 
 
 def _rank(name: str) -> Callable[[Record], Found]:
@@ -196,7 +200,7 @@ def _is_more(name: str) -> Callable[[Record], Found]:
     def cases(record: Record) -> Found:
         for shift in record["shifts"]:
             if found := shift.get(name):
-                yield _judged(found, lambda _, bounds: is_above(bounds))
+                yield _judged(found, _above)
 
     return cases
 

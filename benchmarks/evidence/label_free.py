@@ -22,6 +22,7 @@ from tapioca_export.artifacts import Numbering
 from tapioca_export.profiling import surviving_boundaries
 from tapioca_export.profiling.accumulating import log_ratio
 from tapioca_export.selection.criteria import NUM_PROPOSING
+from tapioca_export.tasks.changing import divergence, square
 
 # How much of the mean variance is added to each direction, so that covariances of few rows can be inverted.
 SHRINKAGE = 0.1
@@ -262,7 +263,7 @@ def _surprises(seen: Seen, rows: Any) -> np.ndarray:
 
 def _squares(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """Return the mean squared change of predicted numbers, (L,)."""
-    return np.asarray(np.square(after - before).mean(axis=(1, 2)))
+    return np.asarray([square(before, part).mean() for part in after])
 
 
 def _few(num_rows: int) -> np.ndarray:
@@ -274,9 +275,7 @@ def _output_changes(seen: Seen) -> np.ndarray:
     """Return the mean KL divergence of what the head says, or its mean squared change, (L,)."""
     if not seen.are_logits:
         return _squares(seen.outputs, seen.dropped_outputs)
-    before = log_softmax(seen.outputs, axis=-1)
-    after = log_softmax(seen.dropped_outputs, axis=-1)
-    return np.asarray((np.exp(before) * (before - after)).sum(axis=-1).mean(axis=-1))
+    return np.asarray([divergence(seen.outputs, after).mean() for after in seen.dropped_outputs])
 
 
 def _entropy(logits: np.ndarray) -> float:

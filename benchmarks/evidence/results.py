@@ -210,7 +210,7 @@ def _nothing_on_id(by_column: Mapping[str, list[Record]]) -> str:
         for name, records in by_column.items()
     ]
     text = (
-        f"A search on ID rows dropped nothing at all in: {', '.join(counts)} models. Those are for *ID null*."
+        f"A search on ID rows dropped nothing at all in: {'; '.join(counts)} models. Those are for *ID null*."
     )
     return textwrap.fill(text, 110)
 

@@ -47,7 +47,7 @@ def optimize(file: Path, level: str, dtype: str) -> bool:
         ExportError: If the libraries that fuse refuse the graph, or are too old.
     """
     import onnx_ir
-    from onnx_ir.passes.common import DeduplicateHashedInitializersPass, RemoveUnusedNodesPass
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     model = onnx_ir.load(file)
     if level != "O1":
@@ -57,7 +57,6 @@ def optimize(file: Path, level: str, dtype: str) -> bool:
             unpack_products(model.graph)
         merge_reshapes(model.graph)
         RemoveUnusedNodesPass()(model)
-        DeduplicateHashedInitializersPass()(model)  # weights that layers share were packed for each
     with TemporaryDirectory(dir=file.parent) as scratch:
         if dtype == FULL:
             model = _by_onnxruntime(model, BASIC if level == "O1" else EXTENDED, Path(scratch))

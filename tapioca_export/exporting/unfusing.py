@@ -23,22 +23,21 @@ def part_norms(graph: ir.Graph) -> None:
 
     `SkipLayerNormalization` is slower than what it is made of. A session makes it of a sum only where both
     addends, (batch, length, width), are known to have one shape, and nothing but the norm reads the sum:
-    behind each part of a layer of a post-norm stack. So the length of such a stream is made unknown where
-    the stack begins, by a reshape that copies nothing, and the shapes of what depends on it are not told.
-    A length that is the same for all inputs cannot be hidden: there, a session fuses again.
+    behind each part of a layer of a post-norm stack, whose stream goes on from the norm. So the length of
+    such a stream is made unknown where the stack begins, by a reshape that copies nothing, and the shapes of
+    what depends on it are not told. A length that is fixed cannot be hidden: there, a session fuses again.
     """
     parted = take_apart(graph)
     addends = {value for part in parted for value in part.addends}
     hidden: set[ir.Value] = set()
     for part in parted:
-        is_read_once = len(part.total.outputs[0].uses()) == 1
-        if is_read_once and part.norm.outputs[0] in addends and hidden.isdisjoint(part.addends):
-            flow = Flow(graph)
-            one, other = part.addends
-            stream = one if one in flow.before(other) else other
-            hidden |= flow.after([stream]) - {stream}
-            if stream.shape is None or not isinstance(stream.shape[1], int):
-                _hide_length(graph, stream, part.norm.inputs[1].shape[-1])
+        if part.norm.outputs[0] not in addends or not hidden.isdisjoint(part.addends):
+            continue
+        flow, (one, other) = Flow(graph), part.addends
+        stream = one if one in flow.before(other) else other
+        hidden |= flow.after([stream]) - {stream}
+        if stream.shape is None or not isinstance(stream.shape[1], int):
+            _hide_length(graph, stream, part.norm.inputs[1].shape[-1])
     for value in hidden.difference(graph.outputs):
         value.shape = None
 

@@ -305,7 +305,8 @@ class Probe:
                         intact = trace
                         continue
                     changes = compare(self.model, self.processor, batch, intact, trace)
-                    refuse_undefined(changes, part, batch, *self.units.names([self.choices.unit(layer)]))
+                    (unit,) = self.units.names([self.choices.unit(layer)])
+                    refuse_undefined(changes, part, batch, unit)
                     total[layer] += float(changes.sum())
                 self.ledger.add_cost(self._layer_forwards, self._layer_tokens)
                 found.append(np.asarray([total[layer] / len(part) for layer in missing]))
