@@ -335,11 +335,12 @@ def test_an_output_is_there_at_every_instant_of_its_replacement(
     real = staging_module.os.replace
     monkeypatch.setattr(staging_module.os, "replace", lambda *pair: (seen.append(pair), real(*pair)))
     monkeypatch.setattr(
-        staging_module.shutil, "rmtree", lambda *_, **__: seen.append(list((tmp_path / "out").iterdir()))
+        staging_module.shutil, "rmtree", lambda *_, **__: seen.append(os.listdir(tmp_path / "out"))
     )
     with staged(tmp_path / "out", overwrite=True) as folder:
         (folder / "new").write_text("new")
-    assert seen == [[tmp_path / "out" / "new"]]  # changed places at once; the old one is removed after that
+    # Changed places at once, with the old one there until then; that one is removed after it.
+    assert seen == [["old"], ["new"], ["new"]]
 
 
 def test_folders_change_places_where_the_system_cannot_do_it_at_once(
@@ -377,6 +378,57 @@ def test_a_folder_whose_files_were_taken_away_is_not_put_into_place(tmp_path: Pa
             path.unlink() if path.is_file() else path.rmdir()
         (folder / "late").write_text("x")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+@pytest.mark.parametrize("links", [True, False])
+def test_who_is_taking_the_folder_away_never_reaches_the_output(
+    is_old: bool, links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`rm -r` holds a folder open, and goes on in it wherever it is moved."""
+    if is_old:
+        put(tmp_path / "out", "old")
+    if not links:
+        monkeypatch.setattr(staging_module.os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM)))
+    held = {}
+    with staged(tmp_path / "out", overwrite=True) as folder:
+        (folder / "inner").mkdir()
+        for place in (folder, folder / "inner"):
+            (place / "new").write_text("new")
+            held[os.open(place, os.O_RDONLY)] = place
+    for descriptor in held:
+        assert os.listdir(descriptor) == []
+        os.close(descriptor)
+    assert {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*")} == {
+        "new", "inner", "inner/new",
+    }  # fmt: skip
+    assert [path.read_text() for path in (tmp_path / "out").rglob("new")] == ["new", "new"]
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+@pytest.mark.parametrize("gone", ["early", "late", staging_module.MARK])
+def test_a_file_that_goes_while_the_folder_is_put_into_place_is_noticed(
+    is_old: bool, gone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_old:
+        put(tmp_path / "out", "old")
+    real = staging_module.os.link
+
+    def link(path: Path, copy: Path) -> None:
+        if path.name == "late":
+            taken = path.with_name(gone)
+            taken.rmdir() if taken.is_dir() else taken.unlink()
+        real(path, copy)
+
+    monkeypatch.setattr(staging_module.os, "link", link)
+    with (  # noqa: PT012
+        pytest.raises(OutputError, match="was taken away while it was being filled"),
+        staged(tmp_path / "out", overwrite=True) as folder,
+    ):
+        (folder / "early").write_text("x")
+        (folder / "late").write_text("x")
+    assert [path.name for path in tmp_path.rglob("*")] == (["out", "old"] if is_old else [])
 
 
 def test_another_process_s_folder_is_left_alone(tmp_path: Path) -> None:

@@ -190,7 +190,8 @@ def left_behind(subject: Subject, room: Room, *, finished: bool = False) -> str:
         return f"in TMPDIR: {', '.join(sorted(temporary))}"
     allowed = {subject.output}
     if not finished:
-        allowed |= {f".{subject.output}.tapioca-partial", f"{subject.output}.partial"}
+        allowed |= {f".{subject.output}.tapioca-{end}" for end in ("partial", "finished")}
+        allowed |= {f"{subject.output}.partial"}
     beside = sorted({path.name for path in room.here.iterdir()} - allowed)
     if subject.amends and finished:
         beside += [path.name for path in (room.here / subject.output).rglob("*.partial")]

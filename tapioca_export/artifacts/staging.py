@@ -22,6 +22,8 @@ from .locks import is_inode, locked, not_written
 
 # Ends the name of a folder that is being filled; nobody else has such folders.
 PARTIAL = ".tapioca-partial"
+# Ends that of a folder that is about to change places with the output.
+FINISHED = ".tapioca-finished"
 # Ends that of a folder for what is tried and thrown away.
 TRIAL = f".trial{PARTIAL}"
 JOURNALS = "search*.jsonl"
@@ -58,21 +60,20 @@ def staged(output: Path, *, overwrite: bool, keep: str | None = None) -> Iterato
                 (aside / MARK).mkdir()
             yield aside
             _refuse_vanished(aside, inode)
-            with not_written(aside):
-                (aside / MARK).rmdir()
+            check_output(output, overwrite=overwrite)  # hours later, something else may be there
+            with unstopped(), not_written(output):
+                _put(aside, output, inode)
         except BaseException as error:  # whatever ended the work, Ctrl-C too: nothing half-written stays
             with unstopped(), not_written(aside):
                 found = _reason(error, aside, inode)
+                shutil.rmtree(_finished(output), ignore_errors=True)
                 if is_inode(aside, inode):
-                    _end(aside, output, keep, isinstance(error, ParityError))
+                    _end(aside, output, keep, inode, isinstance(error, ParityError))
                 else:
                     _clear_orphan(aside)
             if found is None:
                 raise
             raise found from error
-        check_output(output, overwrite=overwrite)  # hours later, something else may be there
-        with unstopped(), not_written(output):
-            _replace(aside, output)
 
 
 @contextmanager
@@ -112,9 +113,15 @@ def _refuse_vanished(aside: Path, inode: int) -> None:
         OutputError: If it is gone, or what was in it is, or another one is there.
     """
     if not is_inode(aside, inode) or not (aside / MARK).is_dir():
-        raise OutputError(
-            f"{aside} was taken away while it was being filled.", "Give the same command again."
-        )
+        raise _vanished(aside)
+
+
+def _vanished(aside: Path) -> OutputError:
+    return OutputError(f"{aside} was taken away while it was being filled.", "Give the same command again.")
+
+
+def _finished(output: Path) -> Path:
+    return output.with_name(f".{output.name}{FINISHED}")
 
 
 def _reason(error: BaseException, aside: Path, inode: int) -> TapiocaError | None:
@@ -138,11 +145,10 @@ def _reason_of_the_disk(error: Exception, aside: Path) -> TapiocaError | None:
     return None
 
 
-def _end(aside: Path, output: Path, keep: str | None, is_evidence: bool) -> None:
+def _end(aside: Path, output: Path, keep: str | None, inode: int, is_evidence: bool) -> None:
     """Throw away what was written, but for journals; evidence moves to an output that holds nothing."""
     if is_evidence and not (output.exists() and any(output.iterdir())):
-        shutil.rmtree(aside / MARK, ignore_errors=True)
-        _replace(aside, output)
+        _put(aside, output, inode)
     else:
         _clear(aside, keep)
         if aside.is_dir() and not any(aside.iterdir()):
@@ -218,14 +224,46 @@ def refuse_inside(output: Path, inputs: Iterable[Path]) -> None:
             )
 
 
-def _replace(aside: Path, output: Path) -> None:
-    """Move a finished folder into place; what was there is there until the last moment, or beside it."""
+def _put(aside: Path, output: Path, inode: int) -> None:
+    """Put what was filled into place; what was there is there until the last moment.
+
+    Whoever takes away what is at `aside` goes on, file by file, wherever that folder is moved: what is put
+    into place is another folder, with the same files, which was never there.
+
+    Raises:
+        OutputError: If something was taken away.
+    """
+    finished = _finished(output)
+    shutil.rmtree(finished, ignore_errors=True)
+    finished.mkdir()
+    filled = sorted(aside.rglob("*"))  # a folder comes before what is in it
+    for path in filled:
+        copy = finished / path.relative_to(aside)
+        try:
+            copy.mkdir() if path.is_dir() else _link(path, copy)
+        except FileNotFoundError as error:
+            raise _vanished(aside) from error
+    if sorted(aside.rglob("*")) != filled:
+        raise _vanished(aside)
+    _refuse_vanished(aside, inode)
+    (finished / MARK).rmdir()
     if not output.is_dir() or not any(output.iterdir()):
-        os.replace(aside, output)
-        return
-    with locked(output, output):  # it is the next one that is `aside`, and nobody may fill it yet
-        _exchange(aside, output)
-        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(finished, output)
+    else:
+        with locked(output, output):
+            _exchange(finished, output)
+    for done in (finished, aside):
+        shutil.rmtree(done, ignore_errors=True)
+
+
+def _link(path: Path, copy: Path) -> None:
+    """Give a file another name, or copy it where the file system knows one name only."""
+    try:
+        os.link(path, copy)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copy2(path, copy)
 
 
 def _exchange(one: Path, other: Path) -> None:
