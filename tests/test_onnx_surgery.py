@@ -6,7 +6,7 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,8 +35,9 @@ from tapioca_export.errors import (
     onnxruntime_errors,
 )
 from tapioca_export.exporting import graphs as exporting_graphs
-from tapioca_export.graphs import cut, find_layers, proving, stage
+from tapioca_export.graphs import cut, find_layers, stage
 from tapioca_export.graphs.files import write_graph
+from tapioca_export.graphs.opening import Arrays, Piece
 from tapioca_export.graphs.proving import prove_outputs
 from tapioca_export.models import drop_layers, load_model, mend_config_file
 from tapioca_export.reporting.tables import export_table
@@ -532,7 +533,19 @@ def test_a_wrong_cut_is_found(tmp_path: Path) -> None:
         else:
             with pytest.raises(ParityError, match=r"without layers 1: .* differs by"):
                 prove_outputs(file, file.with_name("cut.onnx"), [1], 1e-4)
-    assert not list(tmp_path.rglob("*piece*"))
+
+
+def test_hidden_states_between_dropped_layers_are_proven(tmp_path: Path) -> None:
+    """One is of the layers that are left before it, not of all before it."""
+    builder = pre_norm(["am"] * 5)
+    ends = [node.output[0] for node in builder.nodes if node.op_type == "Add"][1::2]
+    for layer in (0, 2):
+        builder.output(ends[layer])
+    file = external(tmp_path, builder)
+    model = onnx_ir.load(file)
+    cut(model, find_layers(model.graph), [1, 3])
+    onnx_ir.save(model, file.with_name("cut.onnx"))
+    assert prove_outputs(file, file.with_name("cut.onnx"), [1, 3], 1e-4) <= 1e-5
 
 
 def test_what_a_session_raises_is_not_logged_as_well(
@@ -553,22 +566,22 @@ def test_a_graph_that_reads_one_text_at_a_time_is_proven_with_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As onnxruntime-genai's: `batch_size must be 1 when sequence_length > 1 and past context is given`."""
-    run, sizes = proving._run, []
+    run, sizes = Piece.run, []
 
-    def refuse(file: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def refuse(piece: Piece, inputs: Arrays, stream: np.ndarray | None) -> list[np.ndarray]:
         sizes.append(len(inputs["input_ids"]))
         if sizes[-1] > most:
-            raise ExportError("ONNX Runtime does not run the graph: batch_size must be 1")
-        return run(file, inputs)
+            raise RuntimeError("batch_size must be 1")
+        return run(piece, inputs, stream)
 
-    monkeypatch.setattr(proving, "_run", refuse)
+    monkeypatch.setattr(Piece, "run", refuse)
     file = external(tmp_path, pre_norm(cached=True))
     model = onnx_ir.load(file)
     cut(model, find_layers(model.graph), [1])
     onnx_ir.save(model, file.with_name("cut.onnx"))
     most = 1
     assert prove_outputs(file, file.with_name("cut.onnx"), [1], 1e-4) <= 1e-5
-    assert sizes == [2, 1, 1, 1]
+    assert sizes == [2, 1, 1]
     most = 0  # what does not run at all is refused as before
     with pytest.raises(ExportError, match="batch_size must be 1"):
         prove_outputs(file, file.with_name("cut.onnx"), [1], 1e-4)

@@ -56,8 +56,8 @@ def find_blocks(flow: Flow) -> tuple[Block, ...]:
     """
     chains: list[list[Block]] = []
     stretch = cache(partial(_stretch, flow))  # many ways lead along the same stream
-    for source, target in flow.ways():
-        for chain in _chains_between(flow, source, target, stretch):
+    for between in flow.ways():
+        for chain in _chains_among(flow, between, stretch):
             ends = {block.end for block in chain}
             same = [old for old in chains if any(block.end in ends for block in old)]
             if all(len(old) < len(chain) for old in same):
@@ -76,16 +76,16 @@ def find_blocks(flow: Flow) -> tuple[Block, ...]:
     return tuple(chains[0])
 
 
-def _chains_between(
-    flow: Flow, source: ir.Value, target: ir.Value, stretch: Callable[[ir.Value, ir.Value], Stretch]
+def _chains_among(
+    flow: Flow, between: Sequence[ir.Value], stretch: Callable[[ir.Value, ir.Value], Stretch]
 ) -> list[list[Block]]:
-    """Return the chains of blocks between an input and an output.
+    """Return the chains of blocks among all values between an input and an output.
 
     What is made of the input first may be a better beginning: token ids flow into the embedding, and past
     all layers to where the last token is chosen.
     """
-    made = (value for node in flow.readers.get(source, ()) for value in node.outputs)
-    narrows = (flow.narrows(start, target) for start in (source, *made))
+    made = (value for node in flow.readers.get(between[0], ()) for value in node.outputs)
+    narrows = [flow.narrows(between), *(flow.narrows(flow.beginning(value, between)) for value in made)]
     found = (_chains([stretch(*ends) for ends in pairwise(values)]) for values in narrows)
     return max(found, key=lambda chains: sum(map(len, chains)))
 

@@ -110,22 +110,23 @@ class Flow:
             waiting += self.reads.get(value.producer(), ())
         return found
 
-    def ways(self) -> Iterator[tuple[ir.Value, ir.Value]]:
-        """Yield inputs and outputs between which all that flows from any input to any output flows.
+    def ways(self) -> Iterator[tuple[ir.Value, ...]]:
+        """Yield all that lies between an input and an output, from the one to the other, in order.
 
-        Each is the pair with the most values between them that lie between no earlier pair.
+        Each pair is the one with the most values between them that lie between no earlier pair.
         """
         values = [*self.graph.inputs, *(output for node in self.nodes for output in node.outputs)]
         sources = self._marks(self.nodes, self.graph.inputs)
         targets = self._marks(self.nodes[::-1], self.graph.outputs, backward=True)
-        unseen = [value for value in values if sources.get(value) and targets.get(value)]
+        values = unseen = [value for value in values if sources.get(value) and targets.get(value)]
         while len(unseen) > 1:
             source = _most(self.graph.inputs, [sources[value] for value in unseen])
             reached = [value for value in unseen if sources[value] >> source & 1]
             target = _most(self.graph.outputs, [targets[value] for value in reached])
-            between = {value for value in reached if targets[value] >> target & 1}
-            yield self.graph.inputs[source], self.graph.outputs[target]
-            unseen = [value for value in unseen if value not in between]
+            between = [value for value in values if sources[value] >> source & targets[value] >> target & 1]
+            yield tuple(between)
+            seen = set(between)
+            unseen = [value for value in unseen if value not in seen]
 
     def _marks(
         self, nodes: Sequence[ir.Node], ends: Sequence[ir.Value], *, backward: bool = False
@@ -140,24 +141,25 @@ class Flow:
                 marks.update({value: marks.get(value, 0) | mark for value in told})
         return marks
 
-    def narrows(self, source: ir.Value, target: ir.Value) -> tuple[ir.Value, ...]:
-        """Return the values through which all that flows from source to target passes, in order.
+    def beginning(self, start: ir.Value, between: Sequence[ir.Value]) -> tuple[ir.Value, ...]:
+        """Return of values in order those that depend on one of them, itself included."""
+        found = {start}
+        for value in between:
+            if not found.isdisjoint(self.reads.get(value.producer(), ())):
+                found.add(value)
+        return tuple(value for value in between if value in found)
 
-        In any order of the values between the two, these are those that no edge jumps over.
+    def narrows(self, between: Sequence[ir.Value]) -> tuple[ir.Value, ...]:
+        """Return the values through which all passes that flows from the first to the last, in order.
+
+        Of all values between the two, in any order, these are those that no edge jumps over.
         """
-        between = self.after([source]) & self.before(target)
-        if not between:
-            return ()
-        inner = (output for node in self.nodes for output in node.outputs if output in between)
-        ordered = [source, *inner]
-        place = {value: index for index, value in enumerate(ordered)}
-        reach = [
-            max((place[o] for n in self.readers.get(v, ()) for o in n.outputs if o in place), default=0)
-            for v in ordered
-        ]
+        place = {value: index for index, value in enumerate(between)}
         narrow, furthest = [], 0
-        for index, value in enumerate(ordered):
+        for index, value in enumerate(between):
             if furthest <= index:
                 narrow.append(value)
-            furthest = max(furthest, reach[index])
+            for node in self.readers.get(value, ()):
+                for output in node.outputs:
+                    furthest = max(furthest, place.get(output, 0))
         return tuple(narrow)

@@ -17,17 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UnsupportedModelError, first_line, onnxruntime_errors
-from ..sessions import SPINNING, session_on_cpu
 from .cutting import Layers, find_layers, shown_by
 from .files import genai_config, named_sizes, read_graph, weight_files
 from .flow import SHAPE_READERS, Flow, read_by
+from .opening import Arrays, Opener, Piece
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-Arrays = Mapping[str, np.ndarray]
-# Where ONNX Runtime looks for the weights of a graph that is given to it in memory.
-WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 @dataclass(frozen=True)
@@ -69,11 +65,17 @@ class Pieces:
         self.droppable = tuple(n for n in range(len(layers)) if shown_by(graph, layers, n) is None)
         parts = _parts(graph, layers)
         self.outputs = tuple(str(value.name) for value in parts[-1].targets)
-        run = _Opener(model, file, num_threads)
+        run = Opener(model, file.parent, num_threads)
         beside = dict.fromkeys(value for part in parts for value in part.beside)
-        self._before = run.open([], [parts[0].stream, *beside], graph.inputs)
-        self._layers = [run.open([part.stream], part.targets, part.beside) for part in parts[:-1]]
-        self._behind = run.open([parts[-1].stream], parts[-1].targets, parts[-1].beside)
+        try:
+            self._before = run.open([], [parts[0].stream, *beside], graph.inputs)
+            self._layers = [run.open([part.stream], part.targets, part.beside) for part in parts[:-1]]
+            self._behind = run.open([parts[-1].stream], parts[-1].targets, parts[-1].beside)
+        except onnxruntime_errors() as error:
+            raise UnsupportedModelError(
+                f"ONNX Runtime does not run {file} layer by layer: {first_line(error)}",
+                "Profile and select on the checkpoint.",
+            ) from error
 
     def before(self, inputs: Arrays) -> tuple[np.ndarray, Arrays]:
         """Run what is before the layers.
@@ -81,16 +83,31 @@ class Pieces:
         Returns:
             The stream (B, T, H), and what the other pieces take beside it.
         """
-        stream, *beside = self._before.run(inputs)
+        stream, *beside = _run(self._before, inputs)
         return stream, dict(zip(self._before.outputs[1:], beside, strict=True))
 
     def layer(self, index: int, stream: np.ndarray, beside: Arrays) -> np.ndarray:
         """Run one layer; takes and returns the stream, (B, T, H)."""
-        return self._layers[index].run(beside, stream)[0]
+        return _run(self._layers[index], beside, stream)[0]
 
     def behind(self, stream: np.ndarray, beside: Arrays) -> dict[str, np.ndarray]:
         """Run what is behind the layers; returns outputs by name."""
-        return dict(zip(self.outputs, self._behind.run(beside, stream), strict=True))
+        return dict(zip(self.outputs, _run(self._behind, beside, stream), strict=True))
+
+
+def _run(piece: Piece, beside: Arrays, stream: np.ndarray | None = None) -> list[np.ndarray]:
+    """Run a piece.
+
+    Raises:
+        UnsupportedModelError: If ONNX Runtime does not compute it.
+    """
+    try:
+        return piece.run(beside, stream)
+    except onnxruntime_errors() as error:
+        raise UnsupportedModelError(
+            f"The graph does not compute what it is given: {first_line(error)}",
+            "Are its config and tokenizer those of another model?",
+        ) from error
 
 
 # --- dividing -------------------------------------------------------------------------------
@@ -172,83 +189,6 @@ def _beside(
         else:
             found[value] = None
     return tuple(found)
-
-
-# --- running --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """An open session; none where nothing is computed, and what goes in comes out."""
-
-    stream: str
-    outputs: tuple[str, ...]
-    session: Any
-
-    def run(self, beside: Arrays, stream: np.ndarray | None = None) -> list[np.ndarray]:
-        """Return the outputs, in order.
-
-        Raises:
-            UnsupportedModelError: If ONNX Runtime does not compute them.
-        """
-        given = beside if stream is None else {**beside, self.stream: stream}
-        found = dict(given)
-        if self.session is not None:
-            feed = {value.name: given[value.name] for value in self.session.get_inputs()}
-            names = [value.name for value in self.session.get_outputs()]
-            try:
-                found.update(zip(names, self.session.run(names, feed), strict=True))
-            except onnxruntime_errors() as error:
-                raise UnsupportedModelError(
-                    f"The graph does not compute what it is given: {first_line(error)}",
-                    "Are its config and tokenizer those of another model?",
-                ) from error
-        return [found[name] for name in self.outputs]
-
-
-class _Opener:
-    """Opens the pieces of a model, from input to output: each says of what type the next one's inputs are."""
-
-    def __init__(self, model: ir.Model, file: Path, num_threads: int) -> None:
-        self.model, self.file, self.num_threads = model, file, num_threads
-        self.types: dict[str, ir.DataType] = {}
-        # Threads of one session that wait busily would take the cores from the next.
-        self.entries = {SPINNING: "0", WEIGHTS_FOLDER: str(file.parent.resolve())}
-
-    def open(
-        self, streams: Sequence[ir.Value], targets: Sequence[ir.Value], beside: Sequence[ir.Value]
-    ) -> _Piece:
-        """Open the piece between what flows in, the stream and what is beside it, and the targets."""
-        inputs = list(dict.fromkeys((*streams, *beside)))
-        computed = [value for value in dict.fromkeys(targets) if value not in inputs]
-        return _Piece(
-            str(streams[0].name) if streams else "",
-            tuple(str(value.name) for value in targets),
-            self._session(inputs, computed) if computed else None,
-        )
-
-    def _session(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> Any:
-        import onnx_ir
-
-        model = self.model
-        try:
-            graph = onnx_ir.convenience.extract(model.graph, inputs, outputs)
-            graph.inputs[:] = [value for value in graph.inputs if value.uses()]
-            for value in graph.inputs:
-                if (known := self.types.get(str(value.name))) is not None:
-                    value.dtype = known
-            piece = onnx_ir.Model(graph, ir_version=model.ir_version, functions=[*model.functions.values()])
-            written = onnx_ir.to_proto(piece).SerializeToString()
-            session = session_on_cpu(written, self.num_threads, self.entries)
-        except onnxruntime_errors() as error:
-            raise UnsupportedModelError(
-                f"ONNX Runtime does not run {self.file} layer by layer: {first_line(error)}",
-                "Profile and select on the checkpoint.",
-            ) from error
-        for value in session.get_outputs():
-            kind = value.type.removeprefix("tensor(").removesuffix(")")  # "tensor(uint8)", say
-            self.types[value.name] = onnx_ir.DataType[kind.upper()]
-        return session
 
 
 def _input(value: ir.Value, named: Mapping[str, int]) -> Input:

@@ -6,7 +6,8 @@ is reconnected in them, so that they tell a wrong reconnection.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +15,15 @@ import numpy as np
 
 from ..errors import ExportError, ParityError, first_line, onnxruntime_errors
 from ..sessions import session_on_cpu
-from .cutting import find_layers
-from .files import read_graph, write_graph
+from .cutting import Layers, find_layers
+from .files import read_graph
+from .opening import Arrays, Opener
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 # Sizes of made-up inputs, by what an axis is called; those that are not known get the last.
 BATCH, TOKENS, CACHED = 2, 5, 3
-# The file of a piece, and what flows into it.
-PIECE, STREAM = ".piece.onnx", "tapioca_export.stream"
 
 
 def prove_outputs(
@@ -35,7 +35,7 @@ def prove_outputs(
 
     Args:
         source: The whole graph.
-        file: The cut one; a piece at a time is written beside it.
+        file: The cut one.
         drop: The layers that went.
         tolerance: The largest difference that is allowed.
         sizes: Of axes that have a name in the graph and are of one size only.
@@ -44,25 +44,24 @@ def prove_outputs(
         ExportError: If ONNX Runtime does not run one of them.
         ParityError: If an output differs by more than the tolerance.
     """
-    whole = read_graph(source)
-    inputs = made_up_inputs(whole.graph, sizes or {})
-    layers = find_layers(whole.graph)
+    model = read_graph(source)
+    graph = model.graph
+    inputs = made_up_inputs(graph, sizes or {})
+    layers = find_layers(graph)
     gone = {value for layer in drop for value in (*layers.inputs[layer], *layers.outputs[layer])}
-    names = [str(value.name) for value in whole.graph.inputs if value not in gone]
-    outputs = [str(value.name) for value in whole.graph.outputs if value not in gone]
-    piece, without = file.with_name(PIECE), sorted(drop)
+    names = [str(value.name) for value in graph.inputs if value not in gone]
+    outputs = [str(value.name) for value in graph.outputs if value not in gone]
+    whole = Opener(model, source.parent)
     try:
-        wanted = _run_in_pieces(source, piece, without, inputs)
+        wanted = _run_in_pieces(whole, layers, sorted(drop), inputs)
     except ExportError:
         # Some attention, such as onnxruntime-genai's, reads several tokens behind a cache of one text only.
-        inputs = made_up_inputs(whole.graph, sizes or {}, batch=1)
-        wanted = _run_in_pieces(source, piece, without, inputs)
+        inputs = made_up_inputs(graph, sizes or {}, batch=1)
+        wanted = _run_in_pieces(whole, layers, sorted(drop), inputs)
     # The order stays, so that an input of the cut graph is told by its place, whatever its number.
-    cut = read_graph(file).graph
-    renamed = {str(new.name): inputs[old] for new, old in zip(cut.inputs, names, strict=True)}
-    got = _run(file, renamed)
+    got = _run(file, [inputs[name] for name in names])
     largest = 0.0
-    for name, have in zip(outputs, got.values(), strict=True):
+    for name, have in zip(outputs, got, strict=True):
         difference = _difference(wanted[name], have)
         if not difference <= tolerance:
             raise ParityError(
@@ -81,67 +80,50 @@ def _difference(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _run_in_pieces(
-    source: Path, piece: Path, drop: Sequence[int], inputs: Mapping[str, np.ndarray]
+    whole: Opener, layers: Layers, drop: Sequence[int], inputs: Arrays
 ) -> dict[str, np.ndarray]:
     """Return the outputs of the layers that are left, each piece between dropped layers run by itself."""
+    graph = whole.model.graph
+    owned = {value: layer for layer, values in enumerate(layers.outputs) for value in values}
+    owned |= {block.end: layer for layer, block in enumerate(layers.blocks[:-1])}  # a hidden state
     behind = [layer for layer in drop if layer + 1 not in drop]
     before = [layer for layer in drop if layer - 1 not in drop]
     found: dict[str, np.ndarray] = {}
+    ends: list[ir.Value] = []
     stream: np.ndarray | None = None
     for begin, end in zip([None, *behind], [*before, None], strict=True):
-        model = read_graph(source)
-        last = _keep_piece(model, begin, end, stream)
-        write_graph(model, piece, source.parent)
-        try:
-            made = _run(piece, {**inputs, **({} if stream is None else {STREAM: stream})})
-        finally:
-            piece.unlink()
-        stream = None if last is None else made.pop(last)
-        found.update(made)
+        span = range(0 if begin is None else begin + 1, len(layers) if end is None else end)
+        # What no layer owns is made by the last piece.
+        kept = [value for value in graph.outputs if (owned[value] in span if value in owned else end is None)]
+        streams = [] if begin is None else [layers.blocks[begin].end]
+        for value in streams:  # as what flowed into the layers that went
+            whole.types[str(value.name)] = whole.types[str(ends[0].name)]
+        ends = [] if end is None else [layers.blocks[end].start]
+        with _running():
+            made = whole.open(streams, [*ends, *kept], graph.inputs).run(inputs, stream)
+        stream = made.pop(0) if ends else None
+        found.update(zip((str(value.name) for value in kept), made, strict=True))
     return found
 
 
-def _keep_piece(model: ir.Model, begin: int | None, end: int | None, stream: np.ndarray | None) -> str | None:
-    """Keep of a graph what lies behind the layer `begin` and before the layer `end`.
-
-    Returns:
-        The name of the output in which the stream goes on, if it does.
-    """
-    import onnx_ir as ir
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
-
-    graph, layers = model.graph, find_layers(model.graph)
-    owned = {value: layer for layer, values in enumerate(layers.outputs) for value in values}
-    span = range(0 if begin is None else begin + 1, len(layers) if end is None else end)
-    # What no layer owns is made by the last piece.
-    kept = [value for value in graph.outputs if (owned[value] in span if value in owned else end is None)]
-    ends = [] if end is None else [layers.blocks[end].start]
-    graph.outputs[:] = [*kept, *ends]
-    if begin is not None:
-        assert stream is not None
-        behind = layers.blocks[begin].end
-        incoming = ir.Value(name=STREAM, type=ir.TensorType(ir.DataType.from_numpy(stream.dtype)))
-        graph.inputs.append(incoming)
-        shown = behind if behind in kept else None
-        if shown is not None:
-            same = ir.node("Identity", [incoming])
-            same.outputs[0].name, same.outputs[0].type = behind.name, incoming.type
-            graph.append(same)
-            graph.outputs[kept.index(shown)] = same.outputs[0]
-        behind.replace_all_uses_with(incoming)
-    RemoveUnusedNodesPass()(model)
-    graph.sort()
-    graph.inputs[:] = [value for value in graph.inputs if value.uses()]
-    return str(ends[0].name) if ends else None
-
-
-def _run(file: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Run a graph in ONNX Runtime on the CPU; return its outputs by name, in order."""
-    try:
+def _run(file: Path, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Run a graph in ONNX Runtime on the CPU; inputs and outputs are in its order."""
+    with _running():
         session = session_on_cpu(file)
-        names = [value.name for value in session.get_outputs()]
-        feed = {value.name: inputs[value.name] for value in session.get_inputs()}
-        return dict(zip(names, session.run(names, feed), strict=True))
+        names = [value.name for value in session.get_inputs()]
+        found: list[np.ndarray] = session.run(None, dict(zip(names, inputs, strict=True)))
+    return found
+
+
+@contextmanager
+def _running() -> Iterator[None]:
+    """Say of what ONNX Runtime refuses what else proves a graph.
+
+    Raises:
+        ExportError: In place of its errors.
+    """
+    try:
+        yield
     except onnxruntime_errors() as error:
         raise ExportError(
             f"ONNX Runtime does not run the graph on made-up inputs: {first_line(error)}",

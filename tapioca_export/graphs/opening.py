@@ -1,0 +1,91 @@
+"""What lies between some values of a graph and others, run in ONNX Runtime; weights stay where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..sessions import SPINNING, session_on_cpu
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Arrays = Mapping[str, np.ndarray]
+# Where ONNX Runtime looks for the weights of a graph that is given to it in memory.
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """An open session; none where nothing is computed, and what goes in comes out."""
+
+    stream: str
+    outputs: tuple[str, ...]
+    session: Any
+
+    def run(self, beside: Arrays, stream: np.ndarray | None = None) -> list[np.ndarray]:
+        """Return the outputs, in order.
+
+        Raises:
+            Exception: One of `onnxruntime_errors`, if ONNX Runtime does not compute them.
+        """
+        given = beside if stream is None else {**beside, self.stream: stream}
+        found = dict(given)
+        if self.session is not None:
+            feed = {value.name: given[value.name] for value in self.session.get_inputs()}
+            names = [value.name for value in self.session.get_outputs()]
+            found.update(zip(names, self.session.run(names, feed), strict=True))
+        return [found[name] for name in self.outputs]
+
+
+class Opener:
+    """Opens pieces of a model, from input to output: each says of what type the next one's inputs are.
+
+    Args:
+        model: The model.
+        folder: Where its weights are.
+        num_threads: Of each operator; 0: as many as there are cores.
+    """
+
+    def __init__(self, model: ir.Model, folder: Path, num_threads: int = 0) -> None:
+        self.model, self.num_threads = model, num_threads
+        self.types: dict[str, ir.DataType] = {}
+        # Threads of one session that wait busily would take the cores from the next.
+        self.entries = {SPINNING: "0", WEIGHTS_FOLDER: str(folder.resolve())}
+
+    def open(
+        self, streams: Sequence[ir.Value], targets: Sequence[ir.Value], beside: Sequence[ir.Value]
+    ) -> Piece:
+        """Open the piece between what flows in, the stream and what is beside it, and the targets.
+
+        Raises:
+            Exception: One of `onnxruntime_errors`, if ONNX Runtime refuses it.
+        """
+        inputs = list(dict.fromkeys((*streams, *beside)))
+        computed = [value for value in dict.fromkeys(targets) if value not in inputs]
+        return Piece(
+            str(streams[0].name) if streams else "",
+            tuple(str(value.name) for value in targets),
+            self._session(inputs, computed) if computed else None,
+        )
+
+    def _session(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> Any:
+        import onnx_ir
+
+        model = self.model
+        graph = onnx_ir.convenience.extract(model.graph, inputs, outputs)
+        graph.inputs[:] = [value for value in graph.inputs if value.uses()]
+        for value in graph.inputs:
+            if (known := self.types.get(str(value.name))) is not None:
+                value.dtype = known
+        piece = onnx_ir.Model(graph, ir_version=model.ir_version, functions=[*model.functions.values()])
+        written = onnx_ir.to_proto(piece).SerializeToString()
+        session = session_on_cpu(written, self.num_threads, self.entries)
+        for value in session.get_outputs():
+            kind = value.type.removeprefix("tensor(").removesuffix(")")  # "tensor(uint8)", say
+            self.types[value.name] = onnx_ir.DataType[kind.upper()]
+        return session
