@@ -5,10 +5,10 @@
     python benchmarks/graphs.py --smoke                     # tiny models
 
 Random encoders of 12 layers, of the sizes of BERT-base and of MiniLM, and the same without every fourth
-layer, are exported once; each level of `--optimize`, and int8, is made of that file. All files of a size are
-timed in turns in one process, in a new random order every round, on one thread. What is compared is the CPU
-time of the process, which other work on the machine lengthens less than the time on the clock (which is in
-the JSON too).
+layer, are exported once; each level of `--optimize` but O4, which is for GPUs, and int8 and int4, is made of
+that file. All files of a size are timed in turns in one process, in a new random order every round, on one
+thread. What is compared is the CPU time of the process, which other work on the machine lengthens less than
+the time on the clock (which is in the JSON too).
 
 Peers: the plain file, which ONNX Runtime optimises itself when it opens it; what its transformer optimiser
 makes of the plain file; and, with `--peer-python`, what Optimum exports, plain and with `--optimize O3`. For
@@ -48,9 +48,11 @@ SIZES: dict[str, dict[str, int]] = {
     "MiniLM": {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536},
 }
 TINY = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+STATIC = "int8 static"
 LEVELS: dict[str, tuple[str | None, str | None]] = {
     "plain": (None, None), "O1": ("O1", None), "O2": ("O2", None), "O3": ("O3", None),
     "int8": (None, "int8"), "O2 int8": ("O2", "int8"), "O3 int8": ("O3", "int8"),
+    f"O2 {STATIC}": ("O2", STATIC), "O2 int4": ("O2", "int4"),
 }  # fmt: skip
 # What each of our files is held against: the same weights, in the same precision.
 OURS = {"fp32": ("O2", "O3"), "int8": ("O2 int8", "O3 int8")}
@@ -102,8 +104,22 @@ def write_files(model: Any, folder: Path) -> dict[str, Path]:
             if level:
                 optimize(file, level, "fp32")
             if kind:
-                quantize(file, kind)
+                seen = [made_up(file, 8, 128)] if kind == STATIC else []
+                quantize(file, kind.removesuffix(" static"), calibration=seen)
     return files
+
+
+def made_up(file: Path, batch_size: int, length: int) -> dict[str, np.ndarray]:
+    """Return inputs of an encoder's graph: random tokens, of which all are read."""
+    import onnx
+
+    tokens = np.random.default_rng(0).integers(4, 90, (batch_size, length))
+    made = {
+        "input_ids": tokens,
+        "attention_mask": np.ones_like(tokens),
+        "token_type_ids": np.zeros_like(tokens),
+    }
+    return {value.name: made[value.name] for value in onnx.load(file, load_external_data=False).graph.input}
 
 
 def write_peers(plain: Path, model: Any, folder: Path, python: Path | None) -> dict[str, Path]:
@@ -147,18 +163,12 @@ def time_files(
     import onnxruntime
 
     generator = np.random.default_rng(0)
-    inputs = {
-        "input_ids": generator.integers(4, 90, (batch_size, length)),
-        "attention_mask": np.ones((batch_size, length), np.int64),
-        "token_type_ids": np.zeros((batch_size, length), np.int64),
-    }
     runs = {}
     for name, file in files.items():
         options = onnxruntime.SessionOptions()
         options.log_severity_level, options.intra_op_num_threads = 3, 1
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        feed = {value.name: inputs[value.name] for value in session.get_inputs()}
-        runs[name] = (session, feed)
+        runs[name] = (session, made_up(file, batch_size, length))
     cpu, clock = ({name: np.empty(rounds) for name in files} for _ in range(2))
     for turn in range(-1, rounds):
         for place in generator.permutation(len(files)):

@@ -172,6 +172,9 @@ def prepare(world: Path, formats: tuple[str, ...]) -> None:
     """Import what commands import, by one export here, and let forks of this process fork what they start."""
     import tapioca_export as library
 
+    # Commands heed Ctrl-C and a hang-up, also where this process is in the background or under nohup.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for name in MODULES:
         importlib.import_module(name)
     sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
