@@ -58,6 +58,7 @@ from .numbering import lone_parts, part_of
 from .pipeline import JOURNAL
 from .programs import PROGRAMS
 from .renewing import INTERVENTION, render_again
+from .samples import Split
 
 logger = logging.getLogger(__name__)
 
@@ -218,10 +219,10 @@ def export(config: RunConfig) -> dict[str, Export]:
         assert rows is not None
         several = len(config.format) > 1
         places = {name: folder / name if several else folder for name in config.format}
-        calibration = reading.calibration_rows(config, model.task, model.processor)
+        split = Split(reading.calibration_rows(config, model.task, model.processor))
         exports = {}
         with steps.exporting_bar(model.num_layers * len(places)) as progress:
-            for name, made in steps.export_each(config, model, rows, places, chosen, calibration):
+            for name, made in steps.export_each(config, model, rows, places, chosen, split):
                 exports[name] = made
                 progress.update(model.num_layers)
         for name, place in places.items():

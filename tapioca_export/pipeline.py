@@ -34,7 +34,7 @@ from .graphs import is_graph
 from .models import LoadedModel, load_model
 from .numbering import whole_layers
 from .polynomial import WEIGHTS, sample_prompts
-from .samples import Samples, refuse_shared
+from .samples import Samples, Split, refuse_shared
 
 JOURNAL = "search.jsonl"
 DEMO_COEFFICIENT_SCALE = 3.0
@@ -93,7 +93,7 @@ def _run_in(folder: Path, config: RunConfig) -> Report:
                     config,
                     folder,
                     rows=rows,
-                    calibration=roles["id-select"],
+                    split=Split(roles["id-select"], reading.report_rows(roles)),
                     selection=selection,
                     measured=measured,
                     clock=clock,
@@ -134,7 +134,7 @@ class _Exporting:
     config: RunConfig
     folder: Path
     rows: Samples
-    calibration: Samples
+    split: Split
     selection: Selection
     measured: remeasuring.Measured | None
     clock: _Clock
@@ -166,9 +166,7 @@ class _Exporting:
     def _export(self, model: LoadedModel, side: str, chosen: Selection | None) -> dict[str, Export]:
         places = {name: self.folder / side / name for name in self.config.format}
         exports = {}
-        for name, export in steps.export_each(
-            self.config, model, self.rows, places, chosen, self.calibration
-        ):
+        for name, export in steps.export_each(self.config, model, self.rows, places, chosen, self.split):
             exports[f"{side}/{name}"] = export
             self.progress.update(model.num_layers)
         return exports

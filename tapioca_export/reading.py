@@ -122,6 +122,11 @@ def parity_rows(roles: Mapping[str, Samples]) -> Samples:
     return _joined(list(roles.values()))
 
 
+def report_rows(roles: Mapping[str, Samples]) -> Samples:
+    """Return the rows of both domains on which nothing was chosen."""
+    return _joined([roles[f"{name}-report"] for name in ("id", "target")])
+
+
 def _joined(parts: Sequence[Samples]) -> Samples:
     rows = tuple(row for part in parts for row in part.rows)
     return Samples("parity", rows, ", ".join(dict.fromkeys(p.source for p in parts)), "")

@@ -44,7 +44,7 @@ from .models import (
 from .numbering import PARTS, layers_text, whole_layers
 from .profiling import Changes, MakeReplayer, Probe, division_on
 from .reading import load_options
-from .samples import Samples, Side, check_exists
+from .samples import ALL, Samples, Side, Split, check_exists
 from .selection import CRITERIA, SEARCHES, SelectionSettings, Weigh, beyond_reach, select_layers
 from .tasks import TASKS
 from .treatments import Treatment
@@ -269,12 +269,12 @@ def export_each(
     rows: Samples,
     folders: Mapping[str, Path],
     chosen: Selection | None = None,
-    calibration: Samples | None = None,
+    split: Split = ALL,
 ) -> Iterator[tuple[str, Export]]:
     """Export a model, on the CPU, in every format, each into its folder, and prove each; yields it then.
 
     `chosen` is what the model was pruned by, if it was: files lack what that dropped of layers that stayed.
-    `calibration` has ID rows.
+    `split` has rows to calibrate on, and to measure on what a treated file loses.
 
     Raises:
         ExportError: If a format cannot be written, or differs from PyTorch; or the model is not what is left.
@@ -290,7 +290,7 @@ def export_each(
     for name, folder in folders.items():
         folder.mkdir(parents=True, exist_ok=True)
         settings = _export_settings(config, name, folders)
-        yield name, export_model(model, rows, folder, settings, drop, damp, silent, calibration)
+        yield name, export_model(model, rows, folder, settings, drop, damp, silent, split)
 
 
 def _export_settings(config: RunConfig, format_: str, formats: Collection[str]) -> ExportSettings:

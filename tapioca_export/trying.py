@@ -30,8 +30,7 @@ from .benchmarking.stage import shared_cache, timed_on
 from .config import RunConfig
 from .costing import model_bytes
 from .models import LoadedModel, drop_layers, droppable_layers, load_model, save_pruned
-from .samples import Samples
-from .treatments import APPROXIMATE
+from .samples import Samples, Split
 
 # Layers that stay in each stack, rows of a role that are profiled and scored, runs of each shape.
 FEW_LAYERS, FEW_ROWS, NUM_RUNS = (1, 4), (24, 96), 5
@@ -145,14 +144,8 @@ class _Trial:
 
     @property
     def scored_when_written(self) -> float:
-        """How often all report rows are scored when a file is written that computes something else.
-
-        Before and after it is treated, on the rows of every role.
-        """
-        if not (self.config.quantize or self.config.optimize in APPROXIMATE):
-            return 0.0
-        report = sum(len(self.roles[f"{name}-report"]) for name in ("id", "target"))
-        return 2 * sum(map(len, self.roles.values())) / report
+        """How often all report rows are scored when a file is written: before and after it is treated."""
+        return 2.0 if self.config.treatment else 0.0
 
     def export(self) -> tuple[float, dict[str, Line]]:
         """Export both in every format; return what the first export takes beside, and lines by format."""
@@ -163,13 +156,14 @@ class _Trial:
         return max(sum(cold.values()) - sum(found[0].values()), 0.0), lines
 
     def _spread_roles(self) -> Roles:
-        """Return few rows of each role: a treated file is scored on all that it is given."""
+        """Return few rows of each role: a treated file is scored on all that may be reported."""
         return {role: _spread(rows, FEW_ROWS[1]) for role, rows in self.roles.items()}
 
     def _export(self, model: LoadedModel, rows: Samples, name: str) -> dict[str, float]:
         places = {format_: self.folder / name / format_ for format_ in self.config.format}
         clock, found = time.perf_counter(), {}
-        for format_, _ in steps.export_each(self.config, model, rows, places, None, self.roles["id-select"]):
+        split = Split(self.roles["id-select"], reading.report_rows(self._spread_roles()))
+        for format_, _ in steps.export_each(self.config, model, rows, places, None, split):
             found[format_] = time.perf_counter() - clock
             clock = time.perf_counter()
         return found

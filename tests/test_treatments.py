@@ -43,7 +43,7 @@ from tapioca_export.exporting.optimizing import optimize
 from tapioca_export.exporting.quantizing import quantize
 from tapioca_export.graphs.norms import take_apart
 from tapioca_export.models import LoadedModel, drop_layers, load_model
-from tapioca_export.samples import Samples, read_samples
+from tapioca_export.samples import Samples, Split, read_samples
 from tapioca_export.treatments import Treatment
 
 ROOT = Path(__file__).parent.parent
@@ -195,7 +195,7 @@ def test_o3_is_exact_where_there_is_no_gelu_to_approximate(tmp_path: Path) -> No
     settings = ExportSettings(treatment=Treatment("O3"))
     export = export_model(model, make_rows(model), tmp_path, settings)
     assert export.tolerance == 1e-4 >= export.max_abs_difference
-    assert (export.token_agreement, export.loss) == (1.0, None)
+    assert (export.token_agreement, export.loss.drop) == (1.0, 0)
     (fused,) = export.fusions.values()
     assert fused.layers == ({**fused.layers[0]},) * 2  # of four, two were dropped
     assert fused.layers[0]["RotaryEmbedding"] == 2
@@ -213,8 +213,18 @@ def test_o3_is_exact_where_there_is_no_gelu_to_approximate(tmp_path: Path) -> No
 def test_optimised_decoders_generate_the_tokens_of_pytorch(case: str, tmp_path: Path) -> None:
     model = make_model(case)
     export = export_model(model, make_rows(model), tmp_path, ExportSettings(treatment=Treatment("O2")))
-    assert export.token_agreement == 1.0
+    assert (export.token_agreement, export.loss.drop) == (1.0, 0)
     assert len(export.fusions["model.onnx"].layers) == 2
+
+
+@fusing
+@pytest.mark.parametrize("case", ["llama", "bloom"])  # with positions as inputs, and without
+def test_what_a_quantised_decoder_loses_is_measured(case: str, tmp_path: Path) -> None:
+    model = make_model(case)
+    rows = make_rows(model)
+    settings = ExportSettings(treatment=Treatment(None, "int8"), max_drop=1.0)
+    export = export_model(model, rows, tmp_path, settings)
+    assert (export.loss.metric, export.loss.rows) == ("exact_match", len(rows))
 
 
 @fusing
@@ -232,7 +242,7 @@ def test_an_encoder_decoder_is_treated_in_all_its_graphs(tmp_path: Path) -> None
         assert operators(folder / name)["MatMulInteger"]
     again = replace(settings, treatment=Treatment(None, "int8", calibration_samples=4))
     with pytest.raises(ExportError, match="comes from the encoder"):
-        export_model(model, rows, folder, again, calibration=rows)
+        export_model(model, rows, folder, again, split=Split(rows))
 
 
 @fusing
@@ -361,6 +371,24 @@ def test_a_quantised_file_records_what_it_loses(traced: Bert, tmp_path: Path) ->
     right = np.mean([logits[0].argmax() == label for logits, label in zip(said, labels, strict=True)])
     assert loss.treated == pytest.approx(right, abs=2 / len(rows))  # ranges are those of a batch
     assert read(tmp_path / "export.json", Export) == export
+
+
+def test_what_is_lost_is_measured_on_report_rows_or_on_all_but_those_that_calibrate(
+    traced: Bert, tmp_path: Path
+) -> None:
+    model, rows, _ = traced
+    few, rest = (replace(rows, rows=part) for part in (rows.rows[:8], rows.rows[8:]))
+    static = Treatment("O1", "int8", calibration_samples=8)
+    for treatment, split, number in (
+        (static, Split(few), len(rest)),
+        (static, Split(few, rest), len(rest)),
+        (Treatment("O1"), Split(rest, few), len(few)),
+        (Treatment("O1"), Split(), len(rows)),
+    ):
+        settings = ExportSettings(treatment=treatment, max_drop=1.0)
+        loss = export_model(model, rows, tmp_path, settings, split=split).loss
+        assert (loss.rows, loss.float32) == (number, 1.0)
+        assert treatment == static or loss.drop == 0
 
 
 def test_a_file_that_loses_too_much_is_refused_with_the_numbers(traced: Bert, tmp_path: Path) -> None:
@@ -561,7 +589,7 @@ def test_too_few_rows_to_calibrate_on_are_refused(traced: Bert, tmp_path: Path) 
     model, rows, _ = traced
     settings = ExportSettings(treatment=Treatment(None, "int8", calibration_samples=65))
     with pytest.raises(ExportError, match="there are 64 ID rows"):
-        export_model(model, rows, tmp_path, settings, calibration=rows)
+        export_model(model, rows, tmp_path, settings, split=Split(rows))
 
 
 def test_a_file_is_calibrated_on_as_many_rows_as_asked_one_at_a_time(
@@ -572,7 +600,7 @@ def test_a_file_is_calibrated_on_as_many_rows_as_asked_one_at_a_time(
     monkeypatch.setattr(treating, "quantize", lambda *_, calibration, **__: given.extend(calibration))
     settings = ExportSettings(treatment=Treatment(None, "int8", calibration_samples=5), max_drop=1.0)
     id_rows = replace(rows, rows=rows.rows[:9])
-    export_model(model, rows, tmp_path, settings, calibration=id_rows)
+    export_model(model, rows, tmp_path, settings, split=Split(id_rows))
     encoded = [model.task.encode([row], model.processor)["input_ids"].tolist() for row in id_rows.rows]
     assert len({encoded.index(feed["input_ids"].tolist()) for feed in given}) == len(given) == 5
     assert all(feed.keys() == {"input_ids", "attention_mask"} for feed in given)
@@ -645,7 +673,9 @@ def test_the_benchmark_of_graphs_writes_what_its_tables_say(tmp_path: Path) -> N
     ]
     for row in found["rows"]:
         assert row["ideal"] == pytest.approx(4 / 3)
-        assert set(row["share"]) == {"plain", "O1", "O2", "O3", "int8", "O2 int8", "O3 int8"}
+        assert set(row["share"]) == {
+            "plain", "O1", "O2", "O3", "int8", "O2 int8", "O3 int8", "O2 int8 static", "O2 int4",
+        }  # fmt: skip
         assert row["against"]["int8"].keys() == {"ours", "int8", "transformer optimiser int8"}
         assert row["bytes"]["pruned O2 int8"] < row["bytes"]["pruned O2"] < row["bytes"]["original O2"]
         assert f"{row['speedup']['O2']['median']:.2f}x, {row['share']['O2']:.0%}" in done.stdout

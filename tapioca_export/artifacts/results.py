@@ -21,7 +21,7 @@ from .sessions import OrtSession
 
 @dataclass(frozen=True)
 class Loss:
-    """What a file that does not compute the same loses on labelled rows.
+    """What a file that was optimised or quantised loses on labelled rows.
 
     `float32` is the metric of the same network's graph before it was treated, `treated` that of the file.
     `drop` is how much worse that is, in the metric's unit (negative: better); at most `max_drop` is allowed.
@@ -67,8 +67,8 @@ class Export(Shown):
     `prompts_continued` rows and `tokens_generated` tokens each; `token_agreement` is the share of tokens that
     are PyTorch's. `reference` is what the file was held against, wherever that is not PyTorch.
 
-    `treatment` is how graphs were optimised and quantised. Where they then compute something else, there is
-    no `tolerance`, unless the user gave one: `loss` says what that costs on labelled rows. `fusions` has the
+    `treatment` is how graphs were optimised and quantised, and `loss` what that costs on labelled rows. Where
+    they then compute something else, there is no `tolerance`, unless the user gave one. `fusions` has the
     fused operators of each graph that was optimised.
     """
 

@@ -98,8 +98,8 @@ class ExportSettings:
     """What to export, in which precision, and how closely it must agree with PyTorch in float32.
 
     `tolerance` is absolute, on logits; None stands for what the precision allows. `ir_version` is the newest
-    version of ONNX's file format that may be written; None leaves it to the exporter. Where `treatment`
-    changes what is computed, the metric may become worse by `max_drop`, in its unit, on rows with labels.
+    version of ONNX's file format that may be written; None leaves it to the exporter. By `treatment` the
+    metric may become worse by `max_drop`, in its unit, on rows with labels.
     """
 
     format: str = "onnx"

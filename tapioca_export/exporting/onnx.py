@@ -154,6 +154,7 @@ def _open(model: Path | bytes) -> Session:
     outputs = [value.name for value in session.get_outputs()]
 
     def run(inputs: Inputs) -> dict[str, np.ndarray]:
+        inputs = with_positions(inputs, types)
         feed: dict[str, np.ndarray] = {
             name: np.asarray(inputs[name], dtype=dtype) for name, dtype in types.items()
         }

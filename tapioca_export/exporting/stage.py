@@ -14,7 +14,7 @@ from ..graphs import is_graph, read_graph, refuse_misdescribed, weight_paths
 from ..models import LoadedModel, cast, lacking, prove_settings
 from ..numbering import whole_layers
 from ..precision import FULL
-from ..samples import Samples
+from ..samples import ALL, Samples, Split
 from .adopting import REFERENCE, SKIPPED, without
 from .formats import FORMATS, Dialect, ExportSettings, Written, recorded
 from .genai import write_genai_config
@@ -34,7 +34,7 @@ def export_model(
     drop: tuple[LayerName, ...] = (),
     damp: tuple[Damping, ...] = (),
     silent: Mapping[int, Sequence[str]] | None = None,
-    calibration: Samples | None = None,
+    split: Split = ALL,
 ) -> Export:
     """Export a model and prove the file equal to it.
 
@@ -46,7 +46,7 @@ def export_model(
         drop: Layers, or parts of them, already removed, recorded.
         damp: Layers already damped, recorded.
         silent: Parts of the model's layers that do nothing, by the layers' numbers: the file lacks them.
-        calibration: ID rows, where the settings ask for calibration samples.
+        split: Rows to calibrate on, if the settings ask for that, and to measure on what is lost.
 
     Raises:
         ExportError: If the exporter refuses the model, or the format's runtime the file.
@@ -62,7 +62,7 @@ def export_model(
         dialect = Dialect(settings.opset, settings.ir_version)
         written = format_.write(traced, model.task.examples(model.processor)[0], folder, dialect)
     try:
-        treated = treat(Job(model, samples, folder, settings, silent or {}, calibration), written)
+        treated = treat(Job(model, samples, folder, settings, silent or {}, split), written)
         reference = replace(reference, is_lossy=not treated.is_exact, loss_is_known=treated.loss is not None)
         with quiet():
             run = format_.open(folder, written)

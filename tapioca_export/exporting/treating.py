@@ -17,7 +17,7 @@ from ..errors import ExportError, ParityError
 from ..generation import Evaluation, Session, first_step, with_cache, with_positions
 from ..models import LoadedModel, lacking
 from ..precision import FULL
-from ..samples import Samples
+from ..samples import Samples, Split
 from .formats import FORMATS, Dialect, ExportSettings, Written
 from .fusing import fusions, layered
 from .optimizing import optimize
@@ -35,15 +35,15 @@ class Job:
     folder: Path
     settings: ExportSettings
     silent: Mapping[int, Sequence[str]]
-    calibration: Samples | None
+    split: Split
 
 
 @dataclass(frozen=True)
 class Treated:
     """What came of a treatment.
 
-    `is_exact`: the files compute the same up to rounding. `loss` is what they lose where they do not, on rows
-    with labels, if there are any. `fusions` has what is fused in each file.
+    `is_exact`: the files compute the same up to rounding. `loss` is what they lose on rows with labels, if
+    there are any. `fusions` has what is fused in each file.
     """
 
     is_exact: bool = True
@@ -61,12 +61,10 @@ def treat(job: Job, written: Written) -> Treated:
     treatment = job.settings.treatment
     if not treatment:
         return Treated()
-    float32 = _float32(job, written) if treatment.may_lose else None
+    float32 = _float32(job, written)
     with quiet():
         treated = _treat_files(job, written)
         run = FORMATS[job.settings.format].open(job.folder, written)
-    if float32 is None or treated.is_exact:
-        return treated
     return replace(treated, loss=_loss(job, float32, run, written))
 
 
@@ -91,7 +89,7 @@ def _feeds(job: Job, file: Path, written: Written) -> list[Mapping[str, np.ndarr
     Raises:
         ExportError: If there are too few rows, or the graph reads what another computes.
     """
-    wanted, rows = job.settings.treatment.calibration_samples, job.calibration
+    wanted, rows = job.settings.treatment.calibration_samples, job.split.calibration
     if wanted is None:
         return []
     if len(written.files) > 1:
@@ -118,9 +116,10 @@ def _feeds(job: Job, file: Path, written: Written) -> list[Mapping[str, np.ndarr
 
 
 def _float32(job: Job, written: Written) -> Session:
-    """Return what runs the network in float32, proven: the file itself, before it is treated.
+    """Return what runs the network in float32: the file itself, before it is treated.
 
-    Where that is in half precision, one in float32 is written for it, and taken away again.
+    Where that is in half precision, one in float32 is written for it, and taken away again. It is proven here
+    if what comes of it will not be held to its outputs.
 
     Raises:
         ParityError: If that file is not what PyTorch computes.
@@ -130,7 +129,8 @@ def _float32(job: Job, written: Written) -> Session:
     if settings.dtype == FULL:
         with quiet():
             run = format_.open(job.folder, written)
-        prove_outputs(reference, job.samples, run, written)
+        if settings.treatment.may_lose:
+            prove_outputs(reference, job.samples, run, written)
         return run
     with TemporaryDirectory(dir=job.folder) as scratch:
         with lacking(model, job.silent) as traced, quiet():
@@ -143,16 +143,18 @@ def _float32(job: Job, written: Written) -> Session:
 
 
 def _loss(job: Job, float32: Session, treated: Session, written: Written) -> Loss | None:
-    """Measure what a file loses on the rows with labels; None where there are none.
+    """Measure what a file loses on the rows with labels that nothing was chosen on; None without any.
 
     Raises:
         ParityError: If that is more than is allowed.
     """
-    rows = tuple(row for row in job.samples.rows if row.label is not None)
+    report, calibration = job.split.report or job.samples, job.split.calibration
+    seen = {row.key for row in calibration.rows} if calibration else set()
+    rows = tuple(row for row in report.rows if row.label is not None and row.key not in seen)
     if not rows:
         return None
     task, processor, most = job.model.task, job.model.processor, job.settings.max_drop
-    labelled = replace(job.samples, rows=rows)
+    labelled = replace(report, rows=rows)
     evaluation = Evaluation(task, labelled, processor)
     exact, found = (
         float(task.aggregate(evaluation.score(run, written.cache).values)) for run in (float32, treated)

@@ -8,10 +8,11 @@ Knows nothing about tokenizers, models or metrics.
 """
 
 from .files import read_records
-from .roles import MIN_ROWS, ROLES, Side, halves, load_roles, refuse_shared
+from .roles import ALL, MIN_ROWS, ROLES, Side, Split, halves, load_roles, refuse_shared
 from .rows import GROUP, Place, ReadRow, Row, Samples, check_exists, group_of, read_samples
 
 __all__ = [
+    "ALL",
     "GROUP",
     "MIN_ROWS",
     "ROLES",
@@ -20,6 +21,7 @@ __all__ = [
     "Row",
     "Samples",
     "Side",
+    "Split",
     "check_exists",
     "group_of",
     "halves",

@@ -7,7 +7,7 @@ ever reported. Of a target with named domains, each is dealt out on its own, and
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -163,6 +163,20 @@ def _why_apart(one: str, other: str) -> str:
     if one.split(" ")[0] == other.split(" ")[0]:
         return "A row belongs to one domain."
     return "A row that helped to choose cannot be reported."
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows apart: some choose, such as how a file is quantised, and what that loses is measured on others.
+
+    `report` None: on all that there are beside those that choose.
+    """
+
+    calibration: Samples | None = None
+    report: Samples | None = None
+
+
+ALL = Split()
 
 
 def halves(samples: Samples, seed: int) -> tuple[Samples, Samples]:
