@@ -107,11 +107,15 @@ def _hurry() -> None:
 
 
 def _shape(value: Any) -> Any:
-    """Return a JSON value with kinds in place of numbers, and of texts that may hold some."""
+    """Return a JSON value with kinds in place of numbers, and of texts that may hold some.
+
+    How much is found in words depends on what was measured.
+    """
     if isinstance(value, dict):
         return {key: _shape(part) for key, part in value.items()}
     if isinstance(value, list):
-        return [_shape(part) for part in value]
+        parts = [_shape(part) for part in value]
+        return "texts" if set(map(str, parts)) == {"str"} else parts
     return (
         "number" if isinstance(value, (int, float)) and not isinstance(value, bool) else type(value).__name__
     )
