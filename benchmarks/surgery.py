@@ -9,9 +9,9 @@ by running), and the pruned network is exported again (traced and written, not p
 process. Outputs of both are compared. Of the encoder the same is done to a graph that holds its weights;
 fresh processes open both kinds; and four variants are written over one weight file, and what they take on
 disk is added up. Of the large one, a fresh process cuts the file: its time from start to end, and its peak
-memory. Prints a table, writes JSON with environment and commit; exit code 1 if outputs differ by more than
-1e-4, a cut beside its weights is not 50 times as fast as a new export, the large file takes 2 seconds or
-500 MB, or four variants take more than 1.02 times the room of one.
+memory. Prints tables, writes them into docs/exports.md, and JSON with environment and commit; exit code 1 if
+outputs differ by more than 1e-4, a cut beside its weights is not 50 times as fast as a new export, the large
+file takes 2 seconds or 500 MB, or four variants take more than 1.02 times the room of one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
@@ -32,6 +32,8 @@ import numpy as np
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
+PAGE = HERE.parent / "docs" / "exports.md"
+BEGIN, END = "<!-- begin: python benchmarks/surgery.py -->", "<!-- end -->"
 FASTER, WITHIN, SECONDS, MEMORY, ROOM = 50.0, 1e-4, 2.0, 500e6, 1.02
 ENCODER = {
     "vocab_size": 30522, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072,
@@ -64,6 +66,12 @@ import onnxruntime
 onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 """
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+WAYS = {
+    "export": "exported again, unproven",
+    "cut": "cut, `--proof weights`",
+    "cut, run": "cut, proven by outputs (the default)",
+    "cut, weights inside": "cut with its weights inside the graph, `--proof weights`",
+}
 CASES = {
     "encoder": ("bert", "text-classification", ENCODER),
     "decoder": ("llama", "text-generation", DECODER),
@@ -233,24 +241,38 @@ def cut_large(shape: dict[str, int], rounds: int, scratch: Path) -> dict[str, An
     }
 
 
-def told(row: dict[str, Any]) -> str:
-    """Say what was measured of one model."""
+def median(runs: Sequence[Mapping[str, float]], what: str) -> float:
+    """Return the median of one of the numbers of several runs."""
+    return statistics.median(run[what] for run in runs)
 
-    def median(runs: list[dict[str, float]], what: str) -> float:
-        return statistics.median(run[what] for run in runs)
 
-    times = "; ".join(
-        f"{way}: {statistics.median(row['seconds'][way]):.2f} s, {faster:.1f}x as fast as a new export"
-        for way, faster in row["times_faster"].items()
-    )
+def told(row: Mapping[str, Any]) -> str:
+    """Say what is in no table: how far outputs differ, how files are opened, the room of four variants."""
     sessions = "; ".join(
         f"{kind}: opened in {median(runs, 'seconds'):.2f} s, peak {median(runs, 'peak_bytes') / 1e6:.0f} MB"
         for kind, runs in row["opened"].items()
     )
     return (
-        f"{row['case']}: {row['layers']} layers, {row['bytes'] / 1e6:.0f} MB; {times}; outputs differ by "
-        f"{row['difference']:.1e}; {sessions}; four variants take {row['four_variants']:.4f} of one's room"
+        f"{row['case']}: outputs differ by {row['difference']:.1e}; {sessions}; four variants take "
+        f"{row['four_variants']:.4f} of one's room"
     )
+
+
+def lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the tables, as Markdown."""
+    *compared, large = rows
+    found = ["| network | what is done | seconds | times as fast |", "| --- | --- | ---: | ---: |"]
+    for row in compared:
+        name = f"{row['case']} of {row['layers']} layers, {row['bytes'] / 1e6:.0f} MB"
+        for way, what in WAYS.items():
+            faster = row["times_faster"].get(way, 1.0)
+            seconds = statistics.median(row["seconds"][way])
+            found.append(f"| {name} | {what} | {seconds:.2f} | {faster:.1f} |")
+    name = f"decoder of {large['layers']} layers, {large['bytes'] / 1e9:.2f} GB"
+    found += ["", f"| {name}, cut by a fresh process | seconds | peak memory |", "| --- | ---: | ---: |"]
+    for kind, seconds in large["seconds"].items():
+        found.append(f"| {kind} | {seconds:.2f} | {large['peak_bytes'][kind] / 1e6:.0f} MB |")
+    return found
 
 
 @click.command()
@@ -260,7 +282,7 @@ def told(row: dict[str, Any]) -> str:
 def main(output: Path, rounds: int, smoke: bool) -> None:
     """Measure, print and write."""
     sys.path.insert(0, str(HERE))
-    from recording import origin
+    from recording import origin, put_between
 
     shape: Callable[[str], dict[str, int]] = lambda name: TINY if smoke else CASES[name][2]  # noqa: E731
     rounds = 1 if smoke else rounds
@@ -271,18 +293,18 @@ def main(output: Path, rounds: int, smoke: bool) -> None:
         click.echo(told(rows[-1]))
     with TemporaryDirectory() as scratch:
         large = cut_large(shape("large"), rounds, Path(scratch))
-    for kind, seconds in large["seconds"].items():
-        click.echo(
-            f"large: {large['layers']} layers, {large['bytes'] / 1e9:.2f} GB, {kind}: a fresh process cuts "
-            f"it in {seconds:.2f} s with a peak of {large['peak_bytes'][kind] / 1e6:.0f} MB"
-        )
-    output.write_text(json.dumps({**origin(), "rows": [*rows, large]}, indent=1) + "\n", encoding="utf-8")
+    rows.append(large)
+    table = "\n".join(lines(rows))
+    click.echo(table)
+    output.write_text(json.dumps({**origin(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    if output == HERE / "surgery.json":
+        put_between(PAGE, BEGIN, END, table)
     held = all(
         row["difference"] <= WITHIN and row["times_faster"]["cut"] >= FASTER and row["four_variants"] <= ROOM
-        for row in rows
+        for row in rows[:-1]
     )
     held = held and large["seconds"]["graph alone"] < SECONDS and max(large["peak_bytes"].values()) < MEMORY
-    sys.exit(0 if held or (smoke and all(row["difference"] <= WITHIN for row in rows)) else 1)
+    sys.exit(0 if held or (smoke and all(row["difference"] <= WITHIN for row in rows[:-1])) else 1)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,25 @@ def test_the_table_of_optimised_graphs_is_what_was_measured(monkeypatch: pytest.
     sys.modules.pop("graphs", None)
 
 
+def test_the_tables_of_cut_files_are_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import surgery
+
+    rows = json.loads((ROOT / "benchmarks" / "surgery.json").read_text(encoding="utf-8"))["rows"]
+    shown = surgery.PAGE.read_text(encoding="utf-8").split(surgery.BEGIN)[1].split(surgery.END)[0]
+    assert shown.strip() == "\n".join(surgery.lines(rows))
+    *compared, large = rows
+    assert [(row["case"], row["layers"]) for row in compared] == [("encoder", 12), ("decoder", 24)]
+    for row in compared:
+        assert row["times_faster"]["cut"] >= surgery.FASTER
+        assert row["difference"] <= surgery.WITHIN
+        assert row["four_variants"] <= surgery.ROOM
+    assert large["bytes"] > 2e9
+    assert large["seconds"]["graph alone"] < surgery.SECONDS
+    assert max(large["peak_bytes"].values()) < surgery.MEMORY
+    sys.modules.pop("surgery", None)
+
+
 def test_a_pruned_graph_is_as_much_faster_as_it_is_shorter_and_no_peer_is_faster() -> None:
     """At 97 % of the ideal in every cell; how close the closest peer comes is what docs/exports.md says."""
     rows = json.loads((ROOT / "benchmarks" / "graphs.json").read_text(encoding="utf-8"))["rows"]
