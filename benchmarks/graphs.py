@@ -271,14 +271,22 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 @click.option(
     "--peer-python", type=click.Path(path_type=Path), help="Python of an environment with optimum-onnx."
 )
+@click.option(
+    "--size",
+    "chosen",
+    multiple=True,
+    type=click.Choice(list(SIZES)),
+    help="Only these encoders; of others, what the JSON says stays.",
+)
 @click.option("--smoke", is_flag=True, help="Tiny models, two rounds; the targets do not hold for them.")
-def main(output: Path, rounds: int, peer_python: Path | None, smoke: bool) -> None:
+def main(output: Path, rounds: int, peer_python: Path | None, chosen: tuple[str, ...], smoke: bool) -> None:
     """Measure, print and write."""
     sys.path.insert(0, str(HERE))
     from recording import origin, put_between
 
-    sizes = {"tiny": TINY} if smoke else SIZES
-    rows = []
+    sizes = {"tiny": TINY} if smoke else {name: SIZES[name] for name in chosen or SIZES}
+    before = json.loads(output.read_text(encoding="utf-8"))["rows"] if chosen else []
+    rows = [row for row in before if row["size"] not in sizes]
     for size, shape in sizes.items():
         with TemporaryDirectory() as scratch:
             batches = {1: 2, 8: 2} if smoke else {1: rounds, 8: max(3, rounds // 2)}
