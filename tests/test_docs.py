@@ -116,27 +116,25 @@ def test_the_tables_of_cut_files_are_what_was_measured(monkeypatch: pytest.Monke
     sys.modules.pop("surgery", None)
 
 
-def test_a_pruned_graph_is_as_much_faster_as_it_is_shorter_and_no_peer_is_faster() -> None:
+def test_a_pruned_graph_is_as_much_faster_as_it_is_shorter_and_faster_than_its_peers() -> None:
     """At 97 % of the ideal in every cell; how close the closest peer comes is what docs/exports.md says."""
     rows = json.loads((ROOT / "benchmarks" / "graphs.json").read_text(encoding="utf-8"))["rows"]
     assert {(row["size"], row["batch_size"]) for row in rows} == {
         (size, batch_size) for size in ("BERT-base", "MiniLM") for batch_size in (1, 8)
     }
-    closest: dict[str, list[float]] = {"BERT-base": [], "MiniLM": []}
+    closest = []
     for row in rows:
         assert row["ideal"] == pytest.approx(row["layers"] / row["kept"])
+        assert len(row["speedup"]) == 9
         for speedup in row["speedup"].values():
             assert speedup["median"] / row["ideal"] >= 0.97
         for peers in row["against"].values():
             assert len(peers) == 5
-            assert all(value["interval"][1] >= 1.0 for name, value in peers.items() if name != "ours")
+            assert all(value["interval"][0] > 1.0 for name, value in peers.items() if name != "ours")
         fp32 = {name: value for name, value in row["against"]["fp32"].items() if name != "ours"}
         assert min(fp32, key=lambda name: fp32[name]["median"]) == "Optimum"
-        closest[row["size"]].append(fp32["Optimum"]["median"])
-    assert all(abs(found - 1) < 0.015 for found in closest["BERT-base"])
-    assert [f"{found - 1:.0%}" for found in sorted(closest["MiniLM"])] == ["1%", "3%"]
-    intervals = [row["against"]["fp32"]["Optimum"]["interval"] for row in rows]
-    assert [low > 1 for low, _ in intervals] == [row["size"] == "MiniLM" for row in rows]
+        closest.append(fp32["Optimum"]["median"])
+    assert {f"{found - 1:.0%}" for found in closest} == {"1%", "2%"}
 
 
 def test_a_table_goes_between_its_own_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
