@@ -285,16 +285,18 @@ def main(output: Path, rounds: int, peer_python: Path | None, chosen: tuple[str,
     from recording import origin, put_between
 
     sizes = {"tiny": TINY} if smoke else {name: SIZES[name] for name in chosen or SIZES}
-    before = json.loads(output.read_text(encoding="utf-8"))["rows"] if chosen else []
+    before = json.loads(output.read_text(encoding="utf-8"))["rows"] if chosen and output.exists() else []
     rows = [row for row in before if row["size"] not in sizes]
+    here = origin()
     for size, shape in sizes.items():
         with TemporaryDirectory() as scratch:
             batches = {1: 2, 8: 2} if smoke else {1: rounds, 8: max(3, rounds // 2)}
-            rows += measure(size, shape, batches, Path(scratch), peer_python)
-        output.write_text(json.dumps({**origin(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
+            found = measure(size, shape, batches, Path(scratch), peer_python)
+        rows += [{"commit": here["commit"], **row} for row in found]
+        output.write_text(json.dumps({**here, "rows": rows}, indent=1) + "\n", encoding="utf-8")
     table = "\n".join(lines(rows))
     click.echo(table)
-    if output == HERE / "graphs.json":
+    if output.resolve() == HERE / "graphs.json" and not smoke:
         put_between(PAGE, BEGIN, END, table)
     held = all(share >= SHARE for row in rows for share in row["share"].values())
     held = held and all(

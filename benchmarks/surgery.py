@@ -297,7 +297,7 @@ def main(output: Path, rounds: int, smoke: bool) -> None:
     table = "\n".join(lines(rows))
     click.echo(table)
     output.write_text(json.dumps({**origin(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
-    if output == HERE / "surgery.json":
+    if output.resolve() == HERE / "surgery.json" and not smoke:
         put_between(PAGE, BEGIN, END, table)
     held = all(
         row["difference"] <= WITHIN and row["times_faster"]["cut"] >= FASTER and row["four_variants"] <= ROOM

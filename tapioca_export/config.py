@@ -159,7 +159,7 @@ class RunConfig:
     )
     max_drop: float = _option(
         0.01,
-        "Most of the metric, in its unit, that --optimize and --quantize may cost on labelled report rows.",
+        "Most of the metric, in its unit, that --optimize and --quantize may cost on labelled rows.",
     )
     provider: tuple[str, ...] = _option(
         ("cpu",), "ONNX Runtime provider to time on; repeatable.", None, "NAME"

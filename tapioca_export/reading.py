@@ -87,7 +87,8 @@ def load_roles(
 def given_rows(config: RunConfig, task: Task, processor: Processor) -> Samples | None:
     """Return all rows of the sample files that were given, for a proof that needs no roles."""
     reader = task.rows(config.columns, processor)
-    parts = [read_samples(path, reader, role="parity") for *_, path in config.files("id", "target")]
+    files = config.files("id", "target", "id_report", "target_report")
+    parts = [read_samples(path, reader, role="parity") for *_, path in files]
     return _joined(parts) if parts else None
 
 
@@ -124,12 +125,12 @@ def parity_rows(roles: Mapping[str, Samples]) -> Samples:
 
 def report_rows(roles: Mapping[str, Samples]) -> Samples:
     """Return the rows of both domains on which nothing was chosen."""
-    return _joined([roles[f"{name}-report"] for name in ("id", "target")])
+    return _joined([roles[f"{name}-report"] for name in ("id", "target")], "report")
 
 
-def _joined(parts: Sequence[Samples]) -> Samples:
+def _joined(parts: Sequence[Samples], role: str = "parity") -> Samples:
     rows = tuple(row for part in parts for row in part.rows)
-    return Samples("parity", rows, ", ".join(dict.fromkeys(p.source for p in parts)), "")
+    return Samples(role, rows, ", ".join(dict.fromkeys(p.source for p in parts)), "")
 
 
 def load_options(config: RunConfig) -> LoadOptions:

@@ -44,7 +44,7 @@ from .models import (
 from .numbering import PARTS, layers_text, whole_layers
 from .profiling import Changes, MakeReplayer, Probe, division_on
 from .reading import load_options
-from .samples import ALL, Samples, Side, Split, check_exists
+from .samples import NO_SPLIT, Samples, Side, Split, check_exists
 from .selection import CRITERIA, SEARCHES, SelectionSettings, Weigh, beyond_reach, select_layers
 from .tasks import TASKS
 from .treatments import Treatment
@@ -269,7 +269,7 @@ def export_each(
     rows: Samples,
     folders: Mapping[str, Path],
     chosen: Selection | None = None,
-    split: Split = ALL,
+    split: Split = NO_SPLIT,
 ) -> Iterator[tuple[str, Export]]:
     """Export a model, on the CPU, in every format, each into its folder, and prove each; yields it then.
 

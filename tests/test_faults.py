@@ -23,7 +23,7 @@ from tapioca_export import RunConfig, TapiocaError, exhaustion, provenance, stop
 from tapioca_export.artifacts import Selection, locked, read, staged, write_text, write_together
 from tapioca_export.artifacts import staging as staging_module
 from tapioca_export.cli import main
-from tapioca_export.errors import LoadError, OutOfMemoryError, OutputError, reason
+from tapioca_export.errors import LoadError, OutOfMemoryError, OutputError, ParityError, reason
 from tapioca_export.exhaustion import exhausted
 from tapioca_export.exporting import quantizing
 from tapioca_export.exporting.formats import FORMATS, Dialect
@@ -339,8 +339,7 @@ def test_an_output_is_there_at_every_instant_of_its_replacement(
     )
     with staged(tmp_path / "out", overwrite=True) as folder:
         (folder / "new").write_text("new")
-    # Changed places at once, with the old one there until then; that one is removed after it.
-    assert seen == [["old"], ["new"], ["new"]]
+    assert seen == [["new"], ["new"]]  # changed places at once; the old one is removed after that
 
 
 def test_folders_change_places_where_the_system_cannot_do_it_at_once(
@@ -431,6 +430,63 @@ def test_a_file_that_goes_while_the_folder_is_put_into_place_is_noticed(
     assert [path.name for path in tmp_path.rglob("*")] == (["out", "old"] if is_old else [])
 
 
+def test_what_an_orphan_leaves_is_not_the_next_process_s(tmp_path: Path) -> None:
+    """It fails when the next one, which has begun after its folder was taken away, is about to end."""
+    finished = tmp_path / ".out.tapioca-finished"
+    with (  # noqa: PT012
+        pytest.raises(OutputError, match="was taken away"),
+        staged(tmp_path / "out", overwrite=False) as folder,
+    ):
+        staging_module.shutil.rmtree(folder)
+        put(folder, "theirs")
+        (folder / staging_module.MARK).mkdir()
+        put(finished, "theirs")
+        raise ValueError
+    assert [path.name for path in finished.iterdir()] == ["theirs"]
+
+
+def test_a_folder_that_was_begun_after_ours_went_is_left_to_its_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "out", "old")
+    real = staging_module._exchange
+
+    def exchange(one: Path, other: Path) -> None:
+        real(one, other)
+        staging_module.shutil.rmtree(folder)
+        put(folder, "theirs")
+
+    monkeypatch.setattr(staging_module, "_exchange", exchange)
+    with staged(tmp_path / "out", overwrite=True) as folder:
+        (folder / "new").write_text("new")
+    assert {path.name for path in tmp_path.rglob("*")} == {"out", "new", folder.name, "theirs"}
+
+
+def test_a_failed_proof_is_what_is_said_whatever_becomes_of_the_evidence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(staging_module.os, "link", full)
+    monkeypatch.setattr(staging_module.shutil, "copy2", full)
+    with (  # noqa: PT012
+        pytest.raises(ParityError, match="differs by 3"),
+        staged(tmp_path / "out", overwrite=False) as folder,
+    ):
+        (folder / "model.onnx.invalid").write_text("x")
+        raise ParityError("differs by 3")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_lies_in_the_way_is_said_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / ".out.tapioca-finished").write_text("theirs")
+    with pytest.raises(OutputError, match=r"Cannot write .*\.out\.tapioca-finished"):  # noqa: SIM117
+        with staged(tmp_path / "out", overwrite=False):
+            pytest.fail("work began")
+    assert [path.name for path in tmp_path.iterdir()] == [".out.tapioca-finished"]
+
+
 def test_another_process_s_folder_is_left_alone(tmp_path: Path) -> None:
     aside = tmp_path / ".out.tapioca-partial"
     with (  # noqa: PT012
@@ -439,12 +495,13 @@ def test_another_process_s_folder_is_left_alone(tmp_path: Path) -> None:
     ):
         staging_module.shutil.rmtree(folder)
         put(aside, "theirs")
+        (aside / staging_module.MARK).mkdir()
         descriptor = os.open(aside, os.O_RDONLY)
         import fcntl
 
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     os.close(descriptor)
-    assert [path.name for path in aside.iterdir()] == ["theirs"]
+    assert {path.name for path in tmp_path.rglob("*")} == {aside.name, "theirs", staging_module.MARK}
 
 
 def test_an_output_that_cannot_even_be_looked_at_is_refused(tmp_path: Path) -> None:

@@ -548,6 +548,76 @@ def test_hidden_states_between_dropped_layers_are_proven(tmp_path: Path) -> None
     assert prove_outputs(file, file.with_name("cut.onnx"), [1, 3], 1e-4) <= 1e-5
 
 
+def embedded() -> onnx.ModelProto:
+    """A graph whose stream is its input: nothing is computed before the first layer."""
+    model = pre_norm(["am"] * 4).model()
+    gather = next(node for node in model.graph.node if node.op_type == "Gather")
+    model.graph.node.remove(gather)
+    for node in model.graph.node:
+        node.input[:] = ["inputs_embeds" if name == gather.output[0] else name for name in node.input]
+    del model.graph.input[:]
+    stream = helper.make_tensor_value_info("inputs_embeds", TensorProto.FLOAT, ["batch", "sequence", WIDTH])
+    model.graph.input.append(stream)
+    return model
+
+
+def listing_weights() -> onnx.ModelProto:
+    """A graph whose weights are inputs as well, as up to version 3 of the format."""
+    model = pre_norm(["am"] * 4).model()
+    for weight in model.graph.initializer:
+        given = helper.make_tensor_value_info(weight.name, weight.data_type, list(weight.dims))
+        model.graph.input.append(given)
+    return model
+
+
+def branching() -> onnx.ModelProto:
+    """A graph whose logits go through an `If` that reads what is computed outside it."""
+    model = pre_norm(["am"] * 4).model()
+    graph = model.graph
+    graph.node[-1].output[0] = "raw"
+    branches = []
+    for name, op in (("then_branch", "Identity"), ("else_branch", "Neg")):
+        inner = helper.make_graph(
+            [helper.make_node("If", ["on"], [f"{name}_out"], **{
+                side: helper.make_graph(
+                    [helper.make_node(op, ["raw"], [f"{name}_{side}"])], side, [],
+                    [helper.make_tensor_value_info(f"{name}_{side}", TensorProto.FLOAT, None)],
+                )
+                for side in ("then_branch", "else_branch")
+            })],
+            name, [], [helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, None)],
+        )  # fmt: skip
+        branches.append((name, inner))
+    on = helper.make_node(
+        "Constant", [], ["on"], value=helper.make_tensor("on", TensorProto.BOOL, [], [True])
+    )
+    graph.node.extend([on, helper.make_node("If", ["on"], ["logits"], **dict(branches))])
+    return model
+
+
+@pytest.mark.parametrize("drop", [[0], [1], [0, 2], [3]])
+@pytest.mark.parametrize("make", [embedded, listing_weights, branching])
+def test_graphs_of_unusual_forms_are_cut_and_proven(
+    make: Callable[[], onnx.ModelProto], drop: list[int], tmp_path: Path
+) -> None:
+    onnx.save(make(), tmp_path / "model.onnx")
+    model = onnx_ir.load(tmp_path / "model.onnx")
+    cut(model, find_layers(model.graph), drop)
+    onnx_ir.save(model, tmp_path / "cut.onnx")
+    assert prove_outputs(tmp_path / "model.onnx", tmp_path / "cut.onnx", drop, 1e-4) <= 1e-5
+
+
+def test_a_file_in_the_cache_of_the_hub_is_cut_and_proven(tmp_path: Path) -> None:
+    """There a model's files are links to others of other names."""
+    file = external(tmp_path, pre_norm())
+    for number, path in enumerate(sorted(file.parent.iterdir())):
+        blob = tmp_path / "blobs" / str(number)
+        blob.parent.mkdir(exist_ok=True)
+        path.rename(blob)
+        path.symlink_to(blob)
+    cli("prune", file, "--drop", "1", "-o", tmp_path / "cut")
+
+
 def test_what_a_session_raises_is_not_logged_as_well(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

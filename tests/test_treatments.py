@@ -391,6 +391,28 @@ def test_what_is_lost_is_measured_on_report_rows_or_on_all_but_those_that_calibr
         assert treatment == static or loss.drop == 0
 
 
+def test_a_metric_that_is_of_no_use_refuses_only_what_is_proven_by_nothing_else(
+    traced: Bert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the error of numbers relative to their variance, where all are the same."""
+    model, rows, _ = traced
+    monkeypatch.setattr(type(model.task), "aggregate", lambda *_: float("inf"))
+    assert export_model(model, rows, tmp_path, ExportSettings(treatment=Treatment("O1"))).loss is None
+    with pytest.raises(ParityError, match="inf in float32: nan worse"):
+        export_model(model, rows, tmp_path, ExportSettings(treatment=Treatment("O1", "int8")))
+
+
+@fusing
+def test_nothing_is_written_in_float32_where_there_is_nothing_to_score(
+    bert: Bert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rows, _ = bert
+    blind = replace(rows, rows=tuple(replace(row, label=None) for row in rows.rows))
+    monkeypatch.setattr(treating, "_float32", lambda *_: pytest.fail("it was written"))
+    settings = ExportSettings(dtype="fp16", treatment=Treatment("O2"))
+    assert export_model(model, blind, tmp_path, settings).loss is None
+
+
 def test_a_file_that_loses_too_much_is_refused_with_the_numbers(traced: Bert, tmp_path: Path) -> None:
     model, rows, _ = traced
     settings = ExportSettings(treatment=Treatment(None, "int4"), max_drop=0.001)

@@ -109,7 +109,7 @@ def _hurry() -> None:
 def _shape(value: Any) -> Any:
     """Return a JSON value with kinds in place of numbers, and of texts that may hold some.
 
-    How much is found in words depends on what was measured.
+    How many texts a list has depends on the numbers.
     """
     if isinstance(value, dict):
         return {key: _shape(part) for key, part in value.items()}

@@ -20,10 +20,9 @@ from ..exhaustion import exhausted
 from ..stopping import unstopped
 from .locks import is_inode, locked, not_written
 
-# Ends the name of a folder that is being filled; nobody else has such folders.
-PARTIAL = ".tapioca-partial"
-# Ends that of a folder that is about to change places with the output.
-FINISHED = ".tapioca-finished"
+# Ends the name of a folder that is being filled, and that of one that changes places with the output; nobody
+# else has such folders.
+PARTIAL, FINISHED = ".tapioca-partial", ".tapioca-finished"
 # Ends that of a folder for what is tried and thrown away.
 TRIAL = f".trial{PARTIAL}"
 JOURNALS = "search*.jsonl"
@@ -37,7 +36,8 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 def staged(output: Path, *, overwrite: bool, keep: str | None = None) -> Iterator[Path]:
     """Give a folder beside `output` to fill, then move it into place whole.
 
-    At every instant `output` is what it was before, or the finished folder. When the block raises,
+    At every instant `output` is what it was before, or another folder with the same files; where the file
+    system gives a file one name only, they are copied. When the block raises,
     what it wrote is thrown away, but for two things: the files that match the pattern `keep`, from
     which the same command resumes; and, after a failed parity check, the evidence, which moves to
     `output` unless something is there already.
@@ -58,6 +58,9 @@ def staged(output: Path, *, overwrite: bool, keep: str | None = None) -> Iterato
             with unstopped(), not_written(aside):
                 _clear(aside, keep)
                 (aside / MARK).mkdir()
+            with unstopped(), not_written(_finished(output)):
+                if os.path.lexists(_finished(output)):
+                    shutil.rmtree(_finished(output))
             yield aside
             _refuse_vanished(aside, inode)
             check_output(output, overwrite=overwrite)  # hours later, something else may be there
@@ -66,7 +69,6 @@ def staged(output: Path, *, overwrite: bool, keep: str | None = None) -> Iterato
         except BaseException as error:  # whatever ended the work, Ctrl-C too: nothing half-written stays
             with unstopped(), not_written(aside):
                 found = _reason(error, aside, inode)
-                shutil.rmtree(_finished(output), ignore_errors=True)
                 if is_inode(aside, inode):
                     _end(aside, output, keep, inode, isinstance(error, ParityError))
                 else:
@@ -148,11 +150,13 @@ def _reason_of_the_disk(error: Exception, aside: Path) -> TapiocaError | None:
 def _end(aside: Path, output: Path, keep: str | None, inode: int, is_evidence: bool) -> None:
     """Throw away what was written, but for journals; evidence moves to an output that holds nothing."""
     if is_evidence and not (output.exists() and any(output.iterdir())):
-        _put(aside, output, inode)
-    else:
-        _clear(aside, keep)
-        if aside.is_dir() and not any(aside.iterdir()):
-            aside.rmdir()
+        with suppress(OutputError, OSError):  # what failed is said, whether or not it can be looked at
+            _put(aside, output, inode)
+            return
+    shutil.rmtree(_finished(output), ignore_errors=True)
+    _clear(aside, keep)
+    if aside.is_dir() and not any(aside.iterdir()):
+        aside.rmdir()
 
 
 def _clear_orphan(aside: Path) -> None:
@@ -234,13 +238,12 @@ def _put(aside: Path, output: Path, inode: int) -> None:
         OutputError: If something was taken away.
     """
     finished = _finished(output)
-    shutil.rmtree(finished, ignore_errors=True)
     finished.mkdir()
     filled = sorted(aside.rglob("*"))  # a folder comes before what is in it
     for path in filled:
         copy = finished / path.relative_to(aside)
         try:
-            copy.mkdir() if path.is_dir() else _link(path, copy)
+            copy.mkdir() if path.is_dir() and not path.is_symlink() else _link(path, copy)
         except FileNotFoundError as error:
             raise _vanished(aside) from error
     if sorted(aside.rglob("*")) != filled:
@@ -252,8 +255,9 @@ def _put(aside: Path, output: Path, inode: int) -> None:
     else:
         with locked(output, output):
             _exchange(finished, output)
-    for done in (finished, aside):
-        shutil.rmtree(done, ignore_errors=True)
+    shutil.rmtree(finished, ignore_errors=True)
+    if is_inode(aside, inode):  # or somebody took it away, and the next process has begun
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _link(path: Path, copy: Path) -> None:
@@ -263,7 +267,7 @@ def _link(path: Path, copy: Path) -> None:
     except FileNotFoundError:
         raise
     except OSError:
-        shutil.copy2(path, copy)
+        shutil.copy2(path, copy, follow_symlinks=False)
 
 
 def _exchange(one: Path, other: Path) -> None:

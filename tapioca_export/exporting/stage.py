@@ -14,7 +14,7 @@ from ..graphs import is_graph, read_graph, refuse_misdescribed, weight_paths
 from ..models import LoadedModel, cast, lacking, prove_settings
 from ..numbering import whole_layers
 from ..precision import FULL
-from ..samples import ALL, Samples, Split
+from ..samples import NO_SPLIT, Samples, Split
 from .adopting import REFERENCE, SKIPPED, without
 from .formats import FORMATS, Dialect, ExportSettings, Written, recorded
 from .genai import write_genai_config
@@ -34,7 +34,7 @@ def export_model(
     drop: tuple[LayerName, ...] = (),
     damp: tuple[Damping, ...] = (),
     silent: Mapping[int, Sequence[str]] | None = None,
-    split: Split = ALL,
+    split: Split = NO_SPLIT,
 ) -> Export:
     """Export a model and prove the file equal to it.
 

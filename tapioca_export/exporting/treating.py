@@ -1,4 +1,4 @@
-"""Graphs made fast after they were written, and what the metric loses where they compute something else.
+"""Graphs made fast after they were written, and what the metric loses by that.
 
 Knows which treatment comes when; how each is done is its siblings' part.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from ..artifacts import Fusions, Loss
 from ..errors import ExportError, ParityError
-from ..generation import Evaluation, Session, first_step, with_cache, with_positions
+from ..generation import CacheShapes, Evaluation, Session, first_step, with_cache, with_positions
 from ..models import LoadedModel, lacking
 from ..precision import FULL
 from ..samples import Samples, Split
@@ -61,11 +62,14 @@ def treat(job: Job, written: Written) -> Treated:
     treatment = job.settings.treatment
     if not treatment:
         return Treated()
-    float32 = _float32(job, written)
+    rows = _report_rows(job)
+    float32 = _float32(job, written) if len(rows) or treatment.may_lose else None
     with quiet():
         treated = _treat_files(job, written)
         run = FORMATS[job.settings.format].open(job.folder, written)
-    return replace(treated, loss=_loss(job, float32, run, written))
+    if float32 is None or not len(rows):
+        return treated
+    return replace(treated, loss=_loss(job, rows, float32, run, written.cache))
 
 
 def _treat_files(job: Job, written: Written) -> Treated:
@@ -118,8 +122,8 @@ def _feeds(job: Job, file: Path, written: Written) -> list[Mapping[str, np.ndarr
 def _float32(job: Job, written: Written) -> Session:
     """Return what runs the network in float32: the file itself, before it is treated.
 
-    Where that is in half precision, one in float32 is written for it, and taken away again. It is proven here
-    if what comes of it will not be held to its outputs.
+    Where that is in half precision, one in float32 is written for it, proven, and taken away again. The file
+    itself is proven here if what comes of it will not be held to its outputs.
 
     Raises:
         ParityError: If that file is not what PyTorch computes.
@@ -142,28 +146,30 @@ def _float32(job: Job, written: Written) -> Session:
         return run
 
 
-def _loss(job: Job, float32: Session, treated: Session, written: Written) -> Loss | None:
-    """Measure what a file loses on the rows with labels that nothing was chosen on; None without any.
+def _report_rows(job: Job) -> Samples:
+    """Return the rows with labels that nothing was chosen on."""
+    report, calibration = job.split.report or job.samples, job.split.calibration
+    seen = {row.key for row in calibration.rows} if calibration else set()
+    rows = tuple(row for row in report.rows if row.label is not None and row.key not in seen)
+    return replace(report, rows=rows)
+
+
+def _loss(job: Job, rows: Samples, float32: Session, treated: Session, cache: CacheShapes) -> Loss | None:
+    """Measure what a file loses on rows; None where it computes the same, and the metric is of no use there.
 
     Raises:
         ParityError: If that is more than is allowed.
     """
-    report, calibration = job.split.report or job.samples, job.split.calibration
-    seen = {row.key for row in calibration.rows} if calibration else set()
-    rows = tuple(row for row in report.rows if row.label is not None and row.key not in seen)
-    if not rows:
-        return None
     task, processor, most = job.model.task, job.model.processor, job.settings.max_drop
-    labelled = replace(report, rows=rows)
-    evaluation = Evaluation(task, labelled, processor)
-    exact, found = (
-        float(task.aggregate(evaluation.score(run, written.cache).values)) for run in (float32, treated)
-    )
+    evaluation = Evaluation(task, rows, processor)
+    exact, found = (float(task.aggregate(evaluation.score(run, cache).values)) for run in (float32, treated))
+    if not isfinite(exact) and not job.settings.treatment.may_lose:  # as of numbers that are all the same
+        return None
     drop = exact - found if task.higher_is_better else found - exact
     if not drop <= most:  # NaN is not
         raise ParityError(
             f"{task.metric} is {found:.4g} on {len(rows)} rows, {exact:.4g} in float32: {drop:.4g} worse, "
             f"more than --max-drop {most:g} ({job.settings.treatment}).",
-            "Quantise less or per channel, or allow it with a larger --max-drop.",
+            "Treat it less, or allow it with a larger --max-drop.",
         )
     return Loss(task.metric, len(rows), exact, found, drop, most)

@@ -55,7 +55,8 @@ def find_layers(graph: ir.Graph) -> Layers:
     owners = {value: index for index, values in enumerate(inside) for value in values if times[value] == 1}
     inputs: list[list[ir.Value]] = [[] for _ in blocks]
     for value in graph.inputs:
-        if blocks[0].start not in flow.after([value]) and _NUMBER.search(value.name or ""):
+        is_weight = value.is_initializer()  # files of IR version 3 list them among the inputs
+        if not is_weight and blocks[0].start not in flow.after([value]) and _NUMBER.search(value.name or ""):
             reached = {owners.get(found, -1) for found in flow.entered(value, times)}
             if len(reached) == 1 and reached != {-1}:
                 inputs[reached.pop()].append(value)

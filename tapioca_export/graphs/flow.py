@@ -23,28 +23,25 @@ def read_by(node: ir.Node) -> Iterator[ir.Value]:
     """Yield what a node reads: its inputs, and what the graphs inside it read of those around."""
     yield from (value for value in node.inputs if value is not None)
     for attribute in node.attributes.values():
-        for graph in _graphs(attribute):
-            for inner in graph.all_nodes():
-                yield from (
-                    value for value in inner.inputs if value is not None and _is_outside(value, graph)
-                )
-            yield from (value for value in graph.outputs if _is_outside(value, graph))
+        inside = set(_graphs_of(attribute))
+        for graph in inside:
+            read = (*(value for inner in graph for value in inner.inputs), *graph.outputs)
+            yield from (value for value in read if value is not None and value.graph not in inside)
 
 
-def _graphs(attribute: ir.Attr) -> Iterable[ir.Graph]:
+def _graphs_of(attribute: ir.Attr) -> Iterator[ir.Graph]:
+    """Yield the graphs that an attribute holds, and those inside them."""
     import onnx_ir as ir
 
     if attribute.type == ir.AttributeType.GRAPH:
-        return (attribute.as_graph(),)
-    return attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else ()
-
-
-def _is_outside(value: ir.Value, graph: ir.Graph) -> bool:
-    found = value.graph
-    while found is not None and found is not graph:
-        owner = found.parent_node
-        found = None if owner is None else owner.graph
-    return found is None
+        graphs: Sequence[ir.Graph] = (attribute.as_graph(),)
+    else:
+        graphs = attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else ()
+    for graph in graphs:
+        yield graph
+        for node in graph:
+            for inner in node.attributes.values():
+                yield from _graphs_of(inner)
 
 
 def values_read_by(node: ir.Node) -> Iterator[ir.Value]:
@@ -142,7 +139,7 @@ class Flow:
         return marks
 
     def beginning(self, start: ir.Value, between: Sequence[ir.Value]) -> tuple[ir.Value, ...]:
-        """Return of values in order those that depend on one of them, itself included."""
+        """Return, of values in order, `start` and what depends on it."""
         found = {start}
         for value in between:
             if not found.isdisjoint(self.reads.get(value.producer(), ())):

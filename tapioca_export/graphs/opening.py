@@ -57,6 +57,11 @@ class Opener:
         # Threads of one session that wait busily would take the cores from the next.
         self.entries = {SPINNING: "0", WEIGHTS_FOLDER: str(folder.resolve())}
 
+    def take(self, value: ir.Value, other: ir.Value) -> None:
+        """Take a value to be of another's type: as a piece before it said, else as the graph says."""
+        if (known := self.types.get(str(other.name), other.dtype)) is not None:
+            self.types[str(value.name)] = known
+
     def open(
         self, streams: Sequence[ir.Value], targets: Sequence[ir.Value], beside: Sequence[ir.Value]
     ) -> Piece:

@@ -49,9 +49,10 @@ def prove_outputs(
     inputs = made_up_inputs(graph, sizes or {})
     layers = find_layers(graph)
     gone = {value for layer in drop for value in (*layers.inputs[layer], *layers.outputs[layer])}
-    names = [str(value.name) for value in graph.inputs if value not in gone]
+    kept = (value for value in graph.inputs if value not in gone)
+    names = [str(value.name) for value in kept if not value.is_initializer()]
     outputs = [str(value.name) for value in graph.outputs if value not in gone]
-    whole = Opener(model, source.parent)
+    whole = Opener(model, file.parent)  # where the source's weights are too, under no link to elsewhere
     try:
         wanted = _run_in_pieces(whole, layers, sorted(drop), inputs)
     except ExportError:
@@ -96,8 +97,8 @@ def _run_in_pieces(
         # What no layer owns is made by the last piece.
         kept = [value for value in graph.outputs if (owned[value] in span if value in owned else end is None)]
         streams = [] if begin is None else [layers.blocks[begin].end]
-        for value in streams:  # as what flowed into the layers that went
-            whole.types[str(value.name)] = whole.types[str(ends[0].name)]
+        for value in streams:
+            whole.take(value, ends[0])  # what flowed into the layers that went
         ends = [] if end is None else [layers.blocks[end].start]
         with _running():
             made = whole.open(streams, [*ends, *kept], graph.inputs).run(inputs, stream)
@@ -110,8 +111,9 @@ def _run(file: Path, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Run a graph in ONNX Runtime on the CPU; inputs and outputs are in its order."""
     with _running():
         session = session_on_cpu(file)
-        names = [value.name for value in session.get_inputs()]
-        found: list[np.ndarray] = session.run(None, dict(zip(names, inputs, strict=True)))
+    feed = dict(zip((value.name for value in session.get_inputs()), inputs, strict=True))
+    with _running():
+        found: list[np.ndarray] = session.run(None, feed)
     return found
 
 

@@ -62,7 +62,7 @@ def export_lines(folder: Path, export: Export) -> list[str]:
         lines.append(loss_text(export.loss))
     elif export.tolerance is None:
         lines.append(
-            f"No row has a label, so that no metric could be measured; labels agree on "
+            f"No row with a label is left to measure a metric on; labels agree on "
             f"{export.label_agreement:.1%} of the rows."
         )
     for name, fused in export.fusions.items():

@@ -8,13 +8,13 @@ Knows nothing about tokenizers, models or metrics.
 """
 
 from .files import read_records
-from .roles import ALL, MIN_ROWS, ROLES, Side, Split, halves, load_roles, refuse_shared
+from .roles import MIN_ROWS, NO_SPLIT, ROLES, Side, Split, halves, load_roles, refuse_shared
 from .rows import GROUP, Place, ReadRow, Row, Samples, check_exists, group_of, read_samples
 
 __all__ = [
-    "ALL",
     "GROUP",
     "MIN_ROWS",
+    "NO_SPLIT",
     "ROLES",
     "Place",
     "ReadRow",

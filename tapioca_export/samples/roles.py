@@ -176,7 +176,7 @@ class Split:
     report: Samples | None = None
 
 
-ALL = Split()
+NO_SPLIT = Split()
 
 
 def halves(samples: Samples, seed: int) -> tuple[Samples, Samples]:
