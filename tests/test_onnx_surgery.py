@@ -38,6 +38,7 @@ from tapioca_export.exporting import graphs as exporting_graphs
 from tapioca_export.graphs import cut, find_layers, stage
 from tapioca_export.graphs.files import write_graph
 from tapioca_export.graphs.opening import Arrays, Piece
+from tapioca_export.graphs.pieces import Pieces
 from tapioca_export.graphs.proving import prove_outputs
 from tapioca_export.models import drop_layers, load_model, mend_config_file
 from tapioca_export.reporting.tables import export_table
@@ -616,6 +617,12 @@ def test_a_file_in_the_cache_of_the_hub_is_cut_and_proven(tmp_path: Path) -> Non
         path.rename(blob)
         path.symlink_to(blob)
     cli("prune", file, "--drop", "1", "-o", tmp_path / "cut")
+    pieces = Pieces(file, 1)  # as `profile` and `select` run it
+    stream, beside = pieces.before({"input_ids": IDS})
+    for layer in (0, 2, 3):
+        stream = pieces.layer(layer, stream, beside)
+    (want,) = onnxruntime.InferenceSession(tmp_path / "cut" / "model.onnx").run(None, {"input_ids": IDS})
+    np.testing.assert_allclose(pieces.behind(stream, beside)["logits"], want, atol=1e-5)
 
 
 def test_what_a_session_raises_is_not_logged_as_well(

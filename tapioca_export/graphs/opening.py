@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ class Opener:
         self.model, self.num_threads = model, num_threads
         self.types: dict[str, ir.DataType] = {}
         # Threads of one session that wait busily would take the cores from the next.
-        self.entries = {SPINNING: "0", WEIGHTS_FOLDER: str(folder.resolve())}
+        self.entries = {SPINNING: "0", WEIGHTS_FOLDER: str(_follow_links(model, folder))}
 
     def take(self, value: ir.Value, other: ir.Value) -> None:
         """Take a value to be of another's type: as a piece before it said, else as the graph says."""
@@ -94,3 +95,31 @@ class Opener:
             kind = value.type.removeprefix("tensor(").removesuffix(")")  # "tensor(uint8)", say
             self.types[value.name] = onnx_ir.DataType[kind.upper()]
         return session
+
+
+def _follow_links(model: ir.Model, folder: Path) -> Path:
+    """Name the files with weights by what links to them lead to; return the folder that these are in.
+
+    Of a graph in memory ONNX Runtime takes no file outside that folder, and in the cache of the Hugging Face
+    hub every file is a link to one of another name.
+    """
+    import onnx_ir
+
+    weights = model.graph.initializers.values()
+    outside = [value for value in weights if isinstance(value.const_value, onnx_ir.ExternalTensor)]
+    files = {value: (folder / str(value.const_value.location)).resolve() for value in outside}
+    if not files:
+        return folder.resolve()
+    home = Path(os.path.commonpath([file.parent for file in files.values()]))
+    for value, file in files.items():
+        old = value.const_value
+        value.const_value = onnx_ir.ExternalTensor(
+            file.relative_to(home).as_posix(),
+            old.offset,
+            old.length,
+            old.dtype,
+            shape=old.shape,
+            name=old.name,
+            base_dir=home,
+        )
+    return home
