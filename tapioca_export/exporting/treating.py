@@ -63,11 +63,11 @@ def treat(job: Job, written: Written) -> Treated:
     if not treatment:
         return Treated()
     rows = _report_rows(job)
-    float32 = _float32(job, written) if len(rows) or treatment.may_lose else None
+    float32 = _float32(job, written) if rows or treatment.may_lose else None
     with quiet():
         treated = _treat_files(job, written)
         run = FORMATS[job.settings.format].open(job.folder, written)
-    if float32 is None or not len(rows):
+    if float32 is None or not rows:
         return treated
     return replace(treated, loss=_loss(job, rows, float32, run, written.cache))
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import TapiocaError, first_line, onnxruntime_errors
 from ..sessions import SPINNING, session_on_cpu
 
 if TYPE_CHECKING:
@@ -18,6 +20,19 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, np.ndarray]
 # Where ONNX Runtime looks for the weights of a graph that is given to it in memory.
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+@contextmanager
+def refused_as(kind: Callable[[str, str], TapiocaError], what: str, hint: str) -> Iterator[None]:
+    """Say what a user is told, and what to do, in place of what ONNX Runtime raises.
+
+    Raises:
+        TapiocaError: Of that kind, with ONNX Runtime's reason.
+    """
+    try:
+        yield
+    except onnxruntime_errors() as error:
+        raise kind(f"{what}: {first_line(error)}", hint) from error
 
 
 @dataclass(frozen=True)

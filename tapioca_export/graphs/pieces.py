@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import UnsupportedModelError, first_line, onnxruntime_errors
+from ..errors import UnsupportedModelError
 from .cutting import Layers, find_layers, shown_by
 from .files import genai_config, named_sizes, read_graph, weight_files
 from .flow import SHAPE_READERS, Flow, read_by
-from .opening import Arrays, Opener, Piece
+from .opening import Arrays, Opener, Piece, refused_as
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -67,15 +67,11 @@ class Pieces:
         self.outputs = tuple(str(value.name) for value in parts[-1].targets)
         run = Opener(model, file.parent, num_threads)
         beside = dict.fromkeys(value for part in parts for value in part.beside)
-        try:
+        what = f"ONNX Runtime does not run {file} layer by layer"
+        with refused_as(UnsupportedModelError, what, "Profile and select on the checkpoint."):
             self._before = run.open([], [parts[0].stream, *beside], graph.inputs)
             self._layers = [run.open([part.stream], part.targets, part.beside) for part in parts[:-1]]
             self._behind = run.open([parts[-1].stream], parts[-1].targets, parts[-1].beside)
-        except onnxruntime_errors() as error:
-            raise UnsupportedModelError(
-                f"ONNX Runtime does not run {file} layer by layer: {first_line(error)}",
-                "Profile and select on the checkpoint.",
-            ) from error
 
     def before(self, inputs: Arrays) -> tuple[np.ndarray, Arrays]:
         """Run what is before the layers.
@@ -101,13 +97,9 @@ def _run(piece: Piece, beside: Arrays, stream: np.ndarray | None = None) -> list
     Raises:
         UnsupportedModelError: If ONNX Runtime does not compute it.
     """
-    try:
+    hint = "Are its config and tokenizer those of another model?"
+    with refused_as(UnsupportedModelError, "The graph does not compute what it is given", hint):
         return piece.run(beside, stream)
-    except onnxruntime_errors() as error:
-        raise UnsupportedModelError(
-            f"The graph does not compute what it is given: {first_line(error)}",
-            "Are its config and tokenizer those of another model?",
-        ) from error
 
 
 # --- dividing -------------------------------------------------------------------------------

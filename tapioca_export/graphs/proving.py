@@ -6,18 +6,18 @@ is reconnected in them, so that they tell a wrong reconnection.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import ExportError, ParityError, first_line, onnxruntime_errors
+from ..errors import ExportError, ParityError
 from ..sessions import session_on_cpu
 from .cutting import Layers, find_layers
 from .files import read_graph
-from .opening import Arrays, Opener
+from .opening import Arrays, Opener, refused_as
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -52,7 +52,7 @@ def prove_outputs(
     kept = (value for value in graph.inputs if value not in gone)
     names = [str(value.name) for value in kept if not value.is_initializer()]
     outputs = [str(value.name) for value in graph.outputs if value not in gone]
-    whole = Opener(model, file.parent)  # where the source's weights are too, under no link to elsewhere
+    whole = Opener(model, source.parent)
     try:
         wanted = _run_in_pieces(whole, layers, sorted(drop), inputs)
     except ExportError:
@@ -117,20 +117,9 @@ def _run(file: Path, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
     return found
 
 
-@contextmanager
-def _running() -> Iterator[None]:
-    """Say of what ONNX Runtime refuses what else proves a graph.
-
-    Raises:
-        ExportError: In place of its errors.
-    """
-    try:
-        yield
-    except onnxruntime_errors() as error:
-        raise ExportError(
-            f"ONNX Runtime does not run the graph on made-up inputs: {first_line(error)}",
-            "Use --proof weights, which runs nothing, if it runs on yours.",
-        ) from error
+def _running() -> AbstractContextManager[None]:
+    what = "ONNX Runtime does not run the graph on made-up inputs"
+    return refused_as(ExportError, what, "Use --proof weights, which runs nothing, if it runs on yours.")
 
 
 def made_up_inputs(graph: ir.Graph, sizes: Mapping[str, int], batch: int = BATCH) -> dict[str, np.ndarray]:
