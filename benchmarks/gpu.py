@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py export FOLDER      # writes and proves the files that are timed; needs no GPU
     python benchmarks/gpu.py latency FOLDER     # times them in ONNX Runtime and PyTorch, on CUDA
+    python benchmarks/gpu.py peers FOLDER --peer-python PATH/python    # pruned files against Optimum's
     python benchmarks/gpu.py search             # `select --dry-run` against `select` on random decoders
     python benchmarks/gpu.py tables             # prints the tables of docs/gpu.md from gpu.json
     python benchmarks/gpu.py tables --write docs/gpu.md
@@ -10,7 +11,9 @@ Random weights take the time that trained ones take. An encoder of the size of B
 half precision, and a decoder of 24 layers with its cache, lose every fourth layer. Original, original again
 and pruned take turns in one process, in a new random order every round, and copies to and from the GPU are
 part of a run; ONNX Runtime's files are timed as every session is opened, and with the settings that
-`benchmark --tune` finds (I/O binding, CUDA graphs, levels of optimisation).
+`benchmark --tune` finds (I/O binding, CUDA graphs, levels of optimisation). The pruned encoder in half
+precision, plain and by `--optimize O4`, is timed against what Optimum exports of it, and what its O4 makes of
+that, each as a session is opened and as a CUDA graph; Optimum is in an environment of its own.
 
 The searches drop layers by the exact greedy search, all scores in full, on rows of 200 tokens with four
 answers of five. Results go to gpu.json, each part with its environment and commit; exit code 1 where a plan
@@ -21,18 +24,21 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
+import numpy as np
 import torch
+from graphs import ratio
 from recording import origin, put_between
 from scale import ANSWER, CONTEXT, KEY_VALUE_HEADS, NUM_ANSWERS, VOCABULARY, Tokenizer
 
@@ -40,7 +46,7 @@ from tapioca_export import RunConfig, planning, steps
 from tapioca_export.benchmarking import BenchmarkSettings, make_workloads, measure_latency
 from tapioca_export.benchmarking.pairing import open_pair
 from tapioca_export.benchmarking.runtimes import runtimes_on
-from tapioca_export.benchmarking.sessions import CUDA
+from tapioca_export.benchmarking.sessions import CUDA, CUDA_GRAPH, default_settings, open_session
 from tapioca_export.benchmarking.stage import shared_cache
 from tapioca_export.benchmarking.tuning import tune
 from tapioca_export.errors import TapiocaError
@@ -50,6 +56,7 @@ from tapioca_export.provenance import NOT_INSTALLED
 from tapioca_export.reporting.sessions import session_text
 from tapioca_export.samples import Row, Samples
 from tapioca_export.tasks import TASKS, Processor
+from tapioca_export.treatments import Treatment
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
@@ -57,16 +64,20 @@ RESULTS, PAGE = HERE / "gpu.json", HERE.parent / "docs" / "gpu.md"
 BEGIN, END = "<!-- begin: python benchmarks/gpu.py tables, {} -->", "<!-- end -->"
 SECONDS_WITHIN, MEMORY_WITHIN = 0.25, 0.10
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+Way = tuple[str, str, str | None]
 
 
 @dataclass(frozen=True)
 class Timed:
-    """A network that is exported in some precisions and formats, whole and without every fourth layer."""
+    """A network that is exported in some ways, whole and without every fourth layer.
+
+    A way is a precision, a format, and a level of `--optimize`, or none.
+    """
 
     task: str
     family: str
     config: dict[str, int]
-    files: tuple[tuple[str, str], ...]
+    files: tuple[Way, ...]
     batch_sizes: tuple[int, ...]
 
     @property
@@ -75,13 +86,15 @@ class Timed:
         return tuple(range(3, self.config["num_hidden_layers"], 4))
 
 
+HALF, HALF_BEST = ("fp16", "onnx", None), ("fp16", "onnx", "O4")
+ENCODER = "encoder, 12 layers of 768"
 MODELS = {
-    "encoder, 12 layers of 768": Timed(
+    ENCODER: Timed(
         "text-classification",
         "bert",
         {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "num_hidden_layers": 12}
         | {"vocab_size": 30522, "num_labels": 4},
-        (*product(("fp32", "fp16"), ("onnx", "torchscript")), ("fp16", "pt2")),
+        (*product(("fp32", "fp16"), ("onnx", "torchscript"), (None,)), HALF_BEST, ("fp16", "pt2", None)),
         (1, 8, 32),
     ),
     "decoder, 24 layers of 1024": Timed(
@@ -89,10 +102,11 @@ MODELS = {
         "llama",
         {"hidden_size": 1024, "num_attention_heads": 16, "num_key_value_heads": 4, "intermediate_size": 2816}
         | {"num_hidden_layers": 24, "vocab_size": 32000, "max_position_embeddings": 1024},
-        (("fp16", "onnx"),),
+        (HALF, HALF_BEST),
         (1, 8),
     ),
 }
+FORMATS = ("onnx", "torchscript", "pt2")
 SEQUENCE_LENGTH = 128
 # Of the searches: hidden size, that of the feed-forward part, layers, heads, rows, rounds.
 # Source of the shapes: Grattafiori et al. 2024, "The Llama 3 Herd of Models", arXiv:2407.21783, table 3, and
@@ -135,9 +149,9 @@ def rows_of(model: LoadedModel) -> Samples:
     return Samples("target-report", tuple(read_row(r, f"row {n}") for n, r in enumerate(records)), "", "")
 
 
-def export_one(job: tuple[str, str, str, str, str]) -> str:
-    """Export one model, whole or pruned, in one format and precision, and prove it."""
-    name, side, format_, dtype, folder = job
+def export_one(job: tuple[str, str, Way, str]) -> str:
+    """Export one model, whole or pruned, in one way, and prove it."""
+    name, side, (dtype, format_, level), folder = job
     torch.set_num_threads(1)
     target = Path(folder)
     if (target / "export.json").is_file():
@@ -145,46 +159,126 @@ def export_one(job: tuple[str, str, str, str, str]) -> str:
     target.mkdir(parents=True, exist_ok=True)
     model, drop = network(name), MODELS[name].drop if side == "pruned" else ()
     rows = rows_of(model)
-    export_model(drop_layers(model, drop), rows, target, ExportSettings(format_, dtype=dtype), drop)
+    settings = ExportSettings(format_, dtype=dtype, treatment=Treatment(level), max_drop=1.0)
+    export_model(drop_layers(model, drop), rows, target, settings, drop)
     return folder
 
 
-def jobs(folder: Path) -> list[tuple[str, str, str, str, str]]:
+def jobs(folder: Path) -> list[tuple[str, str, Way, str]]:
     """Return all that is exported, the longest first."""
     return [
-        (name, side, format_, dtype, str(folder / f"{number}-{dtype}-{format_}" / side))
-        for number, (name, timed) in reversed(list(enumerate(MODELS.items())))
-        for dtype, format_ in timed.files
+        (name, side, way, str(place(folder, name, way) / side))
+        for name, timed in reversed(MODELS.items())
+        for way in timed.files
         for side in ("original", "pruned")
     ]
 
 
-def time_models(folder: Path, iterations: int, tune_seconds: float) -> Iterator[dict[str, Any]]:
-    """Time every pair of files on CUDA in every way; what PyTorch compiles, which takes longest, last."""
-    pairs = [
-        (number, name, *own) for number, (name, timed) in enumerate(MODELS.items()) for own in timed.files
-    ]
-    for number, name, dtype, format_ in sorted(pairs, key=lambda pair: pair[-1] == "pt2"):
+def place(folder: Path, name: str, way: Way) -> Path:
+    """Return where a model is written in one way."""
+    return folder / "-".join([str(list(MODELS).index(name)), *filter(None, way)])
+
+
+def time_models(
+    folder: Path, formats: Sequence[str], iterations: int, tune_seconds: float
+) -> Iterator[dict[str, Any]]:
+    """Time pairs of files on CUDA in every runtime; what PyTorch compiles, which takes longest, last."""
+    pairs = [(name, way) for name, timed in MODELS.items() for way in timed.files if way[1] in formats]
+    for name, way in sorted(pairs, key=lambda pair: pair[1][1] == "pt2"):
+        dtype, format_, level = way
         settings = BenchmarkSettings(
             batch_sizes=MODELS[name].batch_sizes, sequence_lengths=(SEQUENCE_LENGTH,), iterations=iterations
         )
         model = network(name)
-        sides = (folder / f"{number}-{dtype}-{format_}" / side for side in ("original", "pruned"))
+        sides = (place(folder, name, way) / side for side in ("original", "pruned"))
         before, after = open_pair(*sides, model.task, settings)
         cache = shared_cache(before.export.cache, after.export.cache)
         works = make_workloads(model.task, rows_of(model), model.processor, settings, cache, dtype)
-        ways: list[tuple[str, Any]] = [(way, None) for way in runtimes_on(before.runtime, CUDA)]
+        runs: list[tuple[str, Any]] = [(runtime, None) for runtime in runtimes_on(before.runtime, CUDA)]
         if format_ == "onnx":
-            ways.append((before.runtime, tune(before, after, works, CUDA, settings, tune_seconds)))
-        for runtime, tuned in ways:
+            runs.append((before.runtime, tune(before, after, works, CUDA, settings, tune_seconds)))
+        for runtime, tuned in runs:
             words = {side: session_text(own) for side, own in (tuned or {}).items()}
-            what = {"model": name, "dtype": dtype, "tuned": words, "runtime": runtime}
+            what = {"model": name, "dtype": dtype, "optimize": level, "tuned": words, "runtime": runtime}
             try:
                 found = measure_latency(before, after, works, CUDA, settings, tuned, runtime)
             except TapiocaError as error:
                 yield {**what, "error": error.message}
                 continue
             yield from ({**what, **asdict(row)} for row in found)
+
+
+# --- peers ----------------------------------------------------------------------------------
+
+OPTIMUM = """
+import sys, warnings, logging
+warnings.simplefilter("ignore"); logging.disable(logging.WARNING)
+from optimum.exporters.onnx import main_export
+from optimum.onnxruntime import AutoOptimizationConfig, ORTOptimizer
+checkpoint, plain, best = sys.argv[1:]
+main_export(checkpoint, output=plain, task="text-classification", do_validation=False)
+ORTOptimizer.from_pretrained(plain).optimize(save_dir=best, optimization_config=AutoOptimizationConfig.O4())
+"""
+CLOSE = 0.02  # of the outputs of the same network in half precision, which are about 1
+
+
+def peers(folder: Path, python: Path) -> dict[str, Path]:
+    """Have Optimum export the pruned encoder; return its files, plain (in float32) and by O4."""
+    made = {"Optimum": folder / "optimum", "Optimum O4": folder / "optimum-o4"}
+    if not made["Optimum O4"].is_dir():
+        pruned = drop_layers(network(ENCODER), MODELS[ENCODER].drop)
+        with TemporaryDirectory() as checkpoint:
+            pruned.network.save_pretrained(checkpoint)
+            pruned.processor.save(Path(checkpoint))
+            command = [str(python), "-c", OPTIMUM, checkpoint, *map(str, made.values())]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise click.ClickException(f"Optimum failed: {done.stderr.strip().splitlines()[-1]}")
+    return {name: next(path.glob("*.onnx")) for name, path in made.items()}
+
+
+def time_peers(folder: Path, python: Path, rounds: int) -> list[dict[str, Any]]:
+    """Time the files of the pruned encoder in turns, in a new random order every round, on CUDA."""
+    ours = {"plain": HALF, "O4": HALF_BEST}
+    files = {name: place(folder, ENCODER, way) / "pruned" / "model.onnx" for name, way in ours.items()}
+    files |= peers(folder, python)
+    plain = default_settings("cuda", 1)
+    graph = replace(plain, io_binding=True, provider_options={CUDA_GRAPH: "1"})
+    ways, rows, generator = {"as opened": plain, "CUDA graph": graph}, [], np.random.default_rng(0)
+    for batch_size, (way, settings) in product(MODELS[ENCODER].batch_sizes, ways.items()):
+        runs, refused = {}, {}
+        tokens = generator.integers(4, 90, (batch_size, SEQUENCE_LENGTH))
+        feed = {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}
+        feed["token_type_ids"] = np.zeros_like(tokens)
+        for name, file in files.items():
+            try:
+                runs[name] = open_session(file, settings)
+                runs[name](feed)
+            except TapiocaError as error:
+                refused[name] = error.message
+                runs.pop(name, None)
+        answers = {name: run(feed)["logits"].astype(np.float32) for name, run in runs.items()}
+        off = {name: float(np.abs(found - answers["plain"]).max()) for name, found in answers.items()}
+        seconds = {name: np.empty(rounds) for name in runs}
+        for turn in range(-5, rounds):
+            for name in generator.permutation(list(runs)):
+                begun = time.perf_counter()
+                runs[name](feed)
+                if turn >= 0:
+                    seconds[name][turn] = time.perf_counter() - begun
+        rows.append(
+            {
+                "model": f"{ENCODER}, pruned", "batch_size": batch_size, "way": way, "rounds": rounds,
+                "ms": {name: float(np.median(found)) * 1e3 for name, found in seconds.items()},
+                "times_as_fast": {
+                    name: ratio(found, seconds["O4"])
+                    for name, found in seconds.items()
+                    if name != "O4" and "O4" in seconds
+                },
+                "off": off, "refused": refused,
+            }
+        )  # fmt: skip
+    return rows
 
 
 # --- searching ------------------------------------------------------------------------------
@@ -269,12 +363,19 @@ def is_right(row: dict[str, Any]) -> bool:
     )
 
 
+def is_no_slower(row: dict[str, Any]) -> bool:
+    """Tell whether all compute the same, and no peer is faster than our O4 by more than its interval."""
+    return max(row["off"].values()) <= CLOSE and all(
+        found["interval"][1] >= 1 for found in row["times_as_fast"].values()
+    )
+
+
 # --- tables ---------------------------------------------------------------------------------
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """Return what was measured as Markdown, by part."""
-    parts = {"latency": _latency_table, "search": _search_table}
+    parts = {"latency": _latency_table, "peers": _peers_table, "search": _search_table}
     return {name: "\n".join(table(results)) for name, table in parts.items() if name in results}
 
 
@@ -295,17 +396,37 @@ def _latency_table(results: dict[str, Any]) -> Iterator[str]:
     yield "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |"
     for row in part["rows"]:
         tuned = f", tuned ({row['tuned']['pruned']})" if row["tuned"] else ""
+        dtype = f"{row['dtype']}{', ' if row['optimize'] else ''}{row['optimize'] or ''}"
         if "error" in row:
-            yield f"| {row['model']}, {row['dtype']} | {row['runtime']}{tuned} | {row['error']} |" + " |" * 5
+            yield f"| {row['model']}, {dtype} | {row['runtime']}{tuned} | {row['error']} |" + " |" * 5
             continue
         what = {"prefill": "prompts, ", "decode": "one token more, "}.get(row["phase"], "")
         low, high = row["speedup"]["interval"]
         before, after = (row[side]["p50_ms"] for side in ("original", "pruned"))
         yield (
-            f"| {row['model']}, {row['dtype']} | {row['runtime']}{tuned} | {what}batch {row['batch_size']} | "
+            f"| {row['model']}, {dtype} | {row['runtime']}{tuned} | {what}batch {row['batch_size']} | "
             f"{before:.2f} | {after:.2f} | {row['speedup']['median']:.2f} ({low:.2f} to {high:.2f}) | "
             f"{row['speedup']['median'] / row['ideal_speedup']:.0%} | {row['noise_floor'][1]:.2f} |"
         )
+
+
+def _peers_table(results: dict[str, Any]) -> Iterator[str]:
+    part = results["peers"]
+    yield f"{_hardware(part)} Medians in milliseconds; in brackets how many times as fast ours by O4 is.\n"
+    names = list(part["rows"][0]["ms"])
+    yield f"| {part['rows'][0]['model']} | {' | '.join(names)} |"
+    yield "| --- |" + " ---: |" * len(names)
+    for row in part["rows"]:
+        cells = []
+        for name in names:
+            if name in row["refused"]:
+                cells.append("does not run so")
+                continue
+            cells.append(f"{row['ms'][name]:.2f}")
+            if found := row["times_as_fast"].get(name):
+                low, high = found["interval"]
+                cells[-1] += f" ({found['median']:.2f}, {low:.2f} to {high:.2f})"
+        yield f"| batch {row['batch_size']}, {row['way']} | {' | '.join(cells)} |"
 
 
 def _search_table(results: dict[str, Any]) -> Iterator[str]:
@@ -353,14 +474,34 @@ def export(folder: Path, processes: int) -> None:
 @click.argument("folder", type=click.Path(path_type=Path, exists=True))
 @click.option("--iterations", default=60, show_default=True)
 @click.option("--tune-seconds", default=15.0, show_default=True)
+@click.option("--format", "formats", type=click.Choice(FORMATS), multiple=True, default=FORMATS)
 @click.option("--output", type=click.Path(path_type=Path), default=RESULTS)
-def latency(folder: Path, iterations: int, tune_seconds: float, output: Path) -> None:
+def latency(
+    folder: Path, iterations: int, tune_seconds: float, formats: tuple[str, ...], output: Path
+) -> None:
     """Time the files that `export` wrote."""
     rows = []
-    for row in time_models(folder, iterations, tune_seconds):
+    for row in time_models(folder, formats, iterations, tune_seconds):
         rows.append(row)
         results = keep(output, "latency", rows)
     click.echo("\n".join(_latency_table(results)))
+
+
+@main.command(name="peers")
+@click.argument("folder", type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "--peer-python",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Python of an environment with optimum-onnx.",
+)
+@click.option("--rounds", default=100, show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), default=RESULTS)
+def peers_command(folder: Path, peer_python: Path, rounds: int, output: Path) -> None:
+    """Time pruned files against Optimum's; exit code 1 if outputs differ, or one of theirs is faster."""
+    rows = time_peers(folder, peer_python, rounds)
+    click.echo("\n".join(_peers_table(keep(output, "peers", rows))))
+    sys.exit(0 if all(map(is_no_slower, rows)) else 1)
 
 
 @main.command(name="search")

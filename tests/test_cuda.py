@@ -258,3 +258,20 @@ def test_a_plan_of_a_search_on_cuda_knows_its_memory(tiny: Tiny, sample_files: F
     invoke("select", *common, "-o", tmp_path / "out")
     selection = read(tmp_path / "out" / "selection.json", Selection)
     assert selection.cost.layer_forwards <= plan["layer_forwards"]["most"]
+
+
+# --- benchmarks -----------------------------------------------------------------------------
+
+
+def test_training_by_a_graph_of_kernels_goes_down_the_same_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent))
+    from benchmarks.polynomial.train import Recipe
+    from benchmarks.training import Descent
+
+    recipe = Recipe(layers=2, width=32, heads=2, steps=20, warmup=5, points=8)
+    losses = []
+    for device in ("cpu", DEVICE):
+        descent = Descent(recipe.network().to(device).train(), recipe)
+        prompts = (recipe.prompts(16, step) for step in range(recipe.steps))
+        losses.append([float(descent.step({"values": p, "labels": p[:, 1::2]})) for p in prompts])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)

@@ -22,9 +22,8 @@ import numpy as np
 from benchmarks.evidence import encoder, language, polynomial
 from benchmarks.evidence.label_free import FEW, Seen, order, scores, with_pairs
 from benchmarks.evidence.measuring import Layers, error, least_error
-from benchmarks.evidence.protocol import BATCH_SIZE
 from benchmarks.evidence.running import options, run
-from benchmarks.evidence.shifts import ID, Shift, Subject
+from benchmarks.evidence.shifts import ID, Shift, Subject, batch_size_on
 from tapioca_export.models import DROPPED, LoadedModel, stand_ins
 from tapioca_export.profiling import Probe, respond
 from tapioca_export.profiling.gathering import read_states
@@ -86,7 +85,7 @@ def _case(subject: Subject, shift: Shift, id_rows: Samples, id_seen: Seen) -> di
 
 
 def _probe(model: LoadedModel, id_rows: Samples, rows: Samples) -> Probe:
-    probe = Probe(model, {"id": id_rows, "target": rows}, batch_size=BATCH_SIZE)
+    probe = Probe(model, {"id": id_rows, "target": rows}, batch_size=batch_size_on(model.device))
     probe.division = None  # networks this small are fastest in full batches
     return probe
 

@@ -3,6 +3,11 @@
     python -m benchmarks.evidence.language            # writes language.json beside this script
     python -m benchmarks.evidence.language --smoke    # one untrained model, one shift: does it run?
 
+On a GPU, larger ones:
+
+    python -m benchmarks.evidence.language --size 12x256 --device cuda --jobs 6 \
+        --output benchmarks/evidence/language-large.json
+
 Models are those of benchmarks/language/family.py, trained on first use on lists of 2 to 8 letters. Every one
 is judged twice, and layers are chosen for each: by answers that it writes (exact match, answers of no valid
 form counted apart) and by the likelihood of four choices. What is measured was fixed before any of it was.
@@ -22,9 +27,9 @@ import click
 from benchmarks.evidence.protocol import record
 from benchmarks.evidence.protocol import smoke as smoke_record
 from benchmarks.evidence.running import options, run, train_each
-from benchmarks.evidence.shifts import ID, Shift, Subject, as_samples, last_line
+from benchmarks.evidence.shifts import ID, Shift, Subject, as_samples, batch_size_on, last_line
 from benchmarks.language import lists
-from benchmarks.language.family import SEEDS, SIZES, Recipe, checkpoint, network
+from benchmarks.language.family import CACHE, SEEDS, TRAINED_HERE, Recipe, checkpoint, network
 from tapioca_export.artifacts import Prompting
 from tapioca_export.models import LoadedModel, LoadOptions, load_model
 from tapioca_export.samples import Samples
@@ -49,36 +54,37 @@ TASKS = {"generated": "text-generation", "likelihood": "multiple-choice"}
 CONSTANT_ERRORS = {"generated": 1.0, "likelihood": 1 - 1 / lists.NUM_CHOICES}
 
 
-def subject(size: str, seed: int, judged: str) -> Subject:
+def subject(size: str, seed: int, judged: str, device: str = "cpu") -> Subject:
     """Return a member of the family with all its shifts, judged by a name of TASKS."""
-    folder = checkpoint(size, seed)
-    return replace(_subject(size, seed, judged, folder, LENGTHS, NUM_ROWS), training=last_line(folder))
+    folder = checkpoint(size, seed, device=device)
+    found = _subject(size, seed, judged, _load(folder, judged, device), LENGTHS, NUM_ROWS)
+    return replace(found, training=last_line(folder))
 
 
-def untrained(size: str, seed: int, judged: str) -> Subject:
+def untrained(size: str, seed: int, judged: str, device: str = "cpu") -> Subject:
     """Return a small network as it was drawn, with one shift and few rows."""
     with TemporaryDirectory() as folder:
         network(Recipe(layers=4, width=16, heads=2, seed=seed)).save_pretrained(folder)
         lists.tokenizer().save_pretrained(folder)
         lengths = {ID: LENGTHS[ID], "14-17": LENGTHS["14-17"]}
-        return _subject(size, seed, judged, Path(folder), lengths, dict.fromkeys(NUM_ROWS, 32))
+        model = _load(Path(folder), judged, device)
+    return _subject(size, seed, judged, model, lengths, dict.fromkeys(NUM_ROWS, 32))
 
 
-def _load(folder: Path, judged: str) -> LoadedModel:
-    return load_model(
-        folder, TASKS[judged], LoadOptions(prompting=WRITTEN if judged == "generated" else Prompting())
-    )
+def _load(folder: Path, judged: str, device: str) -> LoadedModel:
+    prompting = WRITTEN if judged == "generated" else Prompting()
+    return load_model(folder, TASKS[judged], LoadOptions(device=device, prompting=prompting))
 
 
 def _subject(
     size: str,
     seed: int,
     judged: str,
-    folder: Path,
+    model: LoadedModel,
     lengths: dict[str, tuple[int, int]],
     num_rows: dict[str, int],
 ) -> Subject:
-    model, names = _load(folder, judged), list(lengths)
+    names = list(lengths)
 
     def draw(name: str, role: str) -> Samples:
         # Select and report rows come from one draw, in which all questions differ.
@@ -98,6 +104,7 @@ def _subject(
         size=size,
         seed=seed,
         model=model,
+        batch_size=batch_size_on(model.device),
         shifts=tuple(shifts),
         origins={AXIS: sum(lengths[ID]) / 2},
         references=REFERENCES,
@@ -112,26 +119,31 @@ def _subject(
     )
 
 
-def train_all(jobs: int, sizes: Sequence[str] = tuple(SIZES), seeds: Sequence[int] = SEEDS) -> None:
+def train_all(
+    jobs: int, sizes: Sequence[str] = TRAINED_HERE, seeds: Sequence[int] = SEEDS, device: str = "cpu"
+) -> None:
     """Train what the cache lacks."""
-    train_each(checkpoint, [(size, seed) for size in sizes for seed in seeds], jobs)
+    train_each(checkpoint, [(size, seed, CACHE, device) for size in sizes for seed in seeds], jobs)
 
 
 @click.command(help=__doc__)
 @options(Path(__file__).with_suffix(".json"))
-@click.option("--size", "sizes", multiple=True, default=tuple(SIZES), show_default=True)
+@click.option("--size", "sizes", multiple=True, default=TRAINED_HERE, show_default=True)
 @click.option("--seed", "seeds", type=int, multiple=True, default=SEEDS, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="Where models are trained and measured.")
 def main(
-    smoke: bool, jobs: int, resume: Path | None, output: Path, sizes: Sequence[str], seeds: Sequence[int]
-) -> None:
+    smoke: bool, jobs: int, resume: Path | None, output: Path, sizes: Sequence[str], seeds: Sequence[int],
+    device: str,
+) -> None:  # fmt: skip
     """Measure and write the JSON."""
+    elsewhere = () if device == "cpu" else (device,)
     if smoke:
-        tiny = [("tiny", 0, judged) for judged in TASKS]
+        tiny = [("tiny", 0, judged, *elsewhere) for judged in TASKS]
         run(untrained, tiny, output, jobs=1, record=smoke_record, about={"family": "language"})
         return
-    members = [(size, seed, judged) for size in sizes for seed in seeds for judged in TASKS]
+    members = [(size, seed, judged, *elsewhere) for size in sizes for seed in seeds for judged in TASKS]
     about = {"family": "language", "lengths": LENGTHS, "num_rows": NUM_ROWS}
-    train_all(jobs, sizes, seeds)
+    train_all(jobs, sizes, seeds, device)
     run(subject, members, output, jobs=jobs, resume=resume, record=record, about=about)
 
 

@@ -29,7 +29,7 @@ import click
 from benchmarks.evidence.protocol import record
 from benchmarks.evidence.protocol import smoke as smoke_record
 from benchmarks.evidence.running import options, run, train_each
-from benchmarks.evidence.shifts import ID, Shift, Subject, as_samples, last_line
+from benchmarks.evidence.shifts import ID, Shift, Subject, as_samples, batch_size_on, last_line
 from benchmarks.polynomial.family import CACHE, SEEDS, TRAINED_HERE, checkpoint
 from benchmarks.polynomial.prompts import Distribution
 from benchmarks.polynomial.train import Recipe
@@ -82,11 +82,11 @@ def subject(size: str, seed: int, scales: str, device: str = "cpu") -> Subject:
     return replace(found, training=last_line(folder))
 
 
-def untrained(size: str, seed: int) -> Subject:
+def untrained(size: str, seed: int, device: str = "cpu") -> Subject:
     """Return a small network as it was drawn, with few shifts and rows."""
     with TemporaryDirectory() as folder:
         Recipe(layers=4, width=16, heads=2, points=8, seed=seed).network().save_pretrained(folder)
-        model = load_model(folder, "polynomial-regression")
+        model = load_model(folder, "polynomial-regression", LoadOptions(device=device))
     shifts = {**grid((1, 5)), "degree 3": others()["degree 3"]}
     return _subject(size, seed, model, shifts, dict.fromkeys(NUM_ROWS, 32))
 
@@ -105,6 +105,7 @@ def _subject(size: str, seed: int, model: LoadedModel, shifts: Shifts, num_rows:
         size=size,
         seed=seed,
         model=model,
+        batch_size=batch_size_on(model.device),
         shifts=tuple(shift for shift, _ in shifts.values()),
         origins={COEFFICIENTS: 1, INPUTS: 1},
         references=REFERENCES,
@@ -137,10 +138,11 @@ def main(
     seeds: Sequence[int], device: str,
 ) -> None:  # fmt: skip
     """Measure and write the JSON."""
-    if smoke:
-        run(untrained, [("tiny", 0)], output, jobs=1, record=smoke_record, about={"family": "polynomial"})
-        return
     elsewhere = () if device == "cpu" else (device,)
+    if smoke:
+        tiny = [("tiny", 0, *elsewhere)]
+        run(untrained, tiny, output, jobs=1, record=smoke_record, about={"family": "polynomial"})
+        return
     members = [(size, seed, scales, *elsewhere) for size in sizes for seed in seeds]
     about = {"family": "polynomial", "scales": SCALES[scales], "num_rows": NUM_ROWS}
     train_all(jobs, sizes, seeds, device)

@@ -36,7 +36,6 @@ from .shifts import ID, Shift, Subject
 
 # The other choice of one bit a layer: half as much again of what it adds, instead of nothing.
 AMPLIFIED = Scaled(1.5)
-BATCH_SIZE = 128
 MOST_SHARE = 0.5  # of the layers, that a search may drop
 
 
@@ -117,7 +116,7 @@ class Protocol:
     # --- choosing -------------------------------------------------------------------------
 
     def _probe(self, rows: Samples) -> Probe:
-        probe = Probe(self.model, {"id": self.id_report, "target": rows}, batch_size=BATCH_SIZE)
+        probe = Probe(self.model, {"id": self.id_report, "target": rows}, batch_size=self.subject.batch_size)
         probe.division = None  # networks this small are fastest in full batches
         return probe
 
@@ -278,7 +277,10 @@ class Protocol:
 
     def _sweep(self, report: Samples, layers: Layers, draws: int) -> dict[str, Any]:
         config = RunConfig(
-            model=self.subject.name, eval_batch_size=BATCH_SIZE, seed=self.subject.seed, num_threads=1
+            model=self.subject.name,
+            eval_batch_size=self.subject.batch_size,
+            seed=self.subject.seed,
+            num_threads=1,
         )
         roles = {"id-report": self.id_report, "target-report": report}
         return _brief(

@@ -9,6 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from tapioca_export.models import LoadedModel
 from tapioca_export.samples import Samples, read_samples
 
@@ -47,6 +49,7 @@ class Subject:
             they are tried; fixed before this was measured.
         constant_error: What the best answer that is always the same makes of errors.
         training: The last line of the training's log.
+        batch_size: Rows of a pass.
     """
 
     name: str
@@ -60,6 +63,12 @@ class Subject:
     unrelated: tuple[tuple[str, str], ...] = ()
     constant_error: float = 1.0
     training: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: int = 128
+
+
+def batch_size_on(device: torch.device) -> int:
+    """Return how many rows go through at a time: on a CPU what its caches hold, on a GPU all of a file."""
+    return 128 if device.type == "cpu" else 512
 
 
 def as_samples(model: LoadedModel, records: Iterable[Mapping[str, Any]], role: str) -> Samples:

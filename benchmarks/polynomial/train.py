@@ -93,9 +93,8 @@ def train(recipe: Recipe, output: Path, log: Path, device: str = "cpu") -> None:
         }
         lines.write(json.dumps(settings) + "\n")
         for step in range(recipe.steps):
-            prompts = recipe.prompts(recipe.batch_size, recipe.seed * 10**7 + step).to(device)
-            loss = model(prompts, labels=prompts[:, 1::2]).loss
-            descent.step(loss)
+            prompts = recipe.prompts(recipe.batch_size, recipe.seed * 10**7 + step)
+            loss = descent.step({"values": prompts, "labels": prompts[:, 1::2]})
             if (step + 1) % EVERY == 0 or step + 1 == recipe.steps:
                 row = {
                     "step": step + 1,

@@ -16,7 +16,7 @@ from ..artifacts import Fusions
 from ..errors import UnsupportedModelError
 from ..graphs.blocks import find_blocks
 from ..graphs.flow import Flow
-from ..graphs.norms import DOMAIN
+from ..graphs.norms import DOMAIN, take_apart
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -38,21 +38,26 @@ class Layered:
 
 
 def layered(file: Path) -> Layered:
-    """Sort the nodes of a graph by layer; its weights are not read."""
+    """Sort the nodes of a graph by layer; its weights are not read.
+
+    A norm that is fused with the sum before it, which may end another layer, is a norm of its layer.
+    """
     import onnx_ir
 
     model = onnx_ir.load(file)
+    nodes = tuple(model.graph)
+    take_apart(model.graph)
     try:
         flow = Flow(model.graph)
         blocks = find_blocks(flow)
     except UnsupportedModelError:
-        return Layered(tuple(model.graph), ())
+        return Layered(nodes, ())
     layers = []
     for block in blocks:
         inside = (flow.after([block.start], stop=[block.end]) & flow.before(block.end)) - {block.start}
         made = {*inside, block.end}
         layers.append(tuple(node for node in flow.nodes if not made.isdisjoint(node.outputs)))
-    return Layered(flow.nodes, tuple(layers))
+    return Layered(nodes, tuple(layers))
 
 
 def fusions(before: Layered, after: Layered) -> Fusions:

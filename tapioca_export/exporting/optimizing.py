@@ -4,7 +4,8 @@ The levels are Optimum's; what does the work differs, since ONNX Runtime's trans
 attention in the graphs that torch.export makes, and breaks on some (GPT-2, ModernBERT). transformers fuses
 those for ONNX Runtime, and ONNX Runtime's own session optimiser does the rest, once instead of at each load.
 
-What they fuse and the CPU is slower with is undone (`unfusing`).
+What they fuse and the CPU is slower with is undone (`unfusing`). O4 is for CUDA, where all of it stays:
+attention is one operator, and a norm takes the sum before it.
 
 Knows nothing about tasks or samples.
 """
@@ -20,9 +21,10 @@ from ..generation import PAST
 from ..graphs.norms import DOMAIN, take_over
 from ..precision import FULL
 from ..telemetry import import_onnxruntime
-from ..treatments import APPROXIMATE
+from ..treatments import APPROXIMATE, HALF_LEVEL
+from .attending import take_in_products, zero_whole_rows
 from .graphs import replace_graph
-from .unfusing import merge_reshapes, part_norms, unpack_products
+from .unfusing import leave_out_sums, merge_reshapes, part_norms, unpack_products
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -32,11 +34,12 @@ BASIC, EXTENDED = 1, 2
 
 
 def optimize(file: Path, level: str, dtype: str) -> bool:
-    """Optimise a graph in place, for ONNX Runtime on the CPU.
+    """Optimise a graph in place, for ONNX Runtime on the CPU, or, by O4, on CUDA.
 
     Args:
         file: The graph; its weights may be beside it.
-        level: O1 (what ONNX Runtime calls basic), O2 (and fused operators), O3 or O4 (and GELU by tanh).
+        level: O1 (what ONNX Runtime calls basic), O2 (and fused operators), O3 (and GELU by tanh), O4 (the
+            same with the operators of CUDA).
         dtype: Its precision. ONNX Runtime's own optimiser runs in float32 alone: in half precision it
             would write into the file what its CPU kernels need, casts to float32.
 
@@ -50,25 +53,49 @@ def optimize(file: Path, level: str, dtype: str) -> bool:
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     model = onnx_ir.load(file)
+    on_cpu = level != HALF_LEVEL
     if level != "O1":
-        _fuse(model)
+        _spell_alike(model.graph)
+        _fuse(model, "cpu" if on_cpu else "cuda")
         has_cache = any(PAST in str(value.name) for value in model.graph.inputs)
-        if not has_cache:  # with one, tokens come one at a time, and packed products pay
+        if on_cpu and not has_cache:  # with one, tokens come one at a time, and packed products pay
             unpack_products(model.graph)
         merge_reshapes(model.graph)
+        if not on_cpu:
+            take_in_products(model.graph)
+            zero_whole_rows(model.graph)
+            leave_out_sums(model.graph)
         RemoveUnusedNodesPass()(model)
     with TemporaryDirectory(dir=file.parent) as scratch:
         if dtype == FULL:
             model = _by_onnxruntime(model, BASIC if level == "O1" else EXTENDED, Path(scratch))
-        if level != "O1":
+        if level != "O1" and on_cpu:
             part_norms(model.graph)
         is_exact = level not in APPROXIMATE or not _approximate_gelu(model.graph)
         replace_graph(model, file)
     return is_exact
 
 
-def _fuse(model: ir.Model) -> None:
-    """Fuse as transformers does for ONNX Runtime's CPU provider.
+def _spell_alike(graph: ir.Graph) -> None:
+    """Write each sum of lengths in one way: it is compared as a text, and nothing fused where two differ.
+
+    The exporter writes "past + sequence" of some layers' keys and values, "sequence + past" of others'.
+    """
+    import onnx_ir as ir
+
+    for value in (value for node in graph for value in node.outputs):
+        if value.shape is not None and any(" + " in str(dim) for dim in value.shape):
+            value.shape = ir.Shape([_sorted(dim) for dim in value.shape])
+
+
+def _sorted(dim: int | ir.SymbolicDim) -> int | str | None:
+    """Return a size, the terms of a sum in order."""
+    name = dim if isinstance(dim, int) else dim.value
+    return " + ".join(sorted(name.split(" + "))) if isinstance(name, str) else name
+
+
+def _fuse(model: ir.Model, provider: str) -> None:
+    """Fuse as transformers does for one of ONNX Runtime's providers.
 
     Raises:
         ExportError: If transformers is older than 5.23.
@@ -81,7 +108,7 @@ def _fuse(model: ir.Model) -> None:
             "Use --optimize O1, or upgrade.",
         ) from error
     try:
-        fuse_for_onnxruntime(model, "cpu")
+        fuse_for_onnxruntime(model, provider)
     # Passes of onnxscript and onnx_ir raise errors of their own without a common base.
     except Exception as error:
         raise ExportError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..graphs.flow import Flow
-from ..graphs.norms import take_apart, take_over
+from ..graphs.norms import FUSED, take_apart, take_over
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -42,11 +42,21 @@ def part_norms(graph: ir.Graph) -> None:
         value.shape = None
 
 
+def leave_out_sums(graph: ir.Graph) -> None:
+    """Let no fused norm write a sum that nothing reads."""
+    for node in graph:
+        if node.op_type in FUSED and len(node.outputs) > 1:
+            last = max(
+                n for n, out in enumerate(node.outputs) if not n or out.uses() or out.is_graph_output()
+            )
+            node.resize_outputs(last + 1)
+
+
 def _hide_length(graph: ir.Graph, stream: ir.Value, width: int) -> None:
     """Let all that reads a stream, (batch, length, width), read it with a length that no session knows."""
     import onnx_ir as ir
 
-    shape = _initializer(graph, f"{stream.name}/shape", np.array([0, -1, width]))
+    shape = initializer(graph, f"{stream.name}/shape", np.array([0, -1, width]))
     node = ir.node("Reshape", [stream, shape], name=f"{stream.name}/reshape")
     stream.replace_all_uses_with(node.outputs[0])
     node.replace_input_with(0, stream)
@@ -68,10 +78,10 @@ def unpack_products(graph: ir.Graph) -> None:
 
     unpacked: dict[ir.Value, list[ir.Value]] = {}  # layers may share their weights
     for split in [node for node in graph if node.op_type == "Split"]:
-        product, sizes = split.inputs[0].producer(), _constant(split.inputs[1:])
+        product, sizes = split.inputs[0].producer(), constant(split.inputs[1:])
         if product is None or product.op_type != "MatMul" or sizes is None:
             continue
-        packed, weight = product.inputs[1], _constant(product.inputs[1:])
+        packed, weight = product.inputs[1], constant(product.inputs[1:])
         is_last, made = split.attributes.get_int("axis", 0) == -1, product.outputs[0]
         if weight is None or weight.ndim != 2 or not is_last or not all(part.name for part in split.outputs):
             continue
@@ -79,7 +89,7 @@ def unpack_products(graph: ir.Graph) -> None:
             continue
         if packed not in unpacked:
             unpacked[packed] = [
-                _initializer(graph, f"{packed.name}_{index}", part)
+                initializer(graph, f"{packed.name}_{index}", part)
                 for index, part in enumerate(np.split(weight, np.cumsum(sizes)[:-1], axis=1))
             ]
         for value, output in zip(unpacked[packed], split.outputs, strict=True):
@@ -103,7 +113,7 @@ def _reshape_before(node: ir.Node) -> ir.Node | None:
     if inner.op_type != "Reshape":
         return None
     # Both hold the same numbers, so only what a target copies of its input's shape may differ.
-    target = _constant(node.inputs[1:])
+    target = constant(node.inputs[1:])
     if node.attributes.get_int("allowzero", 0):  # a zero is a size, and copies nothing
         return inner
     if target is None:
@@ -114,7 +124,7 @@ def _reshape_before(node: ir.Node) -> ir.Node | None:
 
 def _is_kept(reshape: ir.Node, axis: int) -> bool:
     """Tell whether a reshape leaves an axis as it is."""
-    target = _constant(reshape.inputs[1:])
+    target = constant(reshape.inputs[1:])
     if target is not None and not reshape.attributes.get_int("allowzero", 0) and target[axis] == 0:
         return True
     before, after = reshape.inputs[0].shape, reshape.outputs[0].shape
@@ -124,7 +134,8 @@ def _is_kept(reshape: ir.Node, axis: int) -> bool:
     return size == after[axis] and (isinstance(size, int) or size.value is not None)
 
 
-def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """Put an array among the weights of a graph."""
     import onnx_ir as ir
 
     tensor = ir.tensor(np.ascontiguousarray(array), name=name)
@@ -135,7 +146,7 @@ def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     return value
 
 
-def _constant(values: Sequence[ir.Value | None]) -> np.ndarray | None:
+def constant(values: Sequence[ir.Value | None]) -> np.ndarray | None:
     """Return the first of the values, if there is one and it is a constant."""
     if not values or values[0] is None or values[0].const_value is None:
         return None
