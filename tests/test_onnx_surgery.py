@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import NUM_LAYERS, make_decoder, make_model, make_tokenizer, write_jsonl
+from conftest import NUM_LAYERS, make_decoder, make_model, make_tokenizer, text_records, write_jsonl
 from onnx import TensorProto, helper
 from onnx_graphs import WIDTH, Builder, pre_norm
 from reports import export as export_record
@@ -34,6 +35,7 @@ from tapioca_export.errors import (
     UnsupportedModelError,
     onnxruntime_errors,
 )
+from tapioca_export.exporting import ExportSettings, export_model
 from tapioca_export.exporting import graphs as exporting_graphs
 from tapioca_export.graphs import cut, find_layers, stage
 from tapioca_export.graphs.files import write_graph
@@ -42,7 +44,9 @@ from tapioca_export.graphs.pieces import Pieces
 from tapioca_export.graphs.proving import prove_outputs
 from tapioca_export.models import drop_layers, load_model, mend_config_file
 from tapioca_export.reporting.tables import export_table
+from tapioca_export.samples import read_samples
 from tapioca_export.sessions import session_on_cpu
+from tapioca_export.treatments import Treatment
 
 IDS = np.array([[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]], dtype=np.int64)
 
@@ -324,6 +328,28 @@ def test_the_config_beside_a_file_is_that_of_the_pruned_checkpoint(
 
 def weights(file: Path) -> Counter[bytes]:
     return Counter(w.raw_data for w in onnx.load(file).graph.initializer if len(w.dims) > 1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="the oldest transformers has no fusions")
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
+def test_files_in_the_operators_of_cuda_are_cut(family: str, tmp_path: Path) -> None:
+    """In which attention multiplies by itself, and a norm holds the end of the layer before it."""
+    make_model(family).save_pretrained(tmp_path / "model")
+    make_tokenizer(family).save_pretrained(tmp_path / "model")
+    model = load_model(tmp_path / "model")
+    rows = write_jsonl(tmp_path / "rows.jsonl", text_records(16, 0, labelled=False))
+    samples = read_samples(rows, model.task.rows({}, model.processor), role="parity")
+    settings = ExportSettings(dtype="fp16", treatment=Treatment("O4"))
+    for name, drop in (("whole", ()), ("smaller", (1, 2))):
+        (tmp_path / name).mkdir()
+        export_model(drop_layers(model, drop), samples, tmp_path / name, settings)
+    whole, smaller = (onnx.load(tmp_path / name / "model.onnx") for name in ("whole", "smaller"))
+    cut_file = cut_bytes(whole, (1, 2))
+    counts = [Counter(node.op_type for node in model.graph.node) for model in (cut_file, smaller)]
+    assert counts[0] == counts[1]
+    mask = np.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])
+    np.testing.assert_array_equal(*(run(model, attention_mask=mask)[0] for model in (cut_file, smaller)))
 
 
 @pytest.mark.slow
