@@ -396,7 +396,7 @@ def _latency_table(results: dict[str, Any]) -> Iterator[str]:
     yield "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |"
     for row in part["rows"]:
         tuned = f", tuned ({row['tuned']['pruned']})" if row["tuned"] else ""
-        dtype = f"{row['dtype']}{', ' if row['optimize'] else ''}{row['optimize'] or ''}"
+        dtype = ", ".join(filter(None, (row["dtype"], row.get("optimize"))))
         if "error" in row:
             yield f"| {row['model']}, {dtype} | {row['runtime']}{tuned} | {row['error']} |" + " |" * 5
             continue

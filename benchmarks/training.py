@@ -60,7 +60,7 @@ class Descent:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
         self.schedule.step()
-        return loss
+        return loss.detach()
 
 
 class Captured:
@@ -70,6 +70,7 @@ class Captured:
     """
 
     def __init__(self, model: torch.nn.Module, lose: Callable[[Batch], torch.Tensor], batch: Batch) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = True  # of this process, which trains
         device = next(model.parameters()).device
         self._batch = {name: value.to(device, copy=True) for name, value in batch.items()}
         # What libraries set up on first use cannot be captured: some runs before, on another stream, do that.

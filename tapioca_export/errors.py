@@ -33,9 +33,14 @@ def shortened(name: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of another library's message, or the error's type where it has none."""
+    """Return the first line of another library's message, or the error's type where it has none.
+
+    A line that ends with a colon only announces the next one.
+    """
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])
 
 
 def reason(error: OSError | ValueError) -> str:

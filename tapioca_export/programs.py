@@ -105,6 +105,8 @@ def open_program(
     if compiled:
         # Whole, or not at all: what falls back to single operators is not measured under this name.
         torch._dynamo.config.recompile_limit = MOST_SHAPES
+        # Files are held against their originals in the precision that PyTorch has by default.
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
         module = torch.compile(module, fullgraph=True, dynamic=False, mode="reduce-overhead")
         refused = (*refused, torch._dynamo.exc.FailOnRecompileLimitHit)
     dtype = next((weight.dtype for weight in module.parameters()), torch.float32)

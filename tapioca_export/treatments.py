@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from .errors import ConfigError, UnknownNameError
 from .precision import FULL
 
-# Optimum's levels; the last is the third in half precision.
+# Optimum's levels; the last is the third in half precision, for CUDA.
 LEVELS = ("O1", "O2", "O3", "O4")
 HALF_LEVEL, HALF = "O4", "fp16"
 # Levels that compute GELU by tanh.

@@ -468,9 +468,22 @@ def test_the_tables_of_gpu_are_what_was_measured(monkeypatch: pytest.MonkeyPatch
     text = gpu.PAGE.read_text(encoding="utf-8")
     results = json.loads(gpu.RESULTS.read_text(encoding="utf-8"))
     printed = gpu.tables(results)
-    assert set(printed) == {"latency", "search"}
+    assert set(printed) == {"latency", "peers", "search"}
     for part, table in printed.items():
         assert text.split(gpu.BEGIN.format(part))[1].split(gpu.END)[0].strip() == table
+    rows = results["peers"]["rows"]
+    assert [(row["batch_size"], len(row["refused"])) for row in rows] == [
+        (1, 0),
+        (1, 2),
+        (8, 0),
+        (8, 2),
+        (32, 0),
+        (32, 2),
+    ]
+    assert all(found["interval"][0] > 1.1 for row in rows for found in row["times_as_fast"].values())
+    assert all(map(gpu.is_no_slower, rows))
+    assert not gpu.is_no_slower({**rows[0], "off": {"O4": 0.03}})
+    assert not gpu.is_no_slower({**rows[0], "times_as_fast": {"Optimum": {"interval": [0.9, 0.99]}}})
     assert all(map(gpu.is_right, results["search"]["rows"]))
     off = results["search"]["rows"][0]
     assert not gpu.is_right({**off, "predicted_seconds": off["seconds"] * 1.3})

@@ -274,4 +274,4 @@ def test_training_by_a_graph_of_kernels_goes_down_the_same_losses(monkeypatch: p
         descent = Descent(recipe.network().to(device).train(), recipe)
         prompts = (recipe.prompts(16, step) for step in range(recipe.steps))
         losses.append([float(descent.step({"values": p, "labels": p[:, 1::2]})) for p in prompts])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)  # products in TF32
