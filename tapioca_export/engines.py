@@ -50,10 +50,13 @@ class EngineSettings:
         num_workers: Processes that work at the same time; `local` has one, and refuses more.
         ray_address: Of a running cluster ("host:port", "auto"), whose nodes have this package and
             the same versions of Python and Ray; None starts a cluster on this machine. For `ray` only.
+        device: Where workers load the model, in PyTorch's words or `auto`; on `cuda` each has GPUs of its own
+            as far as they go, see `gpus_each`.
     """
 
     num_workers: int = 1
     ray_address: str | None = None
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         """Refuse fewer workers than one."""
@@ -143,9 +146,13 @@ class RayEngine(Engine):
         self._is_ours = not self._ray.is_initialized()
         if self._is_ours:
             _connect(self._ray, settings)
+        per_node = [int(node["Resources"].get("GPU", 0)) for node in self._ray.nodes() if node["Alive"]]
         # One CPU reserved for each worker makes Ray set OMP_NUM_THREADS=1 there, unless the variable
-        # has a value already; torch.set_num_threads in make_worker overrides it.
-        self._process = self._ray.remote(num_cpus=1, max_restarts=0)(_Process)
+        # has a value already; torch.set_num_threads in make_worker overrides it. GPUs that are not
+        # reserved for a worker are hidden from it.
+        self._process = self._ray.remote(num_cpus=1, num_gpus=gpus_each(settings, per_node), max_restarts=0)(
+            _Process
+        )
         kinds = self._ray.exceptions
         self._lost = (
             kinds.RayActorError, kinds.WorkerCrashedError, kinds.NodeDiedError, kinds.OutOfMemoryError,
@@ -220,6 +227,28 @@ class RayEngine(Engine):
         self._busy.clear()
         for process in processes:
             self._ray.kill(process)
+
+
+def gpus_each(settings: EngineSettings, per_node: Sequence[int]) -> float:
+    """Return how many GPUs each worker reserves; a worker's GPUs are of one node.
+
+    On `cuda` one, on `auto` as many as all workers can have alike; less than one where workers share.
+
+    Args:
+        settings: Workers, and their device; `cuda:1` is that of every node, and reserves none.
+        per_node: GPUs of each node.
+    """
+    most = max(per_node, default=0)
+    if settings.device not in ("cuda", "auto") or not most:
+        return 0
+
+    def room(size: float) -> int:
+        return sum(int(count // size) for count in per_node)
+
+    whole = [size for size in range(1, most + 1) if room(size) >= settings.num_workers]
+    if whole:
+        return whole[-1] if settings.device == "auto" else 1
+    return 1 / -(-settings.num_workers // sum(per_node))
 
 
 class _Process:

@@ -214,7 +214,9 @@ def _engine(config: RunConfig, model: LoadedModel, rows: Samples) -> Engine:
     """Return the engine asked for; each worker loads the model for itself."""
     options, threads = load_options(config), worker_threads(config)
     make = MakeReplayer(model.source, model.task.name, options, rows, threads, scales_of(config))
-    return open_engine(config.engine, make, EngineSettings(config.num_workers, config.ray_address))
+    return open_engine(
+        config.engine, make, EngineSettings(config.num_workers, config.ray_address, config.device)
+    )
 
 
 def choose(

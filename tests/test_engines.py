@@ -12,7 +12,14 @@ from typing import Any
 
 import pytest
 
-from tapioca_export.engines import ENGINES, EngineError, EngineSettings, MakeWorker, open_engine
+from tapioca_export.engines import (
+    ENGINES,
+    EngineError,
+    EngineSettings,
+    MakeWorker,
+    gpus_each,
+    open_engine,
+)
 from tapioca_export.errors import ConfigError, SelectionError, UnknownNameError
 
 on_ray = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
@@ -24,7 +31,9 @@ def ray() -> Iterator[Any]:
     """One local cluster for the tests that do not look at how it starts."""
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
     ray = pytest.importorskip("ray")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    # Ray counts what it is told, so that GPUs are dealt out where there are none.
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+    ray.init(address="local", num_cpus=2, num_gpus=2, **quiet)
     yield ray
     ray.shutdown()
 
@@ -131,6 +140,40 @@ def test_an_error_while_loading_arrives_as_it_was_raised(name: str, request: pyt
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
+@pytest.mark.parametrize(
+    ("device", "workers", "per_node", "each"),
+    [
+        ("cpu", 2, [8], 0), ("cuda", 2, [], 0), ("cuda", 2, [0, 0], 0), ("auto", 2, [0], 0),
+        ("cuda:1", 2, [8], 0),  # every worker on that one, as asked
+        ("cuda", 8, [8], 1), ("cuda", 2, [8], 1), ("cuda", 3, [1, 0, 2], 1),
+        ("cuda", 2, [1], 1 / 2), ("cuda", 3, [2], 1 / 2), ("cuda", 9, [2, 2], 1 / 3),
+        ("auto", 1, [8], 8), ("auto", 2, [8], 4), ("auto", 3, [8], 2), ("auto", 2, [4, 4], 4),
+        ("auto", 3, [8, 8], 4), ("auto", 2, [8, 1], 4), ("auto", 4, [1, 3], 1), ("auto", 5, [2, 2], 1 / 2),
+    ],
+)  # fmt: skip
+def test_gpus_are_dealt_out_alike_and_all_workers_have_room(
+    device: str, workers: int, per_node: list[int], each: float
+) -> None:
+    found = gpus_each(EngineSettings(workers, device=device), per_node)
+    assert found == each
+    assert not found or sum(int(count / found) for count in per_node) >= workers
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+@pytest.mark.parametrize(("device", "seen"), [("cuda", {"0", "1"}), ("auto", {"0", "1"}), ("cuda:1", {None})])
+def test_each_worker_sees_the_gpu_that_is_its_own(device: str, seen: set[str | None], ray: Any) -> None:
+    def make_worker() -> Callable[[int], str | None]:
+        def visible(item: int) -> str | None:
+            time.sleep(0.5)  # so that both workers have to work
+            return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+        return visible
+
+    with open_engine("ray", make_worker, EngineSettings(2, device=device)) as engine:
+        assert set(engine.map(range(6))) == seen
+
+
 def test_a_bug_in_a_worker_keeps_its_traceback(ray: Any) -> None:
     engine = open_engine("ray", lambda: lambda item: 1 // item)
     with engine, pytest.raises(ZeroDivisionError, match="1 // item"):
