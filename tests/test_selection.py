@@ -22,6 +22,7 @@ from tapioca_export.errors import ConfigError, SelectionError, UnknownNameError
 from tapioca_export.measuring import measure
 from tapioca_export.models import LoadedModel, load_model
 from tapioca_export.profiling import Probe
+from tapioca_export.reporting import about_prediction
 from tapioca_export.samples import MIN_ROWS, Samples, read_samples
 from tapioca_export.selection import CRITERIA, SelectionSettings, beyond_reach, select_layers
 
@@ -328,6 +329,26 @@ def test_tapioca_tale_proposes_what_turns_the_head_least_and_asks_nothing_else()
     turns = labelled.turns(range(8), 32)
     assert {candidate.layer for candidate in first.candidates} == set(sorted(turns, key=turns.get)[:3])
     assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "gains", "why"),
+    [
+        (2, lambda d: 0.9 - 0.1 * sum(d), "fewer than 3 layers were scored in full"),
+        (6, lambda d: 0.9, "all 6 layers that were tried have the same metric"),
+    ],
+)
+def test_why_it_cannot_be_told_how_well_a_score_foretold_is_told(
+    num_layers: int, gains: Callable[..., float], why: str
+) -> None:
+    found = search(FakeProbe(num_layers, gains), criterion="tapioca", max_drop_layers=1, epsilon=1.0)
+    assert (found.prediction, found.unpredicted) == (None, why)
+    assert about_prediction(found) == [
+        f"How well the label-free score predicts the metric cannot be told: {why}."
+    ]
+    assert search(FakeProbe(num_layers, gains), criterion="tale", epsilon=1.0).unpredicted is None
+    blind = FakeProbe(num_layers, gains, labelled=False)
+    assert search(blind, criterion="tapioca", max_drop_layers=1).unpredicted is None
 
 
 def test_tapioca_tale_says_how_well_what_it_proposed_was_ranked() -> None:

@@ -284,6 +284,7 @@ class Selection(Shown):
     budget ended it; `confidence` is that of a statistical race, None where every comparison is exact.
     `invalid` counts the rows that drive the search in whose answers `--extract` found nothing; None where
     there is no such rule, or not all rows were scored.
+    `unpredicted` says why there is no `prediction` though the rows have labels and the score needs none.
     Of several targets, metrics are those of the `objective`, and `points` say what each number of layers
     trades, from none on; `weights` are there with objective "weights".
     Beside a checkpoint, `proof` says what was compared to prove it, and `note` what else is to be known.
@@ -319,6 +320,7 @@ class Selection(Shown):
     stacks: dict[str, int] = field(default_factory=dict)
     prompting: Prompting = field(default_factory=Prompting)
     damp: tuple[Damping, ...] = field(default=(), metadata=SPARSE)
+    unpredicted: str | None = field(default=None, metadata=SPARSE)
     proof: Proof | None = None
     note: str | None = None
     objective: str | None = field(default=None, metadata=SPARSE)

@@ -87,10 +87,9 @@ def show_selection(selection: Any, as_json: bool, quiet: bool) -> None:
                     "No answer of the original matches --extract: look at the rule, and at what it writes."
                 )
         lines.append(f"stopped: {selection.stop_reason}")
-        if selection.prediction is not None:
-            from ..reporting import about_prediction
+        from ..reporting import about_prediction
 
-            lines += about_prediction(selection)
+        lines += about_prediction(selection)
         if selection.points:
             from ..reporting import trade_off_table
 

@@ -355,6 +355,8 @@ def about_deviation(profile: Profile) -> list[str]:
 def about_prediction(selection: Selection) -> list[str]:
     """Say how well a label-free score foretold the metric in the first round, if that was tried."""
     found = selection.prediction
+    if selection.unpredicted is not None:
+        return [f"How well the label-free score predicts the metric cannot be told: {selection.unpredicted}."]
     if found is None:
         return []
     if found.p_value >= 0.05:

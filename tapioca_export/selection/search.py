@@ -30,6 +30,7 @@ Weigh = Callable[[Sequence[tuple[int, ...]]], tuple[Point, ...]]
 # Criteria that end by themselves on rows without labels.
 SELF_ENDING = ("realignment", "fixed")
 # Criteria that refuse such rows themselves.
+LEAST_RANKED = 3  # candidates, for a rank correlation
 NEEDING_LABELS = (*BY_METRIC, "tapioca+tale", "taylor")
 # Of the layers, that tapioca drops where no label says when to stop: as it was tried (benchmarks/RESULTS.md).
 LABEL_FREE_SHARE = 0.25
@@ -74,6 +75,7 @@ def select_layers(
     floor = walk.floor
     steps, picked = _picked(walk.paths, baseline, probe, settings)
     drop, damp = changed([step.layer for step in picked], choices)
+    foretold = _prediction(settings.criterion, steps, walk.rejected, probe)
     found = Selection(
         model=model,
         task=task.name,
@@ -99,7 +101,8 @@ def select_layers(
         search=settings.search,
         confidence=settings.confidence if settings.search == "racing" else None,
         cut=is_cut,
-        prediction=_prediction(settings.criterion, steps, walk.rejected, probe),
+        prediction=None if isinstance(foretold, str) else foretold,
+        unpredicted=foretold if isinstance(foretold, str) else None,
         cost=_cost(probe, walk, num_samples, time.perf_counter() - started),
         stacks=choices.units.stacks,
     )
@@ -310,11 +313,16 @@ def _floor(probe: Prober, baseline: Evaluation, settings: SelectionSettings) -> 
 
 def _prediction(
     criterion: str, steps: Sequence[Step], rejected: Sequence[Candidate], probe: Prober
-) -> Prediction | None:
-    """Tell how well the label-free score ranked the first round's candidates, where labels exist."""
+) -> Prediction | str | None:
+    """Tell how well the label-free score ranked the first round's candidates, or why that cannot be told.
+
+    None where there are no labels, or the score is the metric.
+    """
     scored = [c for c in (steps[0].candidates if steps else rejected) if c.metric is not None]
-    if criterion in BY_METRIC or len(scored) < 3:
+    if criterion in BY_METRIC or not scored:
         return None
+    if len(scored) < LEAST_RANKED:
+        return f"fewer than {LEAST_RANKED} layers were scored in full"
     from scipy.stats import spearmanr
 
     scores = [c.score for c in scored]
@@ -323,7 +331,8 @@ def _prediction(
         scores = [-turns[c.layer] for c in scored]
     sign = 1 if probe.higher_is_better else -1
     gains = [sign * c.metric for c in scored if c.metric is not None]
-    if len(set(scores)) == 1 or len(set(gains)) == 1:
-        return None  # a constant has no ranks
+    for alike, what in ((scores, "score"), (gains, "metric")):
+        if len(set(alike)) == 1:  # which has no ranks
+            return f"all {len(scored)} layers that were tried have the same {what}"
     result = spearmanr(scores, gains)
     return Prediction(float(result.statistic), float(result.pvalue), len(scored))
