@@ -108,29 +108,29 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def hash_model(model: str, *, weights: bool = True) -> str:
+def hash_model(model: str, *, weights: bool = True, known: Mapping[str, str] | None = None) -> str:
     """Return the SHA-256 of a folder, or of an ONNX file and its weights; on the hub, name and commit.
 
     Without `weights`, of safetensors files only sizes and headers count, which name every tensor and its
     shape, and of weights beside a graph, which names them, their sizes: reading all of a large model would
-    take as long as pruning it.
+    take as long as pruning it. `known` has hashes of weights beside a graph that were taken already, by name.
 
     Raises:
         LoadError: If a file of it cannot be read.
     """
     path = Path(model)
     try:
-        return _hash_local(path, weights) if path.exists() else _on_hub(model)
+        return _hash_local(path, weights, known or {}) if path.exists() else _on_hub(model)
     except OSError as error:
         raise LoadError(
             f"Cannot read {error.filename or path}: {reason(error)}.", "Check its rights."
         ) from error
 
 
-def _hash_local(path: Path, weights: bool) -> str:
+def _hash_local(path: Path, weights: bool, taken: Mapping[str, str]) -> str:
     if path.is_file() and graphs.is_graph(path):
         of_weights = sha256 if weights else size_of
-        found = {file.name: of_weights(file) for file in graphs.weight_paths(path)}
+        found = {file.name: taken.get(file.name) or of_weights(file) for file in graphs.weight_paths(path)}
         return ("" if weights else HEADERS) + combined({path.name: sha256(path), **found})
     if path.is_dir() and not weights:
         files = sorted(path.rglob("*.safetensors"))
@@ -162,9 +162,11 @@ def _hash_header(file: Path) -> str:
     return hashlib.sha256(f"{size}\0".encode() + header).hexdigest()
 
 
-def hash_inputs(config: RunConfig, *, weights: bool = True) -> dict[str, str]:
+def hash_inputs(
+    config: RunConfig, *, weights: bool = True, known: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Return the SHA-256 of the model, as `hash_model`, and of every file that was given, by its path."""
-    model = hash_model(config.model, weights=weights)
+    model = hash_model(config.model, weights=weights, known=known)
     return {config.model: model, **{str(path): sha256(path) for path in _given(config)}}
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import graphs, provenance
-from .artifacts import Export, LayerName, Proof, Selection, read, refuse_inside, staged, write
+from .artifacts import Export, LayerName, Proof, Selection, read, refuse_inside, sha256, staged, write
 from .config import RunConfig
 from .errors import ConfigError
 from .numbering import part_of
@@ -85,19 +85,28 @@ def _prune_graph(config: RunConfig, selection: Selection | None, proof: Proof) -
         )
         chosen = replace(chosen, proof=proof, note=None)
         write(folder / "selection.json", chosen)
-        reads = proof != "weights"
-        inputs = provenance.hash_inputs(config, weights=reads)
-        known = {} if reads else _of_linked(folder / source.name, made)
+        if proof == "weights":
+            inputs = provenance.hash_inputs(config, weights=False)
+            known = _of_unread(folder / source.name, made)
+        else:
+            known = _of_linked(folder / source.name, source.parent)
+            inputs = provenance.hash_inputs(config, known=known)
         provenance.record_folder(folder, "prune", config, inputs, known=known)
     return chosen
 
 
-def _of_linked(file: Path, made: Export | None) -> dict[str, str]:
+def _of_unread(file: Path, made: Export | None) -> dict[str, str]:
     """Return what is recorded of linked weights that were not read: the exporter's hash, or their size."""
     exported = made.files if made else {}
     return {
         path.name: exported.get(path.name, provenance.size_of(path)) for path in graphs.weight_paths(file)
     }
+
+
+def _of_linked(file: Path, source: Path) -> dict[str, str]:
+    """Return the hashes of weights that are the source's own files, which are read once for both."""
+    beside = [path for path in graphs.weight_paths(file) if path.parent == file.parent]
+    return {path.name: sha256(path) for path in beside if path.samefile(source / path.name)}
 
 
 def _refuse_pruned(source: Path) -> None:

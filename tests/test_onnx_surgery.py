@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import sys
@@ -24,7 +25,7 @@ from onnx_graphs import WIDTH, Builder, pre_norm
 from reports import export as export_record
 from transformers import AutoConfig
 
-from tapioca_export import provenance, verify
+from tapioca_export import provenance, pruning, verify
 from tapioca_export.artifacts import Damping, Export, read, sha256, write
 from tapioca_export.artifacts import files as artifact_files
 from tapioca_export.cli import main
@@ -38,6 +39,7 @@ from tapioca_export.errors import (
 from tapioca_export.exporting import ExportSettings, export_model
 from tapioca_export.exporting import graphs as exporting_graphs
 from tapioca_export.graphs import cut, find_layers, stage
+from tapioca_export.graphs import files as graph_files
 from tapioca_export.graphs.files import write_graph
 from tapioca_export.graphs.opening import Arrays, Piece
 from tapioca_export.graphs.pieces import Pieces
@@ -429,6 +431,16 @@ def test_weights_beside_a_file_stay_where_they_are(proof: str, tmp_path: Path) -
         np.testing.assert_array_equal(one, other)
 
 
+def test_weights_that_are_copied_are_read_as_the_two_files_that_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, cut = external(tmp_path, pre_norm()), tmp_path / "cut"
+    monkeypatch.setattr(graph_files.os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EXDEV, "no")))
+    cli("prune", file, "--drop", "1", "-o", cut)
+    assert not (cut / "model.onnx_data").samefile(file.with_name("model.onnx_data"))
+    assert verify(cut, strict=True).passed
+
+
 @pytest.mark.parametrize("proof", ["logits", "weights"])
 def test_linked_weights_are_read_for_the_record_only_where_outputs_are_proven(
     proof: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -440,10 +452,10 @@ def test_linked_weights_are_read_for_the_record_only_where_outputs_are_proven(
         read_files.append(path.name)
         return sha256(path)
 
-    for module in (provenance, artifact_files):
+    for module in (provenance, artifact_files, pruning):
         monkeypatch.setattr(module, "sha256", hashed)
     cli("prune", file, "--drop", "1", "--proof", proof, "-o", cut)
-    assert ("model.onnx_data" in read_files) is (proof == "logits")
+    assert read_files.count("model.onnx_data") == (proof == "logits")  # one file under two names
     found = verify(cut)
     states = {check.path: check.state for check in found.files if check.role == "output"}
     weights = cut / "model.onnx_data"
