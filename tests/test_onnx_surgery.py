@@ -438,7 +438,7 @@ def test_weights_that_are_copied_are_read_as_the_two_files_that_they_are(
     monkeypatch.setattr(graph_files.os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EXDEV, "no")))
     cli("prune", file, "--drop", "1", "-o", cut)
     assert not (cut / "model.onnx_data").samefile(file.with_name("model.onnx_data"))
-    assert verify(cut, strict=True).passed
+    assert {check.state for check in verify(cut).files} == {"same"}
 
 
 @pytest.mark.parametrize("proof", ["logits", "weights"])
