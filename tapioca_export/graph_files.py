@@ -10,7 +10,6 @@ from .config import RunConfig
 from .errors import ConfigError
 from .exporting import describe
 from .models import LoadedModel, mend_config_file
-from .precision import TOLERANCE
 from .samples import Samples
 
 
@@ -50,7 +49,7 @@ def export_pair(
     layers = [layer for layer in selection.drop if isinstance(layer, int)]
     graphs.prune_graph(
         source, layers, pruned, made=made, proof="logits", mend_config=mend_config_file,
-        selection=selection, tolerance=config.atol or TOLERANCE,
+        selection=selection, tolerance=config.atol,
     )  # fmt: skip
     write(pruned / "selection.json", selection)  # `benchmark` asks it which rows may be reported
     left = read(pruned / graphs.EXPORT, Export) if made else None

@@ -12,7 +12,6 @@ from .artifacts import Export, LayerName, Proof, Selection, read, refuse_inside,
 from .config import RunConfig
 from .errors import ConfigError
 from .numbering import part_of
-from .precision import TOLERANCE
 
 
 def prune(
@@ -72,7 +71,7 @@ def _prune_graph(config: RunConfig, selection: Selection | None, proof: Proof) -
         made = graphs.export_of(source)
         num_layers = graphs.prune_graph(
             source, layers, folder, made=made, proof=proof, mend_config=_mend_config, selection=selection,
-            tolerance=config.atol or TOLERANCE,
+            tolerance=config.atol,
         )  # fmt: skip
         chosen = selection or Selection(
             model=config.model,

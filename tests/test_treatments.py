@@ -229,7 +229,7 @@ def test_padding_and_rows_of_nothing_else_are_the_same_by_o4(bert: Bert, plain: 
     assert np.abs(found[1][3] - found[1][0]).max() > 0.1
 
 
-@pytest.mark.parametrize("missing", ["query", "value", "all", "none"])
+@pytest.mark.parametrize("missing", ["query", "value", "all", "none", "one for all"])
 def test_one_operator_multiplies_for_query_key_and_value(missing: str, tmp_path: Path) -> None:
     """Whatever of the three has something added to it, as in Whisper, and with another width of the value."""
     names, generator = ("query", "key", "value"), np.random.default_rng(0)
@@ -244,7 +244,7 @@ def test_one_operator_multiplies_for_query_key_and_value(missing: str, tmp_path:
         if missing in (name, "all"):
             given.append(f"{name}_0")
             continue
-        tensors[f"{name}_bias"] = generator.normal(size=size)
+        tensors[f"{name}_bias"] = generator.normal(size=1 if missing == "one for all" else size)
         nodes.append(onnx.helper.make_node("Add", [f"{name}_bias", f"{name}_0"], [f"{name}_1"]))
         given.append(f"{name}_1")
     nodes.append(

@@ -43,11 +43,13 @@ def take_in_products(graph: ir.Graph) -> None:
             continue
         if constant(product.inputs[1:]) is None or sizes[0] != sizes[1]:
             continue
-        biases = [bias for _, _, bias in parts]
-        shift = None
+        biases, shift = [bias for _, _, bias in parts], None
         if any(bias is not None for bias in biases):
             dtype = next(bias for bias in biases if bias is not None).dtype
-            each = [np.zeros(n, dtype) if b is None else b for b, n in zip(biases, sizes, strict=True)]
+            each = [
+                np.broadcast_to(np.zeros(1, dtype) if bias is None else bias, size)
+                for bias, size in zip(biases, sizes, strict=True)
+            ]
             shift = initializer(graph, f"{product.outputs[0].name}/bias", np.concatenate(each))
         attention = ir.Node(
             DOMAIN,

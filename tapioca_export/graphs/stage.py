@@ -13,7 +13,6 @@ from typing import Any
 
 from ..artifacts import Export, Fusions, Proof, Selection, read, sha256, write, write_text
 from ..errors import ConfigError, ParityError, UnsupportedModelError
-from ..precision import TOLERANCE
 from .belonging import belongings, prove_belongings
 from .cutting import cut, find_layers
 from .files import (
@@ -49,7 +48,7 @@ def prune_graph(
     proof: Proof,
     mend_config: MendConfig,
     selection: Selection | None = None,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
 ) -> int:
     """Write an ONNX file without layers, with what stands beside it.
 
@@ -62,7 +61,7 @@ def prune_graph(
             and sizes of the weights are compared.
         mend_config: Writes `config.json`, where there is one.
         selection: Where the layers come from, if not from the user.
-        tolerance: Of the outputs.
+        tolerance: Of the outputs (default: as in `prove_outputs`).
 
     Returns:
         How many layers the source has.
@@ -100,7 +99,7 @@ def prune_graph(
         prove_belongings(whole, left.graph, drop)
         refuse_misdescribed(folder, left.graph)
         if proof == "logits":
-            difference = prove_outputs(source, file, sorted(drop), tolerance, sizes)
+            difference, tolerance = prove_outputs(source, file, sorted(drop), tolerance, sizes)
     except ParityError:
         file.rename(file.with_name(f"{file.name}.invalid"))
         raise
@@ -168,7 +167,12 @@ def _mend_genai_config(folder: Path, depth: int) -> dict[str, int]:
 
 
 def _write_export(
-    before: Export, model: Any, file: Path, drop: Sequence[int], difference: float | None, tolerance: float
+    before: Export,
+    model: Any,
+    file: Path,
+    drop: Sequence[int],
+    difference: float | None,
+    tolerance: float | None,
 ) -> None:
     inputs = tuple(str(value.name) for value in model.graph.inputs)
     files = [file, *(file.with_name(name) for name in weight_files(model))]
