@@ -15,7 +15,7 @@ import threading
 from abc import abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from .errors import ConfigError, EngineError, TapiocaError, first_line
@@ -115,7 +115,7 @@ class LocalEngine(Engine):
     """One worker in this process, made when the first item arrives."""
 
     def __init__(self, make_worker: MakeWorker, settings: EngineSettings) -> None:
-        if settings != EngineSettings():
+        if replace(settings, device=EngineSettings.device) != EngineSettings():
             raise ConfigError(
                 f"The local engine has one worker and no cluster, got {settings}.", "Choose the engine 'ray'."
             )
@@ -146,13 +146,10 @@ class RayEngine(Engine):
         self._is_ours = not self._ray.is_initialized()
         if self._is_ours:
             _connect(self._ray, settings)
-        per_node = [int(node["Resources"].get("GPU", 0)) for node in self._ray.nodes() if node["Alive"]]
+        self._settings = settings
         # One CPU reserved for each worker makes Ray set OMP_NUM_THREADS=1 there, unless the variable
-        # has a value already; torch.set_num_threads in make_worker overrides it. GPUs that are not
-        # reserved for a worker are hidden from it.
-        self._process = self._ray.remote(num_cpus=1, num_gpus=gpus_each(settings, per_node), max_restarts=0)(
-            _Process
-        )
+        # has a value already; torch.set_num_threads in make_worker overrides it.
+        self._process = self._ray.remote(num_cpus=1, max_restarts=0)(_Process)
         kinds = self._ray.exceptions
         self._lost = (
             kinds.RayActorError, kinds.WorkerCrashedError, kinds.NodeDiedError, kinds.OutOfMemoryError,
@@ -212,13 +209,18 @@ class RayEngine(Engine):
         So an item never waits for a worker that the cluster has no room for.
         """
         while len(self._free) + len(self._busy) < min(self.num_workers, num_items):
-            process = self._process.remote(self._make_worker)
+            # As the nodes are now: one may have gone with the workers that are replaced.
+            per_node = [int(node["Resources"].get("GPU", 0)) for node in self._ray.nodes() if node["Alive"]]
+            made = self._process.options(num_gpus=gpus_each(self._settings, per_node))
+            process = made.remote(self._make_worker)
             self._busy[process.run.remote()] = process, None
 
     def _wait(self) -> list[Any]:
         done, _ = self._ray.wait(list(self._busy), timeout=PATIENCE_S)
         if not done and all(index is None for _, index in self._busy.values()):
-            logger.warning("No Ray worker is ready: the model is loading, or the cluster has no free CPU.")
+            logger.warning(
+                "No Ray worker is ready: the model is loading, or the cluster has no free CPU or GPU."
+            )
         return list(done)
 
     def _stop(self) -> None:

@@ -37,10 +37,10 @@ def first_line(error: BaseException) -> str:
 
     A line that ends with a colon only announces the next one.
     """
-    lines = str(error).strip().splitlines()
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])
+    return " ".join(lines[: 1 + lines[0].endswith(":")])
 
 
 def reason(error: OSError | ValueError) -> str:

@@ -482,7 +482,9 @@ def test_the_tables_of_gpu_are_what_was_measured(monkeypatch: pytest.MonkeyPatch
     ]
     assert all(found["interval"][0] > 1.1 for row in rows for found in row["times_as_fast"].values())
     assert all(map(gpu.is_no_slower, rows))
-    assert not gpu.is_no_slower({**rows[0], "off": {"O4": 0.03}})
+    assert not gpu.is_no_slower({**rows[0], "off": {"plain": 0.0, "O4": 0.03}})
+    assert not gpu.is_no_slower({**rows[0], "off": {"plain": 0.0, "O4": float("nan")}})
+    assert not gpu.is_no_slower({**rows[0], "times_as_fast": {}, "refused": {"O4": "no kernel"}})
     assert not gpu.is_no_slower({**rows[0], "times_as_fast": {"Optimum": {"interval": [0.9, 0.99]}}})
     assert all(map(gpu.is_right, results["search"]["rows"]))
     off = results["search"]["rows"][0]

@@ -138,8 +138,6 @@ def test_an_error_while_loading_arrives_as_it_was_raised(name: str, request: pyt
         engine.map([1])
 
 
-@pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 @pytest.mark.parametrize(
     ("device", "workers", "per_node", "each"),
     [
@@ -174,6 +172,8 @@ def test_each_worker_sees_the_gpu_that_is_its_own(device: str, seen: set[str | N
         assert set(engine.map(range(6))) == seen
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
 def test_a_bug_in_a_worker_keeps_its_traceback(ray: Any) -> None:
     engine = open_engine("ray", lambda: lambda item: 1 // item)
     with engine, pytest.raises(ZeroDivisionError, match="1 // item"):

@@ -7,9 +7,10 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -37,6 +38,7 @@ from tapioca_export.exporting import (
     Written,
     export_model,
     graphs,
+    optimizing,
     quantizing,
     treating,
 )
@@ -205,7 +207,7 @@ def test_o4_is_in_the_operators_of_cuda_and_computes_the_same(bert: Bert, plain:
     assert fused.unfused == ()
     assert fused.total["SkipLayerNormalization"] == 2 * NUM_LAYERS
     assert fused.layers == ({**fused.layers[0]},) * NUM_LAYERS
-    assert fused.layers[0]["LayerNormalization"] == 2  # those with sums
+    assert fused.layers[0]["LayerNormalization"] == fused.layers[0]["SkipLayerNormalization"] == 2
     assert all(
         len(node.output) == 1
         for node in onnx.load(plain).graph.node
@@ -229,24 +231,20 @@ def test_padding_and_rows_of_nothing_else_are_the_same_by_o4(bert: Bert, plain: 
     assert np.abs(found[1][3] - found[1][0]).max() > 0.1
 
 
-@pytest.mark.parametrize("missing", ["query", "value", "all", "none", "one for all"])
-def test_one_operator_multiplies_for_query_key_and_value(missing: str, tmp_path: Path) -> None:
-    """Whatever of the three has something added to it, as in Whisper, and with another width of the value."""
-    names, generator = ("query", "key", "value"), np.random.default_rng(0)
-    sizes, width = (8, 8, 12), 8
-    tensors = {"packed": generator.normal(size=(width, sum(sizes))), "sizes": np.array(sizes)}
+def packed_attention(
+    folder: Path, biased: Mapping[str, int], *, sizes: Sequence[int] = (8, 8, 12), also_read: str = ""
+) -> Path:
+    """Write attention of one packed product; `biased` has the sizes of what is added to its parts."""
+    names, generator = ("query", "key", "value", "rest")[: len(sizes)], np.random.default_rng(0)
+    tensors = {"packed": generator.normal(size=(8, sum(sizes))), "sizes": np.array(sizes)}
     nodes = [
         onnx.helper.make_node("MatMul", ["stream", "packed"], ["product"]),
         onnx.helper.make_node("Split", ["product", "sizes"], [f"{name}_0" for name in names], axis=-1),
     ]
-    given = []
-    for name, size in zip(names, sizes, strict=True):
-        if missing in (name, "all"):
-            given.append(f"{name}_0")
-            continue
-        tensors[f"{name}_bias"] = generator.normal(size=1 if missing == "one for all" else size)
+    given = [f"{name}_{int(name in biased)}" for name in names[:3]]
+    for name, size in biased.items():
+        tensors[f"{name}_bias"] = generator.normal(size=size)
         nodes.append(onnx.helper.make_node("Add", [f"{name}_bias", f"{name}_0"], [f"{name}_1"]))
-        given.append(f"{name}_1")
     nodes.append(
         onnx.helper.make_node("MultiHeadAttention", given, ["out"], domain="com.microsoft", num_heads=4)
     )
@@ -254,20 +252,90 @@ def test_one_operator_multiplies_for_query_key_and_value(missing: str, tmp_path:
         onnx.numpy_helper.from_array(array if name == "sizes" else array.astype(np.float32), name)
         for name, array in tensors.items()
     ]
-    ends = {"stream": width, "out": sizes[-1]}
+    ends = {"stream": 8, "out": sizes[2]} | ({also_read: None} if also_read else {})
     values = [onnx.helper.make_tensor_value_info(name, 1, [2, 5, size]) for name, size in ends.items()]
     graph = onnx.helper.make_graph(nodes, "attention", values[:1], values[1:], weights)
     domains = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("com.microsoft", 1)]
-    onnx.save(onnx.helper.make_model(graph, opset_imports=domains, ir_version=10), tmp_path / "apart.onnx")
-    model = onnx_ir.load(tmp_path / "apart.onnx")
+    onnx.save(onnx.helper.make_model(graph, opset_imports=domains, ir_version=10), folder / "apart.onnx")
+    model = onnx_ir.load(folder / "apart.onnx")
     take_in_products(model.graph)
     onnx_ir.passes.common.RemoveUnusedNodesPass()(model)
-    onnx_ir.save(model, tmp_path / "one.onnx")
-    assert operators(tmp_path / "one.onnx") == {"Attention": 1}
+    onnx_ir.save(model, folder / "one.onnx")
     feed = {"stream": generator.normal(size=(2, 5, 8)).astype(np.float32)}
-    files = (tmp_path / "one.onnx", tmp_path / "apart.onnx")
-    one, other = (onnxruntime.InferenceSession(file).run(None, feed)[0] for file in files)
+    one, other = (
+        onnxruntime.InferenceSession(folder / f"{name}.onnx").run(["out"], feed)[0]
+        for name in ("one", "apart")
+    )
     np.testing.assert_allclose(one, other, atol=1e-5)
+    return folder / "one.onnx"
+
+
+@pytest.mark.parametrize(
+    "biased",
+    [
+        {},
+        {"query": 8, "key": 8, "value": 12},
+        {"query": 8, "value": 12},
+        {"key": 8},
+        {"query": 1, "value": 1},
+    ],
+)
+def test_one_operator_multiplies_for_query_key_and_value(biased: dict[str, int], tmp_path: Path) -> None:
+    """Whatever of the three has something added to it, as in Whisper, and with another width of the value."""
+    assert operators(packed_attention(tmp_path, biased)) == {"Attention": 1}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"also_read": "product"}, {"also_read": "key_0"}, {"also_read": "key_1"},  # as what is cached
+        {"sizes": (8, 8, 12, 4)}, {"sizes": (8, 8, 8, 8)},  # another product is packed with them
+    ],
+)  # fmt: skip
+def test_products_that_something_else_reads_stay(options: dict[str, Any], tmp_path: Path) -> None:
+    found = operators(packed_attention(tmp_path, {"key": 8}, **options))
+    assert (found["MultiHeadAttention"], found["Attention"], found["MatMul"]) == (1, 0, 1)
+
+
+@fusing
+def test_a_norm_that_did_not_take_in_its_sum_is_named(plain: Path) -> None:
+    before = layered(plain)
+    optimize(plain, "O4", "fp16")
+    model = onnx_ir.load(plain)
+    others = [node for node in model.graph if node.op_type == "SkipLayerNormalization"]
+    others.pop(3)
+    for node in others:
+        node.op_type = "kept"
+    take_apart(model.graph)
+    for node in others:
+        node.op_type = "SkipLayerNormalization"
+    onnx_ir.save(model, plain)
+    (found,) = fusions(before, layered(plain)).unfused
+    assert "layer 1 of the file lacks 1 SkipLayerNormalization" in found
+
+
+@fusing
+def test_quantised_weights_are_in_products_by_o4_too(plain: Path) -> None:
+    optimize(plain, "O4", "fp16", for_quantizer=True)
+    quantize(plain, "int4")
+    found = operators(plain)
+    assert found["Attention"] == found["MatMul"] == 0
+    assert found["MultiHeadAttention"] == NUM_LAYERS
+    assert found["MatMulNBits"] >= 4 * NUM_LAYERS
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("sequence + past", "past + sequence"), ("a*(b + d + c)", "a*(b + d + c)"), ("batch", "batch"),
+        (None, None), (7, 7),
+    ],
+)  # fmt: skip
+def test_only_plain_sums_are_spelt_in_order(written: Any, read: Any) -> None:
+    value = onnx_ir.Value(name="x", shape=onnx_ir.Shape([written, "b + a"]))
+    node = onnx_ir.Node("", "Identity", [onnx_ir.Value(name="y")], outputs=[value])
+    optimizing._spell_alike(onnx_ir.Graph([], [value], nodes=[node]))
+    assert [getattr(dim, "value", dim) for dim in value.shape] == [read, "a + b"]
 
 
 @fusing
@@ -280,6 +348,10 @@ def test_every_layer_of_a_decoder_is_fused_by_o4(case: str, tmp_path: Path) -> N
     made = run_export(RunConfig(model=str(model), output=tmp_path / "out", optimize="O4", **settings))["onnx"]
     (fused,) = made.fusions.values()
     assert fused.total["MultiHeadAttention"] == len(fused.layers) == NUM_LAYERS
+    # The sum that ends a layer goes with the norm of the next one.
+    (skip,) = (name for name in fused.total if name.startswith("Skip"))
+    assert fused.layers == ({**fused.layers[0]},) * NUM_LAYERS
+    assert fused.layers[0][skip] == 1
     assert fused.unfused == ()
 
 

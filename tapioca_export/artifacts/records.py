@@ -284,7 +284,8 @@ class Selection(Shown):
     budget ended it; `confidence` is that of a statistical race, None where every comparison is exact.
     `invalid` counts the rows that drive the search in whose answers `--extract` found nothing; None where
     there is no such rule, or not all rows were scored.
-    `unpredicted` says why there is no `prediction` though the rows have labels and the score needs none.
+    `unpredicted` says why there is no `prediction` though candidates were scored by labels and the score that
+    ranked them needs none.
     Of several targets, metrics are those of the `objective`, and `points` say what each number of layers
     trades, from none on; `weights` are there with objective "weights".
     Beside a checkpoint, `proof` says what was compared to prove it, and `note` what else is to be known.

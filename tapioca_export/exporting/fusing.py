@@ -16,7 +16,7 @@ from ..artifacts import Fusions
 from ..errors import UnsupportedModelError
 from ..graphs.blocks import find_blocks
 from ..graphs.flow import Flow
-from ..graphs.norms import DOMAIN, take_apart
+from ..graphs.norms import DOMAIN, take_apart, taken_in_by
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -40,7 +40,8 @@ class Layered:
 def layered(file: Path) -> Layered:
     """Sort the nodes of a graph by layer; its weights are not read.
 
-    A norm that is fused with the sum before it, which may end another layer, is a norm of its layer.
+    A norm that takes in the sum before it counts as a norm and as a sum, but not as one that ends a layer:
+    that goes with the norm that begins the next one, and behind the last layer there may be none.
     """
     import onnx_ir
 
@@ -55,7 +56,8 @@ def layered(file: Path) -> Layered:
     layers = []
     for block in blocks:
         inside = (flow.after([block.start], stop=[block.end]) & flow.before(block.end)) - {block.start}
-        made = {*inside, block.end}
+        end = block.end.producer()
+        made = inside if end is not None and taken_in_by(end) else {*inside, block.end}
         layers.append(tuple(node for node in flow.nodes if not made.isdisjoint(node.outputs)))
     return Layered(nodes, tuple(layers))
 
@@ -79,8 +81,12 @@ def _all(nodes: Sequence[ir.Node]) -> Counter[str]:
 
 
 def _fused(nodes: Sequence[ir.Node]) -> dict[str, int]:
-    """Count the operators that are fused, and products."""
-    names = (n.op_type for n in nodes if n.domain == DOMAIN or n.op_type in _FUSED | _PRODUCTS)
+    """Count the operators that are fused, and products; a sum is counted as the norm that took it in."""
+    names = (
+        taken_in_by(node) or node.op_type
+        for node in nodes
+        if taken_in_by(node) or node.domain == DOMAIN or node.op_type in _FUSED | _PRODUCTS
+    )
     return dict(sorted(Counter(names).items()))
 
 

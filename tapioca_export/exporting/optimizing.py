@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 BASIC, EXTENDED = 1, 2
 
 
-def optimize(file: Path, level: str, dtype: str) -> bool:
+def optimize(file: Path, level: str, dtype: str, *, for_quantizer: bool = False) -> bool:
     """Optimise a graph in place, for ONNX Runtime on the CPU, or, by O4, on CUDA.
 
     Args:
@@ -42,6 +42,7 @@ def optimize(file: Path, level: str, dtype: str) -> bool:
             same with the operators of CUDA).
         dtype: Its precision. ONNX Runtime's own optimiser runs in float32 alone: in half precision it
             would write into the file what its CPU kernels need, casts to float32.
+        for_quantizer: Leave products with weights as `MatMul`, which is what quantisers look for.
 
     Returns:
         Whether the graph computes the same up to rounding; not where a GELU was approximated.
@@ -61,11 +62,13 @@ def optimize(file: Path, level: str, dtype: str) -> bool:
         if on_cpu and not has_cache:  # with one, tokens come one at a time, and packed products pay
             unpack_products(model.graph)
         merge_reshapes(model.graph)
+        RemoveUnusedNodesPass()(model)  # what is left of fused nodes still reads their inputs
         if not on_cpu:
-            take_in_products(model.graph)
+            if not for_quantizer:
+                take_in_products(model.graph)
             zero_whole_rows(model.graph)
             leave_out_sums(model.graph)
-        RemoveUnusedNodesPass()(model)
+            RemoveUnusedNodesPass()(model)
     with TemporaryDirectory(dir=file.parent) as scratch:
         if dtype == FULL:
             model = _by_onnxruntime(model, BASIC if level == "O1" else EXTENDED, Path(scratch))
@@ -89,9 +92,11 @@ def _spell_alike(graph: ir.Graph) -> None:
 
 
 def _sorted(dim: int | ir.SymbolicDim) -> int | str | None:
-    """Return a size, the terms of a sum in order."""
+    """Return a size, the terms of a plain sum in order."""
     name = dim if isinstance(dim, int) else dim.value
-    return " + ".join(sorted(name.split(" + "))) if isinstance(name, str) else name
+    if not isinstance(name, str) or "(" in name:  # a product of sums, whose terms are not all of one sum
+        return name
+    return " + ".join(sorted(name.split(" + ")))
 
 
 def _fuse(model: ir.Model, provider: str) -> None:

@@ -79,7 +79,9 @@ def _treat_files(job: Job, written: Written) -> Treated:
         file = job.folder / name
         if treatment.optimize:
             before = layered(file)
-            is_exact &= optimize(file, treatment.optimize, job.settings.dtype)
+            is_exact &= optimize(
+                file, treatment.optimize, job.settings.dtype, for_quantizer=bool(treatment.quantize)
+            )
             found[name] = fusions(before, layered(file))
         if treatment.quantize:
             feeds = _feeds(job, file, written)

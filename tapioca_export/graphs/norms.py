@@ -23,6 +23,7 @@ EPSILON = 1e-12  # ONNX Runtime's, where a fused node says none
 SUM = 3
 # What is known of nodes that were taken apart: a norm's fused operator, where a sum's bias is added.
 _OPERATOR, _BIASED = "tapioca_export.operator", "tapioca_export.biased"
+_TAKEN_IN = "tapioca_export.taken_in"  # a sum's fused operator
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def take_apart(graph: ir.Graph) -> list[Parted]:
         name = node.name or node.outputs[0].name
         added = [] if bias is None else [ir.node("Add", [branch, bias], name=f"{name}/bias")]
         total = ir.node("Add", [stream, added[0].outputs[0] if added else branch], name=f"{name}/sum")
-        total.meta[_BIASED] = added
+        total.meta[_BIASED], total.meta[_TAKEN_IN] = added, node.op_type
         epsilon = node.attributes.get_float("epsilon", EPSILON)
         for made in (*added, total):
             made.outputs[0].type, made.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
@@ -66,6 +67,12 @@ def take_apart(graph: ir.Graph) -> list[Parted]:
         graph.remove(node, safe=True)
         parted.append(Parted(total, norm, (stream, branch)))
     return parted
+
+
+def taken_in_by(node: ir.Node) -> str | None:
+    """Return the fused operator that a sum was a part of, None for any other node."""
+    operator: str | None = node.meta.get(_TAKEN_IN)
+    return operator
 
 
 def put_together(graph: ir.Graph) -> None:

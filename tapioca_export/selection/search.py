@@ -30,8 +30,8 @@ Weigh = Callable[[Sequence[tuple[int, ...]]], tuple[Point, ...]]
 # Criteria that end by themselves on rows without labels.
 SELF_ENDING = ("realignment", "fixed")
 # Criteria that refuse such rows themselves.
-LEAST_RANKED = 3  # candidates, for a rank correlation
 NEEDING_LABELS = (*BY_METRIC, "tapioca+tale", "taylor")
+LEAST_RANKED = 3  # candidates, for a rank correlation
 # Of the layers, that tapioca drops where no label says when to stop: as it was tried (benchmarks/RESULTS.md).
 LABEL_FREE_SHARE = 0.25
 # Criteria whose layers are named, or are a block of --max-drop-layers.
