@@ -42,7 +42,7 @@ from tapioca_export.exporting import (
     quantizing,
     treating,
 )
-from tapioca_export.exporting.attending import take_in_products
+from tapioca_export.exporting.attending import take_in_products, zero_whole_rows
 from tapioca_export.exporting.fusing import fusions, layered
 from tapioca_export.exporting.optimizing import optimize
 from tapioca_export.exporting.quantizing import quantize
@@ -252,7 +252,10 @@ def packed_attention(
         onnx.numpy_helper.from_array(array if name == "sizes" else array.astype(np.float32), name)
         for name, array in tensors.items()
     ]
-    ends = {"stream": 8, "out": sizes[2]} | ({also_read: None} if also_read else {})
+    name, _, copy = also_read.partition(" ")  # a value of the graph, or what a copy of it is called
+    if copy:
+        nodes.append(onnx.helper.make_node("Identity", [name], [copy]))
+    ends = {"stream": 8, "out": sizes[2]} | ({copy or name: None} if also_read else {})
     values = [onnx.helper.make_tensor_value_info(name, 1, [2, 5, size]) for name, size in ends.items()]
     graph = onnx.helper.make_graph(nodes, "attention", values[:1], values[1:], weights)
     domains = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("com.microsoft", 1)]
@@ -289,12 +292,54 @@ def test_one_operator_multiplies_for_query_key_and_value(biased: dict[str, int],
     "options",
     [
         {"also_read": "product"}, {"also_read": "key_0"}, {"also_read": "key_1"},  # as what is cached
+        {"also_read": "product copy"}, {"also_read": "query_0 copy"}, {"also_read": "key_1 copy"},
         {"sizes": (8, 8, 12, 4)}, {"sizes": (8, 8, 8, 8)},  # another product is packed with them
     ],
 )  # fmt: skip
 def test_products_that_something_else_reads_stay(options: dict[str, Any], tmp_path: Path) -> None:
     found = operators(packed_attention(tmp_path, {"key": 8}, **options))
     assert (found["MultiHeadAttention"], found["Attention"], found["MatMul"]) == (1, 0, 1)
+
+
+@pytest.mark.parametrize(("merged", "is_moved"), [((2, 4, 8), True), ((4, 2, 8), False), ((2, 8, 4), False)])
+def test_rows_are_zeroed_whole_only_where_they_are_put_together_as_they_came(
+    merged: tuple[int, ...], is_moved: bool, tmp_path: Path
+) -> None:
+    """Windows of images are cut anew behind attention."""
+    make = onnx.helper.make_node
+    nodes = [
+        make("MultiHeadAttention", ["x", "x", "x"], ["made"], domain="com.microsoft", num_heads=2),
+        make("Reshape", ["made", "heads"], ["split"]),
+        make("Where", ["empty", "zero", "split"], ["zeroed"]),
+        make("Reshape", ["zeroed", "merged"], ["out"]),
+    ]
+    weights = [
+        onnx.numpy_helper.from_array(np.array([2, 4, 2, 4]), "heads"),
+        onnx.numpy_helper.from_array(np.array(merged), "merged"),
+        onnx.numpy_helper.from_array(np.array(0, np.float32), "zero"),
+    ]
+    inputs = [
+        onnx.helper.make_tensor_value_info("x", 1, [2, 4, 8]),
+        onnx.helper.make_tensor_value_info("empty", 9, [2, 4, 1, 1]),
+    ]
+    outputs = [onnx.helper.make_tensor_value_info("out", 1, merged)]
+    graph = onnx.helper.make_graph(nodes, "rows", inputs, outputs, weights)
+    domains = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=domains, ir_version=10), tmp_path / "apart.onnx")
+    model = onnx_ir.load(tmp_path / "apart.onnx")
+    zero_whole_rows(model.graph)
+    onnx_ir.passes.common.RemoveUnusedNodesPass()(model)
+    onnx_ir.save(model, tmp_path / "whole.onnx")
+    assert (operators(tmp_path / "whole.onnx")["Reshape"] == 0) is is_moved
+    generator = np.random.default_rng(0)
+    feed = {
+        "x": generator.normal(size=(2, 4, 8)).astype(np.float32),
+        "empty": generator.integers(0, 2, (2, 4, 1, 1)) == 1,
+    }
+    files = (tmp_path / "whole.onnx", tmp_path / "apart.onnx")
+    one, other = (onnxruntime.InferenceSession(file).run(None, feed)[0] for file in files)
+    np.testing.assert_array_equal(one, other)
+    assert 0 < (one == 0).mean() < 1
 
 
 @fusing
