@@ -160,10 +160,17 @@ def test_gpus_are_dealt_out_alike_and_all_workers_have_room(
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 @pytest.mark.parametrize(("device", "seen"), [("cuda", {"0", "1"}), ("auto", {"0", "1"}), ("cuda:1", {None})])
-def test_each_worker_sees_the_gpu_that_is_its_own(device: str, seen: set[str | None], ray: Any) -> None:
+def test_each_worker_sees_the_gpu_that_is_its_own(
+    device: str, seen: set[str | None], ray: Any, tmp_path: Path
+) -> None:
     def make_worker() -> Callable[[int], str | None]:
+        (tmp_path / str(os.getpid())).touch()
+
         def visible(item: int) -> str | None:
-            time.sleep(0.5)  # so that both workers have to work
+            deadline = time.monotonic() + 120
+            while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+                time.sleep(0.1)  # so that one does not do all while the other starts
+            time.sleep(0.5)
             return os.environ.get("CUDA_VISIBLE_DEVICES")
 
         return visible
