@@ -15,7 +15,7 @@ import threading
 from abc import abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .errors import ConfigError, EngineError, TapiocaError, first_line
@@ -115,7 +115,7 @@ class LocalEngine(Engine):
     """One worker in this process, made when the first item arrives."""
 
     def __init__(self, make_worker: MakeWorker, settings: EngineSettings) -> None:
-        if replace(settings, device=EngineSettings.device) != EngineSettings():
+        if settings.num_workers != 1 or settings.ray_address is not None:
             raise ConfigError(
                 f"The local engine has one worker and no cluster, got {settings}.", "Choose the engine 'ray'."
             )

@@ -129,6 +129,22 @@ def difference(one: Path, other: Path) -> float:
     return max(float(np.abs(a - b).max()) for a, b in zip(outputs(one), outputs(other), strict=True))
 
 
+def rewritten(
+    graph: onnx.GraphProto, change: Callable[[onnx_ir.Graph], object], feed: Mapping[str, np.ndarray]
+) -> tuple[Counter[str], list[np.ndarray], list[np.ndarray]]:
+    """Change a graph; return the operators that it has then, and what it computes before and behind that."""
+    domains = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("com.microsoft", 1)]
+    whole = onnx.helper.make_model(graph, opset_imports=domains, ir_version=10)
+    model = onnx_ir.from_proto(whole)
+    change(model.graph)
+    onnx_ir.passes.common.RemoveUnusedNodesPass()(model)
+    changed = onnx_ir.to_proto(model)
+    before, after = (
+        onnxruntime.InferenceSession(some.SerializeToString()).run(None, feed) for some in (whole, changed)
+    )
+    return Counter(node.op_type for node in changed.graph.node), before, after
+
+
 # --- optimised ------------------------------------------------------------------------------
 
 
@@ -160,7 +176,7 @@ def test_o2_fuses_every_layer_and_leaves_norms_apart_from_sums(plain: Path) -> N
     assert "SkipLayerNormalization" not in operators(optimized)
 
 
-def test_a_sum_that_is_fused_with_a_norm_and_a_bias_is_parted_and_equal(tmp_path: Path) -> None:
+def test_a_sum_that_is_fused_with_a_norm_and_a_bias_is_parted_and_equal() -> None:
     generator = np.random.default_rng(0)
     weights = {name: generator.normal(size=8).astype(np.float32) for name in ("scale", "shift", "bias")}
     inputs = [onnx.helper.make_tensor_value_info(name, 1, [2, 3, 8]) for name in ("stream", "branch")]
@@ -171,18 +187,10 @@ def test_a_sum_that_is_fused_with_a_norm_and_a_bias_is_parted_and_equal(tmp_path
     )
     tensors = [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()]
     graph = onnx.helper.make_graph([node], "norm", inputs, outputs, tensors)
-    domains = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("com.microsoft", 1)]
-    onnx.save(onnx.helper.make_model(graph, opset_imports=domains, ir_version=10), tmp_path / "fused.onnx")
-    model = onnx_ir.load(tmp_path / "fused.onnx")
-    take_apart(model.graph)
-    onnx_ir.save(model, tmp_path / "parted.onnx")
-    assert operators(tmp_path / "parted.onnx") == {"Add": 2, "LayerNormalization": 1}
     feed = {name: generator.normal(size=(2, 3, 8)).astype(np.float32) for name in ("stream", "branch")}
-    one, other = (
-        onnxruntime.InferenceSession(tmp_path / f"{name}.onnx").run(["normed", "total"], feed)
-        for name in ("fused", "parted")
-    )
-    np.testing.assert_allclose(one, other, atol=1e-5)
+    found, before, after = rewritten(graph, take_apart, feed)
+    assert found == {"Add": 2, "LayerNormalization": 1}
+    np.testing.assert_allclose(after, before, atol=1e-5)
 
 
 @fusing
@@ -231,10 +239,13 @@ def test_padding_and_rows_of_nothing_else_are_the_same_by_o4(bert: Bert, plain: 
     assert np.abs(found[1][3] - found[1][0]).max() > 0.1
 
 
-def packed_attention(
-    folder: Path, biased: Mapping[str, int], *, sizes: Sequence[int] = (8, 8, 12), also_read: str = ""
-) -> Path:
-    """Write attention of one packed product; `biased` has the sizes of what is added to its parts."""
+def taken_in(
+    biased: Mapping[str, int], *, sizes: Sequence[int] = (8, 8, 12), also_read: str = ""
+) -> Counter[str]:
+    """Return the operators of attention that took in one packed product, after it has computed the same.
+
+    `biased` has the sizes of what is added to parts of the product.
+    """
     names, generator = ("query", "key", "value", "rest")[: len(sizes)], np.random.default_rng(0)
     tensors = {"packed": generator.normal(size=(8, sum(sizes))), "sizes": np.array(sizes)}
     nodes = [
@@ -258,19 +269,10 @@ def packed_attention(
     ends = {"stream": 8, "out": sizes[2]} | ({copy or name: None} if also_read else {})
     values = [onnx.helper.make_tensor_value_info(name, 1, [2, 5, size]) for name, size in ends.items()]
     graph = onnx.helper.make_graph(nodes, "attention", values[:1], values[1:], weights)
-    domains = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("com.microsoft", 1)]
-    onnx.save(onnx.helper.make_model(graph, opset_imports=domains, ir_version=10), folder / "apart.onnx")
-    model = onnx_ir.load(folder / "apart.onnx")
-    take_in_products(model.graph)
-    onnx_ir.passes.common.RemoveUnusedNodesPass()(model)
-    onnx_ir.save(model, folder / "one.onnx")
     feed = {"stream": generator.normal(size=(2, 5, 8)).astype(np.float32)}
-    one, other = (
-        onnxruntime.InferenceSession(folder / f"{name}.onnx").run(["out"], feed)[0]
-        for name in ("one", "apart")
-    )
-    np.testing.assert_allclose(one, other, atol=1e-5)
-    return folder / "one.onnx"
+    found, before, after = rewritten(graph, take_in_products, feed)
+    np.testing.assert_allclose(after[0], before[0], atol=1e-5)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -283,9 +285,9 @@ def packed_attention(
         {"query": 1, "value": 1},
     ],
 )
-def test_one_operator_multiplies_for_query_key_and_value(biased: dict[str, int], tmp_path: Path) -> None:
+def test_one_operator_multiplies_for_query_key_and_value(biased: dict[str, int]) -> None:
     """Whatever of the three has something added to it, as in Whisper, and with another width of the value."""
-    assert operators(packed_attention(tmp_path, biased)) == {"Attention": 1}
+    assert taken_in(biased) == {"Attention": 1}
 
 
 @pytest.mark.parametrize(
@@ -296,14 +298,14 @@ def test_one_operator_multiplies_for_query_key_and_value(biased: dict[str, int],
         {"sizes": (8, 8, 12, 4)}, {"sizes": (8, 8, 8, 8)},  # another product is packed with them
     ],
 )  # fmt: skip
-def test_products_that_something_else_reads_stay(options: dict[str, Any], tmp_path: Path) -> None:
-    found = operators(packed_attention(tmp_path, {"key": 8}, **options))
+def test_products_that_something_else_reads_stay(options: dict[str, Any]) -> None:
+    found = taken_in({"key": 8}, **options)
     assert (found["MultiHeadAttention"], found["Attention"], found["MatMul"]) == (1, 0, 1)
 
 
 @pytest.mark.parametrize(("merged", "is_moved"), [((2, 4, 8), True), ((4, 2, 8), False), ((2, 8, 4), False)])
 def test_rows_are_zeroed_whole_only_where_they_are_put_together_as_they_came(
-    merged: tuple[int, ...], is_moved: bool, tmp_path: Path
+    merged: tuple[int, ...], is_moved: bool
 ) -> None:
     """Windows of images are cut anew behind attention."""
     make = onnx.helper.make_node
@@ -324,22 +326,15 @@ def test_rows_are_zeroed_whole_only_where_they_are_put_together_as_they_came(
     ]
     outputs = [onnx.helper.make_tensor_value_info("out", 1, merged)]
     graph = onnx.helper.make_graph(nodes, "rows", inputs, outputs, weights)
-    domains = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("com.microsoft", 1)]
-    onnx.save(onnx.helper.make_model(graph, opset_imports=domains, ir_version=10), tmp_path / "apart.onnx")
-    model = onnx_ir.load(tmp_path / "apart.onnx")
-    zero_whole_rows(model.graph)
-    onnx_ir.passes.common.RemoveUnusedNodesPass()(model)
-    onnx_ir.save(model, tmp_path / "whole.onnx")
-    assert (operators(tmp_path / "whole.onnx")["Reshape"] == 0) is is_moved
     generator = np.random.default_rng(0)
     feed = {
         "x": generator.normal(size=(2, 4, 8)).astype(np.float32),
         "empty": generator.integers(0, 2, (2, 4, 1, 1)) == 1,
     }
-    files = (tmp_path / "whole.onnx", tmp_path / "apart.onnx")
-    one, other = (onnxruntime.InferenceSession(file).run(None, feed)[0] for file in files)
-    np.testing.assert_array_equal(one, other)
-    assert 0 < (one == 0).mean() < 1
+    found, before, after = rewritten(graph, zero_whole_rows, feed)
+    assert (found["Reshape"] == 0) is is_moved
+    np.testing.assert_array_equal(after[0], before[0])
+    assert 0 < (after[0] == 0).mean() < 1
 
 
 @fusing

@@ -73,6 +73,8 @@ def show_selection(selection: Any, as_json: bool, quiet: bool) -> None:
     """Print a selection: its steps, why it ended, what it chose."""
 
     def text() -> str:
+        from ..reporting import about_prediction, trade_off_table
+
         lines = []
         if selection.baseline_metric is not None:
             lines.append(f"baseline: {selection.metric} {selection.baseline_metric:.4g}")
@@ -87,12 +89,8 @@ def show_selection(selection: Any, as_json: bool, quiet: bool) -> None:
                     "No answer of the original matches --extract: look at the rule, and at what it writes."
                 )
         lines.append(f"stopped: {selection.stop_reason}")
-        from ..reporting import about_prediction
-
         lines += about_prediction(selection)
         if selection.points:
-            from ..reporting import trade_off_table
-
             table = trade_off_table(selection)
             lines += ["", f"{table.caption}:", "", table_text(table), ""]
         lines.append(f"Drop: {join(selection.drop)} (pick {selection.pick})")

@@ -51,32 +51,45 @@ def optimize(file: Path, level: str, dtype: str, *, for_quantizer: bool = False)
         ExportError: If the libraries that fuse refuse the graph, or are too old.
     """
     import onnx_ir
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     model = onnx_ir.load(file)
-    on_cpu = level != HALF_LEVEL
-    if level != "O1":
-        _spell_alike(model.graph)
-        _fuse(model, "cpu" if on_cpu else "cuda")
-        has_cache = any(PAST in str(value.name) for value in model.graph.inputs)
-        if on_cpu and not has_cache:  # with one, tokens come one at a time, and packed products pay
-            unpack_products(model.graph)
-        merge_reshapes(model.graph)
-        RemoveUnusedNodesPass()(model)  # what is left of fused nodes still reads their inputs
-        if not on_cpu:
-            if not for_quantizer:
-                take_in_products(model.graph)
-            zero_whole_rows(model.graph)
-            leave_out_sums(model.graph)
-            RemoveUnusedNodesPass()(model)
+    if level == HALF_LEVEL:
+        _fuse_for_cuda(model, for_quantizer)
+    elif level != "O1":
+        _fuse_for_cpu(model)
     with TemporaryDirectory(dir=file.parent) as scratch:
         if dtype == FULL:
             model = _by_onnxruntime(model, BASIC if level == "O1" else EXTENDED, Path(scratch))
-        if level != "O1" and on_cpu:
+        if level not in ("O1", HALF_LEVEL):
             part_norms(model.graph)
         is_exact = level not in APPROXIMATE or not _approximate_gelu(model.graph)
         replace_graph(model, file)
     return is_exact
+
+
+def _fuse_for_cpu(model: ir.Model) -> None:
+    _fuse(model, "cpu")
+    if not any(PAST in str(value.name) for value in model.graph.inputs):
+        # With a cache, tokens come one at a time, and packed products pay.
+        unpack_products(model.graph)
+        _tidy(model)
+
+
+def _fuse_for_cuda(model: ir.Model, for_quantizer: bool) -> None:
+    _fuse(model, "cuda")
+    if not for_quantizer:
+        take_in_products(model.graph)
+    zero_whole_rows(model.graph)
+    leave_out_sums(model.graph)
+    _tidy(model)
+
+
+def _tidy(model: ir.Model) -> None:
+    """Merge reshapes, and take out what nothing reads: what is left of fused nodes reads their inputs."""
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    merge_reshapes(model.graph)
+    RemoveUnusedNodesPass()(model)
 
 
 def _spell_alike(graph: ir.Graph) -> None:
@@ -100,7 +113,7 @@ def _sorted(dim: int | ir.SymbolicDim) -> int | str | None:
 
 
 def _fuse(model: ir.Model, provider: str) -> None:
-    """Fuse as transformers does for one of ONNX Runtime's providers.
+    """Fuse as transformers does for one of ONNX Runtime's providers, and tidy up.
 
     Raises:
         ExportError: If transformers is older than 5.23.
@@ -112,6 +125,7 @@ def _fuse(model: ir.Model, provider: str) -> None:
             "--optimize O2 and up need transformers 5.23 or newer, which needs Python 3.11.",
             "Use --optimize O1, or upgrade.",
         ) from error
+    _spell_alike(model.graph)
     try:
         fuse_for_onnxruntime(model, provider)
     # Passes of onnxscript and onnx_ir raise errors of their own without a common base.
@@ -120,6 +134,7 @@ def _fuse(model: ir.Model, provider: str) -> None:
             f"transformers cannot fuse the graph: {type(error).__name__}: {first_line(error)}",
             "Use --optimize O1.",
         ) from error
+    _tidy(model)
 
 
 def _by_onnxruntime(model: ir.Model, level: int, scratch: Path) -> ir.Model:

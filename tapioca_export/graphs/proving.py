@@ -71,12 +71,11 @@ def prove_outputs(
         wanted = _run_in_pieces(whole, layers, sorted(drop), inputs)
     # The order stays, so that an input of the cut graph is told by its place, whatever its number.
     got = _run(file, [inputs[name] for name in names])
-    unit = _unit(graph)
-    found = [(0.0, TOLERANCE if tolerance is None else tolerance)]
+    unit, found = _unit(graph), []
     for name, have in zip(outputs, got, strict=True):
-        difference, limit = _difference(wanted[name], have), tolerance
-        if limit is None:
-            limit = max(TOLERANCE, UNITS * unit * float(np.abs(wanted[name]).max(initial=0)))
+        rounding = UNITS * unit * float(np.abs(wanted[name]).max(initial=0.0))
+        limit = max(TOLERANCE, rounding) if tolerance is None else tolerance
+        difference = _difference(wanted[name], have)
         if not difference <= limit:
             raise ParityError(
                 f"{file.name} without layers {', '.join(map(str, drop))}: {name} differs by {difference:.3g} "
