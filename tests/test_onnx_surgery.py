@@ -352,6 +352,9 @@ def test_files_in_the_operators_of_cuda_are_cut(family: str, tmp_path: Path) -> 
     assert counts[0] == counts[1]
     mask = np.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])
     np.testing.assert_array_equal(*(run(model, attention_mask=mask)[0] for model in (cut_file, smaller)))
+    cli("prune", tmp_path / "whole" / "model.onnx", "--drop", "1,2", "-o", tmp_path / "pruned")
+    fused = [read(tmp_path / name / "export.json", Export).fusions for name in ("pruned", "smaller")]
+    assert fused[0] == fused[1]
     onnx.save(cut_file, tmp_path / "cut.onnx")
     files = (tmp_path / "whole" / "model.onnx", tmp_path / "cut.onnx")
     difference, limit = prove_outputs(*files, [1, 2])

@@ -15,18 +15,12 @@ from typing import TYPE_CHECKING
 from ..artifacts import Fusions
 from ..errors import UnsupportedModelError
 from ..graphs.blocks import find_blocks
+from ..graphs.counting import fused_operators
 from ..graphs.flow import Flow
-from ..graphs.norms import DOMAIN, take_apart, taken_in_by
+from ..graphs.norms import take_apart, taken_in_by
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-# Fused operators that ONNX, or ONNX Runtime, has in ONNX's own domain; and products, which may be packed.
-_FUSED = frozenset({
-    "Attention", "Gelu", "LayerNormalization", "RMSNormalization", "RotaryEmbedding",
-    "SimplifiedLayerNormalization",
-})  # fmt: skip
-_PRODUCTS = frozenset({"Gemm", "MatMul"})
 
 
 @dataclass(frozen=True)
@@ -69,25 +63,15 @@ def fusions(before: Layered, after: Layered) -> Fusions:
         before: The graph before it was optimised, whose layers say which ought to be alike.
         after: The optimised one.
     """
-    layers = tuple(_fused(nodes) for nodes in after.layers)
+    layers = tuple(fused_operators(nodes) for nodes in after.layers)
     unfused: list[str] = []
     if len(before.layers) == len(layers):
         unfused = _behind([_all(nodes) for nodes in before.layers], layers, after.layers)
-    return Fusions(_fused(after.nodes), layers, tuple(unfused))
+    return Fusions(fused_operators(after.nodes), layers, tuple(unfused))
 
 
 def _all(nodes: Sequence[ir.Node]) -> Counter[str]:
     return Counter(node.op_type for node in nodes)
-
-
-def _fused(nodes: Sequence[ir.Node]) -> dict[str, int]:
-    """Count the operators that are fused, and products; a sum is counted as the norm that took it in."""
-    names = (
-        taken_in_by(node) or node.op_type
-        for node in nodes
-        if taken_in_by(node) or node.domain == DOMAIN or node.op_type in _FUSED | _PRODUCTS
-    )
-    return dict(sorted(Counter(names).items()))
 
 
 def _behind(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from ..artifacts import Export, Fusions, Proof, Selection, read, sha256, write, write_text
 from ..errors import ConfigError, ParityError, UnsupportedModelError
 from .belonging import belongings, prove_belongings
+from .counting import fused_operators
 from .cutting import cut, find_layers
 from .files import (
     GENAI,
@@ -190,7 +190,7 @@ def _write_export(
         tolerance=tolerance,
         size_bytes=sum(path.stat().st_size for path in files),
         drop=tuple(sorted(drop)),
-        fusions={name: _of_layers(found, drop) for name, found in before.fusions.items()},
+        fusions={name: _of_layers(found, model, drop) for name, found in before.fusions.items()},
         reference="the whole file, run in pieces on made-up inputs",
         loss=None, label_agreement=1.0, token_agreement=1.0, pytorch_difference=0.0,  # were the whole file's
         rows_checked=0, shapes_checked=(), padding_checked=(), prompts_continued=0, tokens_generated=0,
@@ -198,10 +198,7 @@ def _write_export(
     write(file.with_name(EXPORT), export)
 
 
-def _of_layers(whole: Fusions, drop: Sequence[int]) -> Fusions:
-    """Return the fused operators of a graph that is left without layers."""
-    if not whole.layers:
-        return Fusions({})
-    gone = sum((Counter(whole.layers[layer]) for layer in drop), Counter())
-    left = tuple(layer for index, layer in enumerate(whole.layers) if index not in drop)
-    return Fusions(dict(Counter(whole.total) - gone), left)
+def _of_layers(whole: Fusions, left: Any, drop: Sequence[int]) -> Fusions:
+    """Return the fused operators of a graph that is left without layers; those of its layers stay."""
+    layers = tuple(layer for index, layer in enumerate(whole.layers) if index not in drop)
+    return Fusions(fused_operators(left.graph), layers)
