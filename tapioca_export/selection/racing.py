@@ -33,8 +33,6 @@ ROUNDING = 1e-9
 SMALLEST_WAVE = 16
 # Rows other than the hardest that all candidates are scored on first.
 NUM_OTHERS = 8
-# Candidates of the heat that finds the leader among close ones.
-HEAT_SIZE = 5
 # By how much the rows of a statistical race grow from one look to the next.
 GROWTH = 1.3
 
@@ -136,7 +134,7 @@ def exact_race(round_: Round, by_loss: bool = False) -> tuple[Candidate, ...]:
     """
     field = Field(round_, by_loss)
     field.score(round_.layers, _opening(field))
-    leader = _heat(field)
+    leader = _leader(field)
     field.score([leader], field.unseen(leader))
     field.finish(field.whole(leader))
     # What the leader finds hard as well decides soonest.
@@ -149,16 +147,29 @@ def exact_race(round_: Round, by_loss: bool = False) -> tuple[Candidate, ...]:
         alive = [layer for layer in alive if layer not in field.finished]
         if not alive:
             break
-        # Those that were in the heat are ahead of the others by some rows, and wait for them.
-        unseen = max((field.unseen(layer) for layer in alive), key=len)
-        if len(unseen) == 0:
+        behind, rows = _furthest_behind(field, alive)
+        if len(rows) == 0:
             for layer in alive:
                 field.finish(field.whole(layer))
             break
-        behind = [layer for layer in alive if len(field.unseen(layer)) == len(unseen)]
         shortfall = min(field.partial(leader) - field.partial(layer) for layer in behind)
-        field.score(behind, unseen[: _wave(field, shortfall)])
+        field.score(behind, rows[: _wave(field, shortfall)])
     return tuple(field.finished[layer] for layer in sorted(field.finished))
+
+
+def _furthest_behind(field: Field, alive: Collection[int]) -> tuple[list[int], np.ndarray]:
+    """Return the candidates scored on the fewest rows, and rows for them: first those that the next have.
+
+    So no row is scored with these candidates now and with those later, each time with a prefix.
+    """
+    unseen = {layer: field.unseen(layer) for layer in alive}
+    counts = sorted({len(rows) for rows in unseen.values()}, reverse=True)
+    behind = [layer for layer in alive if len(unseen[layer]) == counts[0]]
+    rows = unseen[behind[0]]
+    if len(counts) > 1:
+        ahead = next(layer for layer in alive if len(unseen[layer]) == counts[1])
+        rows = rows[~np.isin(rows, unseen[ahead])]
+    return behind, rows
 
 
 def _opening(field: Field) -> np.ndarray:
@@ -177,19 +188,23 @@ def _opening(field: Field) -> np.ndarray:
     return np.concatenate([order[:num_hardest], others[step // 2 :: step][:NUM_OTHERS]])
 
 
-def _heat(field: Field) -> int:
-    """Return the candidate to score in full first, after the likeliest few were scored on more rows.
+def _leader(field: Field) -> int:
+    """Return the candidate to score in full first; whoever may be it is scored on more rows before.
 
-    A leader that does not win costs the rows of a whole pass, and holds the others to a worse total.
-    Ties go to the lower index.
+    A leader that does not win costs the rows of a whole pass, and holds the others to a worse total. Who has
+    not yet collected the total that is expected of the best has to be scored on more rows in any case: such
+    candidates are scored together, on one recording of a row's prefix, until one of them is left.
     """
-
-    def rank(layer: int) -> tuple[float, int]:
-        return _expected(field, layer), layer
-
-    heat = sorted(field.round.layers, key=rank)[:HEAT_SIZE]
-    field.score(heat, field.unseen(heat[0])[:SMALLEST_WAVE])
-    return min(heat, key=rank)
+    close = list(field.round.layers)
+    while True:
+        expected = {layer: _expected(field, layer) for layer in close}
+        best = min(close, key=lambda layer: (expected[layer], layer))
+        close = [layer for layer in close if field.partial(layer) <= expected[best] or layer == best]
+        unseen = field.unseen(best)
+        if len(close) == 1 or len(unseen) == 0:
+            return best
+        shortfall = min(expected[best] - field.partial(layer) for layer in close)
+        field.score(close, unseen[: _wave(field, shortfall)])
 
 
 def _expected(field: Field, layer: int) -> float:
@@ -202,9 +217,10 @@ def _expected(field: Field, layer: int) -> float:
     """
     from scipy.special import ndtr  # scipy.stats takes longer to import than some races take
 
-    if not field.is_right_or_wrong:
-        return field.partial(layer)
     current, seen = field.current_penalties(), np.isfinite(field.values[layer])
+    if not field.is_right_or_wrong:
+        share = float(current[seen].sum()) / max(float(current.sum()), ROUNDING)
+        return field.partial(layer) / max(share, ROUNDING)
     margins, own = _margins(field.round.current()[1]), _margins(field.losses[layer])
     line = np.stack([np.ones(field.num_rows), margins], axis=1)
     # The change is what is fitted: where rows say little, the line of least norm is no change.
