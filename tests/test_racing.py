@@ -16,7 +16,7 @@ from tapioca_export.models import load_model
 from tapioca_export.profiling import Probe
 from tapioca_export.samples import read_samples
 from tapioca_export.selection import Round, SelectionSettings, select_layers
-from tapioca_export.selection.racing import exact_race, statistical_race
+from tapioca_export.selection.racing import Field, Forecast, exact_race, statistical_race
 from tapioca_export.selection.searches import best_of
 
 NUM_LAYERS = 8
@@ -226,6 +226,56 @@ def test_a_statistical_race_keeps_its_confidence(confidence: float) -> None:
         indifference = probe.values[winner].std() / np.sqrt(probe.num_rows)
         num_misses += metrics.max() - metrics[winner] > indifference + 1e-9
     assert num_misses / num_races <= 1 - confidence + 2 * np.sqrt((1 - confidence) * confidence / num_races)
+
+
+def sure(seed: int, num_rows: int = 500) -> TableProbe:
+    """A classifier on rows that it knows: few are wrong or change, whatever is dropped."""
+    generator = np.random.default_rng(seed)
+    margins = generator.normal(4, 1.8, num_rows)
+    shifts = np.abs(generator.normal(0, 0.3, (NUM_LAYERS, 1)))
+    moved = margins - shifts + generator.normal(0, 0.3, (NUM_LAYERS, num_rows))
+    (value, current), (loss, current_loss) = (
+        [(m > 0).astype(float) for m in (moved, margins)],
+        [np.logaddexp(0, -2 * m) for m in (moved, margins)],
+    )
+    return TableProbe(value, loss, (current, current_loss), best=1.0)
+
+
+def test_where_little_changes_a_statistical_race_is_soon_over() -> None:
+    """All candidates and doubted rows tell how little: the last two's few sampled rows alone would not."""
+    shares, num_misses = [], 0
+    for seed in range(100):
+        probe = sure(seed)
+        winner = best_of(statistical_race(round_of(probe, search="racing", seed=seed)), "index").layer
+        shares.append(probe.num_scored / probe.values.size)
+        metrics = probe.values.mean(axis=1)
+        indifference = probe.values[winner].std() / np.sqrt(probe.num_rows)
+        num_misses += metrics.max() - metrics[winner] > indifference + 1e-9
+    assert np.mean(shares) < 0.22
+    assert num_misses <= 2
+
+
+def test_candidates_that_change_more_are_not_taken_for_as_steady_as_those_that_were_stopped() -> None:
+    probe, rows = sure(0), np.arange(60)
+    probe.values[:], probe.losses[:] = probe.current
+    probe.values[:2, 1:60:2] = 1 - probe.values[:2, 1:60:2]
+    field = Field(round_of(probe), False)
+    field.score(range(NUM_LAYERS), rows)
+    # Of the two that are left, every second row changes: on what tells of them, half the rows.
+    changed = Forecast(field, [0, 1], rows[:20], rows[20:])
+    assert changed.variance == pytest.approx(0.5, abs=0.02)
+    steady = Forecast(field, [2, 3], rows[:20], rows[20:])
+    assert steady.variance == pytest.approx(1 / (2 * 40 + 1))
+
+
+def test_rows_that_are_doubted_less_tell_more() -> None:
+    """Changes on the more doubtful half say nothing; without others, all rows tell, and one change more."""
+    probe, rows = sure(0), np.arange(60)
+    probe.values[:], probe.losses[:] = probe.current
+    probe.values[:, :10] = 1 - probe.values[:, :10]
+    field = Field(round_of(probe), False)
+    field.score(range(NUM_LAYERS), rows)
+    assert Forecast(field, [2, 3], rows[:20], rows[20:]).variance == pytest.approx(1 / (8 * 50 + 1))
 
 
 def test_a_statistical_race_costs_less_than_an_exact_one() -> None:
