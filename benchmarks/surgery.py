@@ -212,16 +212,22 @@ def difference(one: Path, other: Path) -> float:
 def cut_large(shape: dict[str, int], rounds: int, scratch: Path) -> dict[str, Any]:
     """Cut a file whose weights are beside it, each time in a fresh process; alone, and beside its config.
 
-    What a config says of the layers that are left, only transformers knows: it has to be imported.
+    A config is known to be what transformers writes where the record of an export says so; of any other, only
+    transformers knows what it says of the layers that are left, and has to be imported.
     """
+    from tapioca_export import RunConfig, provenance
+
     model = build("large", scratch / "model", shape)
     source = written(model, scratch / "whole")
     drop = tuple(range(1, shape["num_hidden_layers"], 3))
-    runs: dict[str, list[dict[str, float]]] = {"graph alone": [], "config beside it": []}
+    kinds = ("graph alone", "config beside it", "config and record of the export beside it")
+    runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
     num_bytes = sum(path.stat().st_size for path in source.parent.iterdir())
     for kind, found in runs.items():
         if kind != "graph alone":
             model.save_settings(source.parent)
+        if "record" in kind:
+            provenance.record_folder(source.parent, "export", RunConfig(model=model.source), {})
         for turn in range(rounds):
             found.append(
                 launched(

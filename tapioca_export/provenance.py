@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib import metadata
@@ -108,30 +108,39 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def hash_model(model: str, *, weights: bool = True, known: Mapping[str, str] | None = None) -> str:
+def hash_model(
+    model: str,
+    *,
+    weights: bool = True,
+    known: Mapping[str, str] | None = None,
+    beside: Sequence[str] | None = None,
+) -> str:
     """Return the SHA-256 of a folder, or of an ONNX file and its weights; on the hub, name and commit.
 
     Without `weights`, of safetensors files only sizes and headers count, which name every tensor and its
     shape, and of weights beside a graph, which names them, their sizes: reading all of a large model would
-    take as long as pruning it. `known` has hashes of weights beside a graph that were taken already, by name.
+    take as long as pruning it. `known` has hashes of a graph and of weights beside it that were taken
+    already, by name, and `beside` names these weights where the graph was parsed already.
 
     Raises:
         LoadError: If a file of it cannot be read.
     """
     path = Path(model)
     try:
-        return _hash_local(path, weights, known or {}) if path.exists() else _on_hub(model)
+        return _hash_local(path, weights, known or {}, beside) if path.exists() else _on_hub(model)
     except OSError as error:
         raise LoadError(
             f"Cannot read {error.filename or path}: {reason(error)}.", "Check its rights."
         ) from error
 
 
-def _hash_local(path: Path, weights: bool, taken: Mapping[str, str]) -> str:
+def _hash_local(path: Path, weights: bool, taken: Mapping[str, str], beside: Sequence[str] | None) -> str:
     if path.is_file() and graphs.is_graph(path):
+        files = graphs.weight_paths(path) if beside is None else [path.parent / name for name in beside]
         of_weights = sha256 if weights else size_of
-        found = {file.name: taken.get(file.name) or of_weights(file) for file in graphs.weight_paths(path)}
-        return ("" if weights else HEADERS) + combined({path.name: sha256(path), **found})
+        found = {file.name: taken.get(file.name) or of_weights(file) for file in files}
+        own = taken.get(path.name) or sha256(path)
+        return ("" if weights else HEADERS) + combined({path.name: own, **found})
     if path.is_dir() and not weights:
         files = sorted(path.rglob("*.safetensors"))
         known = {file.relative_to(path).as_posix(): _hash_header(file) for file in files}
@@ -163,10 +172,14 @@ def _hash_header(file: Path) -> str:
 
 
 def hash_inputs(
-    config: RunConfig, *, weights: bool = True, known: Mapping[str, str] | None = None
+    config: RunConfig,
+    *,
+    weights: bool = True,
+    known: Mapping[str, str] | None = None,
+    beside: Sequence[str] | None = None,
 ) -> dict[str, str]:
     """Return the SHA-256 of the model, as `hash_model`, and of every file that was given, by its path."""
-    model = hash_model(config.model, weights=weights, known=known)
+    model = hash_model(config.model, weights=weights, known=known, beside=beside)
     return {config.model: model, **{str(path): sha256(path) for path in _given(config)}}
 
 
@@ -273,6 +286,17 @@ def record_folder(
     record = Provenance(command, model, values, here, named, outputs, rows)
     write_sealed(folder / RECORD, record)
     return combined({**outputs, RECORD: sha256(folder / RECORD)})
+
+
+def is_from_checkpoint(file: Path) -> bool:
+    """Tell whether a file is, to the byte, what was written when its folder was made of a checkpoint."""
+    path = file.with_name(RECORD)
+    try:
+        record = read(path, Provenance)
+    except LoadError:  # there is none, or it is nobody's
+        return False
+    is_whole = is_sealed(path, record.sha256) and record.outputs.get(file.name) == sha256(file)
+    return is_whole and not graphs.is_graph(record.model)
 
 
 def record_added(folder: Path, name: str, text: str) -> None:

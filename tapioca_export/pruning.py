@@ -8,8 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import graphs, provenance
-from .artifacts import Export, LayerName, Proof, Selection, read, refuse_inside, sha256, staged, write
+from .artifacts import (
+    Export,
+    LayerName,
+    Proof,
+    Selection,
+    read,
+    refuse_inside,
+    sha256,
+    staged,
+    write,
+    write_text,
+)
 from .config import RunConfig
+from .config_layers import mended_text
 from .errors import ConfigError
 from .numbering import part_of
 
@@ -69,7 +81,7 @@ def _prune_graph(config: RunConfig, selection: Selection | None, proof: Proof) -
         raise ConfigError(f"{source} is one graph, and has no layer {named[0]}.", "Prune the checkpoint.")
     with staged(config.output, overwrite=config.overwrite) as folder:
         made = graphs.export_of(source)
-        num_layers = graphs.prune_graph(
+        cut = graphs.prune_graph(
             source, layers, folder, made=made, proof=proof, mend_config=_mend_config, selection=selection,
             tolerance=config.atol,
         )  # fmt: skip
@@ -77,34 +89,33 @@ def _prune_graph(config: RunConfig, selection: Selection | None, proof: Proof) -
             model=config.model,
             task=made.task if made else config.task,
             criterion="fixed",
-            num_layers=num_layers,
+            num_layers=cut.num_layers,
             drop=tuple(sorted(layers)),
             steps=(),
             stop_reason="the layers were named by the user",
         )
         chosen = replace(chosen, proof=proof, note=None)
         write(folder / "selection.json", chosen)
+        beside = [folder / name for name in cut.weights]
+        own = {source.name: made.files[source.name]} if made else {}  # taken by `export_of`
         if proof == "weights":
-            inputs = provenance.hash_inputs(config, weights=False)
-            known = _of_unread(folder / source.name, made)
+            known = _of_unread(beside, made)
+            inputs = provenance.hash_inputs(config, weights=False, known=own, beside=cut.source_weights)
         else:
-            known = _of_linked(folder / source.name, source.parent)
-            inputs = provenance.hash_inputs(config, known=known)
-        provenance.record_folder(folder, "prune", config, inputs, known=known)
+            known = _of_linked([path for path in beside if path.parent == folder], source.parent)
+            inputs = provenance.hash_inputs(config, known={**known, **own}, beside=cut.source_weights)
+        provenance.record_folder(folder, "prune", config, inputs, known={**known, **cut.files})
     return chosen
 
 
-def _of_unread(file: Path, made: Export | None) -> dict[str, str]:
+def _of_unread(beside: Sequence[Path], made: Export | None) -> dict[str, str]:
     """Return what is recorded of linked weights that were not read: the exporter's hash, or their size."""
     exported = made.files if made else {}
-    return {
-        path.name: exported.get(path.name, provenance.size_of(path)) for path in graphs.weight_paths(file)
-    }
+    return {path.name: exported.get(path.name, provenance.size_of(path)) for path in beside}
 
 
-def _of_linked(file: Path, source: Path) -> dict[str, str]:
+def _of_linked(beside: Sequence[Path], source: Path) -> dict[str, str]:
     """Return the hashes of weights that are the source's own files, which are read once for both."""
-    beside = [path for path in graphs.weight_paths(file) if path.parent == file.parent]
     return {path.name: sha256(path) for path in beside if path.samefile(source / path.name)}
 
 
@@ -125,7 +136,18 @@ def _refuse_pruned(source: Path) -> None:
 
 
 def _mend_config(source: Path, folder: Path, drop: Sequence[int], num_layers: int) -> None:
-    """Write the config of the model without layers; only transformers knows what it says of each layer."""
+    """Write the config of the model without layers.
+
+    What the transformers at hand wrote, it would read and write again as it is. Of another config only
+    transformers knows what it says of each layer, and is imported for that.
+    """
+    file, mended = source / "config.json", None
+    if provenance.is_from_checkpoint(file):  # else anybody may have written it, whatever it says
+        keep = [layer for layer in range(num_layers) if layer not in drop]
+        mended = mended_text(file.read_text(encoding="utf-8"), keep, num_layers)
+    if mended is not None:
+        write_text(folder / file.name, mended)
+        return
     from .models import mend_config_file
 
     mend_config_file(source, folder, drop, num_layers)

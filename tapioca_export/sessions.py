@@ -18,7 +18,11 @@ SPINNING = "session.intra_op.allow_spinning"
 
 
 def session_on_cpu(
-    graph: Path | bytes, num_threads: int = 0, config_entries: Mapping[str, str] | None = None
+    graph: Path | bytes,
+    num_threads: int = 0,
+    config_entries: Mapping[str, str] | None = None,
+    *,
+    is_checked: bool = False,
 ) -> Any:
     """Open a graph.
 
@@ -26,6 +30,7 @@ def session_on_cpu(
         graph: A file, or a model in memory.
         num_threads: Of each operator; 0: as many as there are cores.
         config_entries: ONNX Runtime's own, by name.
+        is_checked: Whether `read_proto` has taken the file as it is; it is not parsed for that again.
 
     Raises:
         TapiocaError: If a file is no ONNX model, or has its weights elsewhere than beside it.
@@ -37,7 +42,7 @@ def session_on_cpu(
     options.intra_op_num_threads = num_threads
     for name, value in (config_entries or {}).items():
         options.add_session_config_entry(name, value)
-    if isinstance(graph, Path):
+    if isinstance(graph, Path) and not is_checked:
         read_proto(graph)
     model = graph if isinstance(graph, bytes) else str(graph)
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

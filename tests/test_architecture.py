@@ -16,6 +16,7 @@ GROUND = {
     "bars",
     "config",
     "config_keys",
+    "config_layers",
     "domains",
     "engines",
     "errors",

@@ -23,7 +23,7 @@ from tapioca_export.artifacts import Export, Profile, Selection, read
 from tapioca_export.cli import main
 from tapioca_export.errors import ConfigError, TapiocaError, UnsupportedModelError
 from tapioca_export.exporting import adopting
-from tapioca_export.graphs import Pieces, cut, find_layers
+from tapioca_export.graphs import Cut, Pieces, cut, find_layers
 from tapioca_export.models import LoadOptions, droppable_layers, load_model, skipping
 from tapioca_export.profiling import Probe
 from tapioca_export.provenance import hash_model
@@ -287,7 +287,7 @@ def test_a_wrong_cut_is_found_on_the_users_rows(
 
     paths, prune = files("bert"), graph_files.graphs.prune_graph
 
-    def another(source: Path, drop: Sequence[int], folder: Path, **settings: object) -> int:
+    def another(source: Path, drop: Sequence[int], folder: Path, **settings: object) -> Cut:
         settings["selection"] = None
         return prune(source, [(layer + 1) % NUM_LAYERS for layer in drop], folder, **settings)  # type: ignore[arg-type]
 

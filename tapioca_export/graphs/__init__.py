@@ -17,10 +17,11 @@ from .files import (
     weight_paths,
 )
 from .pieces import Pieces
-from .stage import EXPORT, export_of, prune_graph
+from .stage import EXPORT, Cut, export_of, prune_graph
 
 __all__ = [
     "EXPORT",
+    "Cut",
     "Pieces",
     "copy_graph",
     "cut",

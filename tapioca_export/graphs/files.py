@@ -13,6 +13,7 @@ from ..errors import LoadError, OutputError, ParityError, UnsupportedModelError,
 from ..external import read_proto, refuse_link_out, weight_names
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
 
 # What goes with a graph: settings, tokenizer, what makes inputs of images and sound, licence.
@@ -45,9 +46,17 @@ def read_graph(file: Path) -> ir.Model:
         LoadError: If the file is missing or is no ONNX model, or weights beside it are missing or too short.
         UnsupportedModelError: If its weights are elsewhere than beside it.
     """
+    return graph_of(read_proto(file), file)
+
+
+def graph_of(proto: onnx.ModelProto, file: Path) -> ir.Model:
+    """Return the graph of a file that was parsed; its tensors are the file's, not copies.
+
+    Raises:
+        LoadError: If it is no ONNX model.
+    """
     import onnx_ir
 
-    proto = read_proto(file)
     try:
         model = onnx_ir.from_proto(proto)
     except onnx_ir.serde.SerdeError as error:
@@ -121,9 +130,10 @@ def put_weights_beside(file: Path) -> None:
     """
     import onnx_ir
 
-    if weight_paths(file):
+    proto = read_proto(file)
+    if weight_names(proto):
         return
-    model = read_graph(file)
+    model = graph_of(proto, file)
     try:
         onnx_ir.save(model, file, external_data=f"{file.name}_data")
     except OSError as error:

@@ -37,6 +37,7 @@ def prove_outputs(
     drop: Sequence[int],
     tolerance: float | None = None,
     sizes: Mapping[str, int] | None = None,
+    whole: ir.Model | None = None,
 ) -> tuple[float, float]:
     """Return how far a cut graph's outputs are from those of its source in pieces, and how far they may be.
 
@@ -49,12 +50,13 @@ def prove_outputs(
         tolerance: The largest difference that is allowed (default: 1e-4; in half precision no less than
             `UNITS` units in the last place of an output's largest number).
         sizes: Of axes that have a name in the graph and are of one size only.
+        whole: The whole graph, where both files have been read; neither is then parsed again.
 
     Raises:
         ExportError: If ONNX Runtime does not run one of them.
         ParityError: If an output differs by more than the tolerance.
     """
-    model = read_graph(source)
+    model = read_graph(source) if whole is None else whole
     graph = model.graph
     inputs = made_up_inputs(graph, sizes or {})
     layers = find_layers(graph)
@@ -62,15 +64,15 @@ def prove_outputs(
     kept = (value for value in graph.inputs if value not in gone)
     names = [str(value.name) for value in kept if not value.is_initializer()]
     outputs = [str(value.name) for value in graph.outputs if value not in gone]
-    whole = Opener(model, source.parent)
+    opener = Opener(model, source.parent)
     try:
-        wanted = _run_in_pieces(whole, layers, sorted(drop), inputs)
+        wanted = _run_in_pieces(opener, layers, sorted(drop), inputs)
     except ExportError:
         # Some attention, such as onnxruntime-genai's, reads several tokens behind a cache of one text only.
         inputs = made_up_inputs(graph, sizes or {}, batch=1)
-        wanted = _run_in_pieces(whole, layers, sorted(drop), inputs)
+        wanted = _run_in_pieces(opener, layers, sorted(drop), inputs)
     # The order stays, so that an input of the cut graph is told by its place, whatever its number.
-    got = _run(file, [inputs[name] for name in names])
+    got = _run(file, [inputs[name] for name in names], is_checked=whole is not None)
     unit, found = _unit(graph), []
     for name, have in zip(outputs, got, strict=True):
         rounding = UNITS * unit * float(np.abs(wanted[name]).max(initial=0.0))
@@ -125,10 +127,10 @@ def _run_in_pieces(
     return found
 
 
-def _run(file: Path, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+def _run(file: Path, inputs: Sequence[np.ndarray], *, is_checked: bool) -> list[np.ndarray]:
     """Run a graph in ONNX Runtime on the CPU; inputs and outputs are in its order."""
     with _running():
-        session = session_on_cpu(file)
+        session = session_on_cpu(file, is_checked=is_checked)
     feed = dict(zip((value.name for value in session.get_inputs()), inputs, strict=True))
     with _running():
         found: list[np.ndarray] = session.run(None, feed)

@@ -6,12 +6,13 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..artifacts import Export, Fusions, Proof, Selection, read, sha256, write, write_text
 from ..errors import ConfigError, ParityError, UnsupportedModelError
+from ..external import read_proto, weight_names
 from .belonging import belongings, prove_belongings
 from .counting import fused_operators
 from .cutting import cut, find_layers
@@ -19,8 +20,8 @@ from .files import (
     GENAI,
     companions,
     genai_config,
+    graph_of,
     named_sizes,
-    read_graph,
     refuse_misdescribed,
     weight_files,
     write_graph,
@@ -39,6 +40,23 @@ MendConfig = Callable[[Path, Path, Sequence[int], int], None]
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Cut:
+    """What is known of a file and of what was cut out of it, so that neither is parsed or hashed again.
+
+    Attributes:
+        num_layers: How many layers the source has.
+        source_weights: Files with weights that the source names, relative to its folder.
+        weights: Those that the new file names, relative to its own.
+        files: The SHA-256 of the new file by its name; none where it was not taken.
+    """
+
+    num_layers: int
+    source_weights: tuple[str, ...]
+    weights: tuple[str, ...]
+    files: Mapping[str, str]
+
+
 def prune_graph(
     source: Path,
     drop: Sequence[int],
@@ -49,7 +67,7 @@ def prune_graph(
     mend_config: MendConfig,
     selection: Selection | None = None,
     tolerance: float | None = None,
-) -> int:
+) -> Cut:
     """Write an ONNX file without layers, with what stands beside it.
 
     Args:
@@ -64,7 +82,7 @@ def prune_graph(
         tolerance: Of the outputs (default: as in `prove_outputs`).
 
     Returns:
-        How many layers the source has.
+        What is known of both files then.
 
     Raises:
         ConfigError: If the selection is for another model, a layer does not exist or is named twice, or none
@@ -75,7 +93,8 @@ def prune_graph(
         OutputError: If the folder cannot be written.
     """
     logger.info("Cutting layers out of %s, and proving it", source)
-    model = read_graph(source)
+    proto = read_proto(source)
+    model = graph_of(proto, source)
     weights = {name: value.const_value for name, value in model.graph.initializers.items()}
     layers = find_layers(model.graph)
     if selection is not None and selection.num_layers != len(layers):
@@ -83,7 +102,7 @@ def prune_graph(
             f"The selection is for {selection.num_layers} layers ({selection.model}), "
             f"{source} has {len(layers)}."
         )
-    whole = belongings(model.graph, layers)
+    belonged = belongings(model.graph, layers)
     cut(model, layers, drop)
     file = folder / source.name
     write_graph(model, file, source.parent)
@@ -92,20 +111,23 @@ def prune_graph(
     if (source.parent / "config.json").is_file():
         mend_config(source.parent, folder, drop, len(layers))
     sizes = _mend_genai_config(folder, len(layers) - len(drop))
-    left = read_graph(file)
-    difference = None
+    written = read_proto(file)
+    left = graph_of(written, file)
+    difference, files = None, dict[str, str]()
     try:
         _prove_weights(weights, left, folder, source.parent)
-        prove_belongings(whole, left.graph, drop)
+        prove_belongings(belonged, left.graph, drop)
         refuse_misdescribed(folder, left.graph)
         if proof == "logits":
-            difference, tolerance = prove_outputs(source, file, sorted(drop), tolerance, sizes)
+            whole = graph_of(proto, source)  # as it was before it was cut
+            difference, tolerance = prove_outputs(source, file, sorted(drop), tolerance, sizes, whole)
     except ParityError:
         file.rename(file.with_name(f"{file.name}.invalid"))
         raise
     if made is not None:
-        _write_export(replace(made, note=COMPARED[proof]), model, file, drop, difference, tolerance)
-    return len(layers)
+        made = replace(made, note=COMPARED[proof])
+        files = {file.name: _write_export(made, model, file, drop, difference, tolerance)}
+    return Cut(len(layers), weight_names(proto), weight_names(written), files)
 
 
 def export_of(source: Path) -> Export | None:
@@ -173,7 +195,8 @@ def _write_export(
     drop: Sequence[int],
     difference: float | None,
     tolerance: float | None,
-) -> None:
+) -> str:
+    """Write the record of a cut file; returns the file's SHA-256."""
     inputs = tuple(str(value.name) for value in model.graph.inputs)
     files = [file, *(file.with_name(name) for name in weight_files(model))]
     # Weights beside the graph are the source's, which are not read again.
@@ -196,6 +219,7 @@ def _write_export(
         rows_checked=0, shapes_checked=(), padding_checked=(), prompts_continued=0, tokens_generated=0,
     )  # fmt: skip
     write(file.with_name(EXPORT), export)
+    return own
 
 
 def _of_layers(whole: Fusions, left: Any, drop: Sequence[int]) -> Fusions:

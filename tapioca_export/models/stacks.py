@@ -1,7 +1,7 @@
 """Layer stacks: where a network keeps its layers, and what configs say of them.
 
 No class a family: a stack is whatever list becomes one longer when the config says one layer more.
-What a config says of single layers is declared in `PER_LAYER`; the proofs tell what is missing.
+What a config says of single layers is declared in `config_layers`; the proofs tell what is missing.
 Knows nothing about weights, nor which layers are worth keeping.
 """
 
@@ -15,13 +15,9 @@ from typing import Any
 
 from torch import nn
 
+from ..config_layers import DEPTH_FIELDS, mended_values, outputs_left
 from ..errors import UnsupportedModelError, first_line
 
-# Config numbers that count layers.
-DEPTH_FIELDS = (
-    "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers",
-    "num_decoder_layers", "num_encoder_layers", "depth",
-)  # fmt: skip
 # Types whose layers are not blocks of their own; the proof of a checkpoint finds others, later.
 DEPENDENT_TYPES = {
     "albert": "its layers share one set of weights",
@@ -199,85 +195,6 @@ def _name(config: str, path: str) -> str:
 
 # --- configs --------------------------------------------------------------------------------
 
-# How a value of a config that says something of single layers says it of those that are kept.
-Mend = Callable[[Any, Sequence[int], int], Any]
-
-
-def _sliced(value: Any, keep: Sequence[int], depth: int) -> Any:
-    """Keep the entries of a list with one a layer."""
-    if isinstance(value, (list, tuple)) and len(value) == depth:
-        return type(value)(value[i] for i in keep)
-    return value
-
-
-def _renumbered(value: Any, keep: Sequence[int], depth: int) -> Any:
-    """Give the layers that a list names their new numbers; those that are gone are no longer named."""
-    if isinstance(value, (list, tuple)):
-        named = {number + depth if number < 0 else number for number in value}
-        return type(value)(new for new, old in enumerate(keep) if old in named)
-    return value
-
-
-def _counted(value: Any, keep: Sequence[int], depth: int) -> Any:
-    """Count those of the lowest layers that are kept."""
-    return sum(layer < value for layer in keep) if isinstance(value, int) else value
-
-
-def _spelled_out(value: Any, keep: Sequence[int], depth: int) -> Any:
-    """Keep the entries of a list that is written as patterns with the times each is repeated."""
-    entries = [entry for pattern, times in value for entry in pattern * times]
-    return [[[entries[i] for i in keep], 1]]
-
-
-def _outputs(value: Any, keep: Sequence[int], depth: int) -> Any:
-    """Let the outputs of layers that are gone be those of the next below that are kept.
-
-    Raises:
-        UnsupportedModelError: If two outputs would be one, or one would be below all layers.
-    """
-    found = [
-        sum(layer <= (number % depth if number < 0 else number) for layer in keep) - 1 for number in value
-    ]
-    if -1 in found or len(set(found)) < len(found):
-        raise UnsupportedModelError("Layers whose outputs are used apart cannot become one.")
-    return type(value)(found)
-
-
-# Named, not guessed: other lists may have the same length.
-PER_LAYER: dict[str, Mend] = {
-    # One entry a layer.
-    "attention_layers": _sliced,
-    "attention_window": _sliced,
-    "head_dim": _sliced,
-    "indexer_types": _sliced,
-    "intermediate_size": _sliced,
-    "layer_rope_theta": _sliced,
-    "layer_types": _sliced,
-    "layers_block_type": _sliced,
-    "mlp_layer_types": _sliced,
-    "no_rope_layers": _sliced,
-    "num_attention_heads": _sliced,
-    "num_key_value_heads": _sliced,
-    "attention_types": _spelled_out,
-    # Numbers of layers.
-    "attn_layer_indices": _renumbered,
-    "cross_attention_layers": _renumbered,
-    "full_attn_idxs": _renumbered,
-    "fullatt_block_indexes": _renumbered,
-    "global_attn_indexes": _renumbered,
-    "mlp_only_layers": _renumbered,
-    "moe_layers": _renumbered,
-    "rope_scaling_layers": _renumbered,
-    "window_block_indices": _renumbered,
-    # So many from the bottom.
-    "first_k_dense_replace": _counted,
-    "max_window_layers": _counted,
-    "moe_layer_start_index": _counted,
-    "num_dense_layers": _counted,
-    # Layers whose outputs are used apart from the last one's.
-    "deepstack_visual_indexes": _outputs,
-}
-
 
 def mended_config(config: Any, stack: Stack, keep: Sequence[int]) -> Any:
     """Return a copy of the config that describes the network with only the layers `keep` of a stack.
@@ -288,9 +205,8 @@ def mended_config(config: Any, stack: Stack, keep: Sequence[int]) -> Any:
     whole = copy.deepcopy(config)
     part = config_at(whole, stack.config)
     depth = getattr(part, stack.field)
-    for name, mend in PER_LAYER.items():
-        if (value := vars(part).get(name)) is not None:
-            setattr(part, name, mend(value, keep, depth))
+    for name, value in mended_values(vars(part), keep, depth).items():
+        setattr(part, name, value)
     _mend_features(part, keep, depth)
     setattr(part, stack.field, len(keep))
     _mend_cache(part)
@@ -318,7 +234,7 @@ def _mend_features(config: Any, keep: Sequence[int], depth: int) -> None:
         return
     wanted = [stages.index(name) - 1 for name in vars(config).get("_out_features") or stages[-1:]]
     inner = [number for number in wanted if number >= 0]
-    found = [0] * (len(wanted) - len(inner)) + [number + 1 for number in _outputs(inner, keep, depth)]
+    found = [0] * (len(wanted) - len(inner)) + [number + 1 for number in outputs_left(inner, keep, depth)]
     names = [stages[0], *(f"stage{number}" for number in range(1, len(keep) + 1))]
     config.stage_names = names
     config._out_indices, config._out_features = found, [names[number] for number in found]

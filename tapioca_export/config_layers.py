@@ -1,0 +1,146 @@
+"""What the config of a model says of its layers: how many there are, and what is said of single ones.
+
+Knows neither networks nor transformers' classes: a config is names and values here, as in its file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+from .errors import UnsupportedModelError
+
+# Config numbers that count layers.
+DEPTH_FIELDS = (
+    "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers",
+    "num_decoder_layers", "num_encoder_layers", "depth",
+)  # fmt: skip
+# How a value of a config that says something of single layers says it of those that are kept.
+Mend = Callable[[Any, Sequence[int], int], Any]
+
+
+def _sliced(value: Any, keep: Sequence[int], depth: int) -> Any:
+    """Keep the entries of a list with one a layer."""
+    if isinstance(value, (list, tuple)) and len(value) == depth:
+        return type(value)(value[i] for i in keep)
+    return value
+
+
+def _renumbered(value: Any, keep: Sequence[int], depth: int) -> Any:
+    """Give the layers that a list names their new numbers; those that are gone are no longer named."""
+    if isinstance(value, (list, tuple)):
+        named = {number + depth if number < 0 else number for number in value}
+        return type(value)(new for new, old in enumerate(keep) if old in named)
+    return value
+
+
+def _counted(value: Any, keep: Sequence[int], depth: int) -> Any:
+    """Count those of the lowest layers that are kept."""
+    return sum(layer < value for layer in keep) if isinstance(value, int) else value
+
+
+def _spelled_out(value: Any, keep: Sequence[int], depth: int) -> Any:
+    """Keep the entries of a list that is written as patterns with the times each is repeated."""
+    entries = [entry for pattern, times in value for entry in pattern * times]
+    return [[[entries[i] for i in keep], 1]]
+
+
+def outputs_left(value: Any, keep: Sequence[int], depth: int) -> Any:
+    """Let the outputs of layers that are gone be those of the next below that are kept.
+
+    Raises:
+        UnsupportedModelError: If two outputs would be one, or one would be below all layers.
+    """
+    found = [
+        sum(layer <= (number % depth if number < 0 else number) for layer in keep) - 1 for number in value
+    ]
+    if -1 in found or len(set(found)) < len(found):
+        raise UnsupportedModelError("Layers whose outputs are used apart cannot become one.")
+    return type(value)(found)
+
+
+# Named, not guessed: other lists may have the same length.
+PER_LAYER: dict[str, Mend] = {
+    # One entry a layer.
+    "attention_layers": _sliced,
+    "attention_window": _sliced,
+    "head_dim": _sliced,
+    "indexer_types": _sliced,
+    "intermediate_size": _sliced,
+    "layer_rope_theta": _sliced,
+    "layer_types": _sliced,
+    "layers_block_type": _sliced,
+    "mlp_layer_types": _sliced,
+    "no_rope_layers": _sliced,
+    "num_attention_heads": _sliced,
+    "num_key_value_heads": _sliced,
+    "attention_types": _spelled_out,
+    # Numbers of layers.
+    "attn_layer_indices": _renumbered,
+    "cross_attention_layers": _renumbered,
+    "full_attn_idxs": _renumbered,
+    "fullatt_block_indexes": _renumbered,
+    "global_attn_indexes": _renumbered,
+    "mlp_only_layers": _renumbered,
+    "moe_layers": _renumbered,
+    "rope_scaling_layers": _renumbered,
+    "window_block_indices": _renumbered,
+    # So many from the bottom.
+    "first_k_dense_replace": _counted,
+    "max_window_layers": _counted,
+    "moe_layer_start_index": _counted,
+    "num_dense_layers": _counted,
+    # Layers whose outputs are used apart from the last one's.
+    "deepstack_visual_indexes": outputs_left,
+}
+
+
+# What a class makes more of than it says in the file, or what is refused when it is read.
+_OF_CLASSES = frozenset({"auto_map", "per_layer_config", "quantization_config", "stage_names"})
+
+
+def mended_values(values: Mapping[str, Any], keep: Sequence[int], depth: int) -> dict[str, Any]:
+    """Return what else than their number is said of layers, where only those of `keep` are left.
+
+    Raises:
+        UnsupportedModelError: If nothing can be said of these.
+    """
+    found = ((name, mend, values.get(name)) for name, mend in PER_LAYER.items())
+    return {name: mend(value, keep, depth) for name, mend, value in found if value is not None}
+
+
+def mended_text(text: str, keep: Sequence[int], depth: int) -> str | None:
+    """Return what transformers would write for the layers `keep`, given what it wrote for all.
+
+    What it wrote it reads and writes again as it is; so only what is said of layers changes.
+
+    Args:
+        text: The config of the whole model, as `save_pretrained` wrote it.
+        keep: Indices of the layers that are left.
+        depth: How many layers the whole model has.
+
+    Returns:
+        None where only transformers can tell: where another version wrote it, other configs are inside it,
+        it counts not these layers alone, its class makes more of it than it says, or a list has as many
+        entries as there are layers, and it is not known what they are.
+    """
+    said: dict[str, Any] = json.loads(text)
+    counts = [name for name in DEPTH_FIELDS if name in said]
+    inner = [value for value in said.values() if isinstance(value, dict) and "model_type" in value]
+    unknown = [
+        name
+        for name, value in said.items()
+        if isinstance(value, list) and len(value) == depth and name not in PER_LAYER
+    ]
+    is_plain = not (inner or unknown or said.get("is_encoder_decoder") or _OF_CLASSES & said.keys())
+    is_plain = is_plain and said.get("transformers_version") == metadata.version("transformers")
+    if not is_plain or [said[name] for name in counts] != [depth] or _as_written(said) != text:
+        return None
+    return _as_written({**said, **mended_values(said, keep, depth), counts[0]: len(keep)})
+
+
+def _as_written(values: Mapping[str, Any]) -> str:
+    """Return a config as transformers writes it."""
+    return json.dumps(values, indent=2, sort_keys=True) + "\n"
