@@ -123,7 +123,7 @@ against it. **Undecided**: neither. The interval of the mean draws models anew, 
 interval. These rules are one module, `benchmarks/evidence/claims.py`; they were written after one model (the
 smallest polynomial one, seed 0) had been measured on trial, and before all others; three claims (unrelated
 tasks, realignment against least influence, the deviation at a dose above 1) when results of the rest were
-known, and {WIDER} was not measured for them again. Unrelated to a scale are the degrees that were not trained
+known. Unrelated to a scale are the degrees that were not trained
 on, which are shifts of their own as well; to questions by the place of a letter, those by its order."""
 
 
