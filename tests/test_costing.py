@@ -21,7 +21,7 @@ from tapioca_export.config import RunConfig
 from tapioca_export.costing import Calibration, Item, calibrating, predicting, run_bytes
 from tapioca_export.errors import ConfigError, SelectionError, TapiocaError
 from tapioca_export.models import load_model
-from tapioca_export.profiling import probe as probe_module
+from tapioca_export.profiling import stacking
 from tapioca_export.reporting import render_plan
 from tapioca_export.reporting.planning import TIMES, scaled
 from tapioca_export.samples import read_samples
@@ -418,7 +418,7 @@ def test_the_advice_follows_from_the_memory(
 def test_a_plan_is_made_on_the_batches_that_workers_will_get(
     config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe_module, "THREAD_TOKENS", 16)
+    monkeypatch.setattr(stacking, "THREAD_TOKENS", 16)
     monkeypatch.setattr(steps, "_engine", lambda config, model, rows: nullcontext(None))  # no Ray is needed
     planned: list[list[list[int]]] = []
 

@@ -19,7 +19,7 @@ import torch
 
 from ..memory import give_back_free_memory
 from ..models import EndOfForward, LoadedModel, stand_ins
-from ..profiling.replaying import Replayer, passes
+from ..profiling.replaying import Replayer, Shortcuts, passes
 from ..samples import Samples
 from ..tasks import Batch, Processor
 from .rehearsing import Item
@@ -51,11 +51,15 @@ class Calibration:
     seconds: float = 0.0
 
     def time(self, item: Item) -> float:
-        """Return the seconds that one batch takes."""
+        """Return the seconds that one batch takes; what goes along with others adds no overhead."""
         whole = item.layers - item.narrowed
         parts = ((whole, self.layer), (item.narrowed, self.last), (item.heads, self.head))
         started = item.rows * self.row + item.starts * _at(self.start, item)
-        return started + sum(count * _at(line, item) for count, line in parts)
+        saved = sum(
+            count * line[0]
+            for count, line in zip(item.along, (self.start, self.layer, self.head), strict=True)
+        )
+        return started + sum(count * _at(line, item) for count, line in parts) - saved
 
 
 @dataclass(frozen=True)
@@ -221,7 +225,7 @@ def _parts(
 
     with stand_ins(model) as places:
         start = measure(begin)
-        steps = passes(model, places, batch, (), layers, read=read)
+        steps = passes(model, places, batch, (), layers, shortcuts=Shortcuts(read))
         recorded, *replayed = [measure(step) for _ in (None, *layers)]
     head = max(replayed[-1] - start, 0.0)
     layer = max(recorded - start, 0.0) / max(1, num_layers - 1)

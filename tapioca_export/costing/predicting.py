@@ -24,6 +24,7 @@ from ..artifacts import Bounds, Cost, Ledger, Plan, Selection
 from ..errors import ConfigError
 from ..memory import peak_resident_bytes
 from ..models import GraphNetwork, LoadedModel, config_at
+from ..profiling.replaying import Replayer
 from ..samples import Samples
 from .calibrating import Calibration, Clock, Flops, calibrate, count_flops
 from .rehearsing import CASES, Case, Rehearsal, Shape
@@ -89,8 +90,9 @@ def predict(
         )
 
     rehearsals = [rehearse(case) for case in CASES]
+    most_tokens = Replayer(model, rows, rehearsals[0].probe.processor).most_tokens
     for one in rehearsals:
-        one.seed = settings.seed
+        one.seed, one.most_tokens = settings.seed, most_tokens
     least, most = (search(one, one.case == "most") for one in rehearsals)
     processor = rehearsals[0].probe.processor
     flops = count_flops(model, rows, processor)
@@ -98,7 +100,6 @@ def predict(
         torch.cuda.reset_peak_memory_stats(model.device)
     calibration = calibrate(model, rows, processor, rehearsals[0].probe.length_sorted(rows), clock)
     shapes = longest_batch(rehearsals[0])
-    weights = model_bytes(model)
     trace = trace_bytes(model, shapes)
     peak = peak_memory_bytes(model.device) + _known_bytes(rehearsals[1])
     costs = [found.cost for found in (least, most) if found.cost is not None]
@@ -124,7 +125,7 @@ def predict(
         flops=_bounds(count_all(one, flops) for one in rehearsals),
         seconds=_bounds(time_all(one, calibration) for one in rehearsals),
         peak_memory_bytes=peak,
-        model_bytes=weights,
+        model_bytes=model_bytes(model),
         trace_bytes=trace,
         calibration_seconds=calibration.seconds,
         device=str(model.device),

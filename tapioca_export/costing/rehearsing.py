@@ -23,6 +23,7 @@ from ..engines import Engine
 from ..models import EndOfForward, LoadedModel, stand_ins
 from ..profiling import Probe
 from ..profiling.replaying import Found, Work
+from ..profiling.stacking import stacks_of
 from ..samples import Samples
 from ..tasks import Batch, Processor
 
@@ -38,7 +39,8 @@ class Item:
     """One batch: `rows` encoded, and S sequences of T tokens that pass through parts of the network.
 
     `starts` counts forwards begun (embeddings, masks), `layers` layers run, `heads` answers read.
-    `narrowed` of the layers are the last one of a forward, which need not do all of its work. `through`
+    `narrowed` of the layers are the last one of a forward, which need not do all of its work. `along` are the
+    starts, layers and heads that go along with others, in one forward of several candidates. `through`
     are the sequences and the tokens that pass through layers; of several stacks, S and T are the first's,
     and `through` counts each stack's own.
     """
@@ -50,6 +52,7 @@ class Item:
     layers: int
     heads: int
     narrowed: int = 0
+    along: tuple[int, int, int] = (0, 0, 0)
     through: Shape = (0, 0)
 
 
@@ -149,6 +152,7 @@ class Rehearsal:
         self.case = case
         self.recordings = recordings
         self.seed = 0  # of the search: a statistical race draws rows by it
+        self.most_tokens = 0  # of the search's replayer: candidates that fit go through one forward
         self.ledger = Ledger()
         self.groups: list[list[Item]] = []  # items of one group are worked on at the same time
         self._engine = _PaperEngine(self, num_workers)
@@ -191,8 +195,12 @@ class Rehearsal:
         end = self.num_layers if whole or not work.layers else max(work.layers)
         times = self.recordings if work.layers and not whole else 1
         runs = [times * cost if n < end else 0 for n, cost in enumerate(costs)]
+        highest = max((n for n in range(self.num_layers) if n not in work.base), default=-1)
+        most = 0 if whole else self.most_tokens // (shapes[0][0] * shapes[0][1])
+        stacks = list(stacks_of(work.layers, highest, most))
         for layer in work.layers:
-            runs[layer] += self.skip_costs[layer]
+            if (layer,) in stacks:  # in a forward with others, nobody runs what it lacks
+                runs[layer] += self.skip_costs[layer]
             runs[layer + 1 :] = [ran + cost for ran, cost in zip(runs, costs, strict=True)][layer + 1 :]
         each = [sum(runs[part.start : part.stop]) for part in self.model.numbering.ranges]
         through = (
@@ -200,10 +208,12 @@ class Rehearsal:
             sum(ran * sequences * tokens for ran, (sequences, tokens) in zip(each, shapes, strict=True)),
         )
         heads = len(work.layers) + (end == self.num_layers)
-        highest = max((n for n in range(self.num_layers) if n not in work.base), default=-1)
         narrowed = 0 if whole else sum(layer < highest for layer in work.layers) or heads - len(work.layers)
         starts = times + len(work.layers)
-        return Item(times * len(work.rows), *shapes[0], starts, sum(runs), heads, narrowed, through)
+        others = len(work.layers) - len(stacks)
+        joint = sum(_num_along(stack, n) * cost for stack in stacks for n, cost in enumerate(costs))
+        along = (others, joint, others)
+        return Item(times * len(work.rows), *shapes[0], starts, sum(runs), heads, narrowed, along, through)
 
     # --- profiles -------------------------------------------------------------------------
 
@@ -297,6 +307,11 @@ class Rehearsal:
             item = self.work(shapes, Work(base, tuple(layers), part), whole=True)
             self.groups.append([item])
             self.ledger.add_cost(*item.through)
+
+
+def _num_along(stack: Sequence[int], layer: int) -> int:
+    """Return how many candidates of a stack go through a layer beside the first."""
+    return max(0, sum(dropped < layer for dropped in stack) - 1)
 
 
 class _PaperProbe(Probe):

@@ -10,6 +10,7 @@ from .casting import cast
 from .damping import Damped, Offsets
 from .folding import damping_weights
 from .graph_network import GraphNetwork, refuse_graph
+from .joining import Join
 from .loaded import FAILURES, SPREAD, LoadedModel, LoadOptions, generated
 from .loading import find_task, load_config, load_model, load_processor, outline_model
 from .proof import prove_saved, reference_logits, refuse_larger_than_memory, save_pruned
@@ -44,6 +45,7 @@ __all__ = [
     "Damped",
     "EndOfForward",
     "GraphNetwork",
+    "Join",
     "LoadOptions",
     "LoadedModel",
     "Offsets",

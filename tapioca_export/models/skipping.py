@@ -15,6 +15,7 @@ from torch import nn
 
 from ..numbering import PARTS
 from .damping import Damped
+from .joining import Join, lengths_of
 from .loaded import LoadedModel
 from .silencing import Branch, silenced
 
@@ -73,7 +74,8 @@ class StandIn(nn.Module):
     `answer` set, that is returned and nothing is computed; with `skips`, the input is passed
     through; otherwise the layer runs, damped, without some of its branches, or whole, and `change` says
     what becomes of its stream. `see` is told the residual stream before and the output. With `ends`, the
-    forward is left by `EndOfForward` once the layer has its input: what is above costs nothing.
+    forward is left by `EndOfForward` once the layer has its input: what is above costs nothing. With `join`,
+    groups of sequences join here, and the layer is run on those that joined below it.
     `num_forwards` counts sequences, `num_tokens` their tokens, padding included, each as often as branches
     run where a layer is counted as `width` of them.
     """
@@ -90,6 +92,8 @@ class StandIn(nn.Module):
         self.silent: tuple[Branch, ...] = ()
         self.width = width
         self.ends = False
+        self.join: Join | None = None
+        self.lengths: Any = None  # of the first axes of what it was given when it was last seen
         self.see: Callable[[torch.Tensor, Any], None] | None = None
         self.num_forwards = self.num_tokens = 0
 
@@ -120,6 +124,25 @@ class StandIn(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run, skip, change or replay the layer."""
+        if self.join is not None:
+            return self._joined(self.join, args, kwargs)
+        if self.see is not None:
+            self.lengths = lengths_of((args, kwargs))
+        return self._alone(*args, **kwargs)
+
+    def _joined(self, join: Join, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the layer on the groups that have joined, and let another in behind it."""
+        output, streams = join.output, []
+        if join.num_below:
+            if join.num_below < join.num_groups:
+                args, kwargs = join.given((args, kwargs), self.lengths)
+            output = self._alone(*args, **kwargs)
+            streams.append(stream_of(output))
+        if join.stream is not None:
+            output = with_stream(output, torch.cat([*streams, join.stream]))
+        return output
+
+    def _alone(self, *args: Any, **kwargs: Any) -> Any:
         stream: torch.Tensor = args[0] if args else kwargs["hidden_states"]
         if self.ends:
             raise EndOfForward(stream)

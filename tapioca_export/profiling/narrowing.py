@@ -20,7 +20,7 @@ from torch import nn
 from ..errors import NotFiniteError, UnsupportedModelError
 from ..models import DROPPED, FAILURES, LoadedModel, changing
 from ..samples import Samples
-from ..tasks import Batch, Processor
+from ..tasks import Batch, Processor, Scores
 
 NUM_ROWS = 8
 TOLERANCE = 1e-4  # absolute and relative, on logits and log-probabilities in float32
@@ -67,15 +67,25 @@ def can_narrow(model: LoadedModel, samples: Samples, processor: Processor) -> bo
     kind is tried in that place.
     """
     task = model.task
-    order = np.concatenate(task.length_sorted(samples, processor, len(samples)))
-    rows = np.unique(order[np.linspace(0, len(order) - 1, NUM_ROWS).astype(int)])
-    batch = task.batch(samples, rows, processor)
+    batch = task.batch(samples, rows_of_all_lengths(model, samples, processor), processor)
     read = task.read_tokens(batch, processor)
     if read is None:
         return False
     layers = model.layers
     kinds = {_kind(layers[index]): index for index in model.numbering.ranges[-1]}
     return all(_stays_the_same(model, batch, samples, read, index) for index in kinds.values())
+
+
+def rows_of_all_lengths(model: LoadedModel, samples: Samples, processor: Processor) -> np.ndarray:
+    """Return the indices of some rows, the shortest and the longest among them."""
+    order = np.concatenate(model.task.length_sorted(samples, processor, len(samples)))
+    return np.unique(order[np.linspace(0, len(order) - 1, NUM_ROWS).astype(int)])
+
+
+def is_same(one: Scores, other: Scores) -> bool:
+    """Tell whether values and losses are the same, but for rounding."""
+    pairs = ((one.values, other.values), (one.losses, other.losses))
+    return all(np.allclose(*pair, rtol=TOLERANCE, atol=TOLERANCE) for pair in pairs)
 
 
 def _kind(layer: nn.Module) -> tuple[object, ...]:
@@ -95,11 +105,9 @@ def _stays_the_same(model: LoadedModel, batch: Batch, samples: Samples, read: np
             return False
         expected = model.answers(batch)
     try:
-        scored = [model.task.score(outputs, samples, batch.indices) for outputs in (found, expected)]
+        return is_same(*(model.task.score(outputs, samples, batch.indices) for outputs in (found, expected)))
     except NotFiniteError:  # whoever scores the rows says behind which layer it begins
         return False
-    pairs = zip(*((scores.values, scores.losses) for scores in scored), strict=True)
-    return all(np.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE) for one, other in pairs)
 
 
 def last_layer(num_layers: int, skipped: Sequence[int]) -> int:

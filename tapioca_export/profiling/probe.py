@@ -28,21 +28,17 @@ from ..domains import Domains
 from ..engines import Engine, open_engine
 from ..models import LoadedModel, stand_ins
 from ..samples import Samples
-from ..tasks import Batch, Division, Scores
+from ..tasks import Batch, Scores
 from ..tasks.scoring import averaged
 from .accumulating import NUM_REPLICATES
 from .gathering import Gathered, Gathering, deviations, read_states, together
 from .removals import Compare, refuse_undefined, said_otherwise, turned
 from .replaying import Changes, Found, Replayer, Trace, Work, forwards_of, passes
 from .sharing import shares_context
+from .stacking import division_on
 from .weighing import angular_distance, magnitudes, sensitivities
 
 Fixed = TypeVar("Fixed")
-
-# On a CPU, the tokens in whose time one more batch is started, and those of a thread beyond which a batch
-# gets no faster (benchmarks/search.py batches). GPUs are better filled.
-BATCH_COST = 32
-THREAD_TOKENS = 512
 
 
 class Probe:
@@ -417,11 +413,6 @@ class Probe:
                     yield batch, key, trace
                 self.watch(0)
             self._layer_forwards, self._layer_tokens = forwards_of(places)
-
-
-def division_on(device: torch.device, num_threads: int) -> Division | None:
-    """Return how batches are divided on a device; None: they are full."""
-    return Division(BATCH_COST, THREAD_TOKENS * num_threads) if device.type == "cpu" else None
 
 
 def _line(

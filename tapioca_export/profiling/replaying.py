@@ -9,6 +9,7 @@ Shapes: B rows of a batch, T tokens, H hidden size, L layers of S stacks, L+S bo
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,9 +17,10 @@ import numpy as np
 import torch
 
 from ..artifacts import Choices
-from ..errors import NotFiniteError
+from ..errors import NotFiniteError, UnsupportedModelError
 from ..memory import give_back_free_memory
 from ..models import (
+    FAILURES,
     INTACT,
     Change,
     Damped,
@@ -33,11 +35,12 @@ from ..models import (
     stream_of,
 )
 from ..samples import Samples
-from ..tasks import Batch, Processor
+from ..tasks import Batch, Processor, Scores
 from .accumulating import norms_of, refuse_not_finite
 from .gathering import read_states
-from .narrowing import can_narrow, last_layer, narrowed
+from .narrowing import can_narrow, is_same, last_layer, narrowed, rows_of_all_lengths
 from .sharing import shares_context
+from .stacking import answers_of_stack, division_on, stacks_of
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,18 @@ class Trace:
     answers: np.ndarray | None
     outputs: list[object]
     boundaries: list[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """What a pass for scores need not do, where it was proven on rows.
+
+    The last layer is narrowed to the tokens `read`, (S, T) booleans. Candidates, each a layer to be dropped,
+    go through one forward as far as they have `most_tokens` together.
+    """
+
+    read: np.ndarray | None = None
+    most_tokens: int = 0
 
 
 def forwards_of(places: Sequence[StandIn]) -> tuple[int, int]:
@@ -130,30 +145,66 @@ class Replayer:
         self.processor = shares_context(model, samples) if processor is None else processor
         self.narrows = samples.is_labelled and can_narrow(model, samples, self.processor)
         self._kinds: dict[type, bool] = {}
+        division = division_on(model.device, torch.get_num_threads())
+        self.most_tokens = division.batch_tokens if division and self._can_stack() else 0
 
     def __call__(self, work: Work) -> Found:
         """Score one batch under every candidate."""
         task = self.model.task
         batch = task.batch(self.samples, work.rows, self.processor)
-        scores = []
-        read = task.read_tokens(batch, self.processor) if self.narrows else None
+        most_tokens = 0 if batch.continuation else self.most_tokens
+        scores: dict[int | None, Scores] = {}
         with stand_ins(self.model, self._kinds) as places:
-            found_passes = passes(self.model, places, batch, work.base, work.layers, self.changes, read=read)
-            for key, trace in found_passes:
+            for key, trace in self._passes(places, batch, work, most_tokens):
                 if trace.answers is not None:
                     try:
-                        scores.append(task.score_by_domain(trace.answers, self.samples, work.rows))
+                        scores[key] = task.score_by_domain(trace.answers, self.samples, work.rows)
                     except NotFiniteError:
                         self._refuse_states(places, work.rows, (*work.base, *([] if key is None else [key])))
                         raise
                 del trace  # or this candidate's states are held while those of the next are made
+            in_order = [scores[key] for key in work.layers or (None,)]
             found = Found(
-                np.stack([score.values for score in scores]),
-                np.stack([score.losses for score in scores]),
+                np.stack([score.values for score in in_order]),
+                np.stack([score.losses for score in in_order]),
                 *forwards_of(places),
             )
         give_back_free_memory()
         return found
+
+    def _passes(
+        self, places: Sequence[StandIn], batch: Batch, work: Work, most_tokens: int
+    ) -> Iterator[tuple[int | None, Trace]]:
+        read = self.model.task.read_tokens(batch, self.processor) if self.narrows else None
+        shortcuts = Shortcuts(read, most_tokens)
+        return passes(self.model, places, batch, work.base, work.layers, self.changes, shortcuts=shortcuts)
+
+    def _can_stack(self) -> bool:
+        """Tell whether answers stay the same when candidates go through one forward, on rows of all lengths.
+
+        One joins at the bottom and one just below the last layer: so layers between see a part of what
+        was made for both.
+        """
+        model, samples, task = self.model, self.samples, self.model.task
+        choices = self.changes.choices
+        whole_layers_go = len(model.stacks) == 1 and not model.branches and not choices.damps
+        if not (samples.is_labelled and whole_layers_go and model.num_layers > 2):
+            return False
+        rows = rows_of_all_lengths(model, samples, self.processor)
+        batch = task.batch(samples, rows, self.processor)
+        if batch.continuation:
+            return False
+        work = Work((), (0, model.num_layers - 2), rows)
+        found = []
+        for most_tokens in (0, sys.maxsize):
+            try:
+                with stand_ins(model) as places:
+                    traces = [trace for _, trace in self._passes(places, batch, work, most_tokens)]
+                found.append([task.score(t.answers, samples, rows) for t in traces if t.answers is not None])
+            # What a model makes of several groups is its own affair; numbers that are none are refused later.
+            except (UnsupportedModelError, NotFiniteError, *FAILURES):
+                return False
+        return all(map(is_same, *found))
 
     def _refuse_states(self, places: Sequence[StandIn], rows: np.ndarray, chosen: Sequence[int]) -> None:
         """Name the layer behind which states are not finite, if there is one.
@@ -202,26 +253,43 @@ def passes(
     changes: Changes | None = None,
     *,
     whole: bool = False,
-    read: np.ndarray | None = None,
+    shortcuts: Shortcuts | None = None,
 ) -> Iterator[tuple[int | None, Trace]]:
     """Yield the pass without `base` (key None), then one without each layer too, replayed; both are choices.
 
-    The first pass ends below the highest of `layers`, and then has no answers, unless `whole`. Where
-    the tokens `read` are given, (S, T), the last layer of a pass with answers is narrowed to them.
-    States are kept of a pass that is replayed, and of all passes if `whole`.
+    The first pass ends below the highest of `layers`, and then has no answers, unless `whole`. States are
+    kept of a pass that is replayed, and of all passes if `whole`.
     """
-    changes = changes or Changes(model)
+    changes, shortcuts = changes or Changes(model), shortcuts or Shortcuts()
     choices = changes.choices
 
+    def last_of(chosen: Sequence[int]) -> int:
+        return last_layer(model.num_layers, choices.whole(chosen))
+
     def run(chosen: Sequence[int], below: Mapping[int, object], ends: int | None = None) -> Trace:
-        last = places[last_layer(model.num_layers, choices.whole(chosen))].layer
         wanted = changes(chosen)
-        with narrowed(last, read if ends is None else None):  # what is replayed has to be whole
+        # What is replayed has to be whole.
+        with narrowed(places[last_of(chosen)].layer, shortcuts.read if ends is None else None):
             return _forward(model, places, batch, wanted, below, ends, keeps=whole or ends is not None)
+
+    def run_together(stack: Sequence[int], recorded: Trace) -> list[np.ndarray]:
+        of_all = None if shortcuts.read is None else np.tile(shortcuts.read, (len(stack), 1))
+        with narrowed(places[last_of(base)].layer, of_all):
+            outputs, boundaries = recorded.outputs, recorded.boundaries
+            return answers_of_stack(model, places, batch, changes(base), stack, outputs, boundaries)
 
     recorded = run(base, {}, choices.layer_of(max(layers)) if layers and not whole else None)
     yield None, recorded
-    for choice in layers:
+    stacks: Iterable[tuple[int, ...]] = [(choice,) for choice in layers]
+    if shortcuts.most_tokens and layers:
+        sequences, tokens = recorded.boundaries[0].shape[:2]
+        stacks = stacks_of(layers, last_of(base), shortcuts.most_tokens // (sequences * tokens))
+    for stack in stacks:
+        if len(stack) > 1:
+            for choice, answers in zip(stack, run_together(stack, recorded), strict=True):
+                yield choice, Trace(answers, [], [])
+            continue
+        (choice,) = stack
         below = {index: recorded.outputs[index] for index in range(choices.layer_of(choice))}
         yield choice, run((*base, choice), below)
 

@@ -6,7 +6,7 @@ a row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,6 +31,18 @@ class Readings:
         """Ask for the logits of all tokens, where each row's context ends (or its mask stands)."""
         rows = np.arange(len(self.ends))
         return Readings(rows, rows, self.ends, np.zeros_like(rows), self.ends, asks_for_all=True)
+
+    def repeated(self, times: int, num_sequences: int) -> Readings:
+        """Ask the same of copies of the batch, which has so many sequences, one behind the other."""
+        copies = np.arange(times)[:, None]
+        return replace(
+            self,
+            rows=(self.rows + copies * len(self.ends)).ravel(),
+            sequences=(self.sequences + copies * num_sequences).ravel(),
+            positions=np.tile(self.positions, times),
+            tokens=np.tile(self.tokens, times),
+            ends=np.tile(self.ends, times),
+        )
 
     def arranged(self, found: np.ndarray) -> np.ndarray:
         """Turn what was found of each token, (R, F), into (B, K, F), K tokens at most a row, 0 elsewhere."""
