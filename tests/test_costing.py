@@ -14,14 +14,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from conftest import THREE_FAMILIES, make_decoder, make_tokenizer, save_model, text_records, write_jsonl
+from torch import nn
 
 from tapioca_export import artifacts, commands, costing, planning, reading, steps
 from tapioca_export.cli import main
 from tapioca_export.config import RunConfig
 from tapioca_export.costing import Calibration, Item, calibrating, predicting, run_bytes
+from tapioca_export.costing.rehearsing import Rehearsal
 from tapioca_export.errors import ConfigError, SelectionError, TapiocaError
 from tapioca_export.models import load_model
 from tapioca_export.profiling import stacking
+from tapioca_export.profiling.replaying import Replayer, Work
 from tapioca_export.reporting import render_plan
 from tapioca_export.reporting.planning import TIMES, scaled
 from tapioca_export.samples import read_samples
@@ -210,6 +213,36 @@ def test_workers_divide_the_time_and_not_the_work() -> None:
     calibration = Calibration((1.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.5, 0.0, 0.0), (2.0, 0.0, 0.0), row=0.125)
     assert calibration.time(item) == 1 + 1 + 4 + 2
     assert calibration.time(replace(item, narrowed=1)) == 1 + 1 + 3 + 0.5 + 2
+    # What goes along with others in a forward takes its tokens' time, and no overhead.
+    whole = Calibration((1.0, 0.25, 0.0), (1.0, 0.5, 0.0), (0.5, 0.0, 0.0), (2.0, 0.0, 0.0), row=0.125)
+    two = replace(item, starts=2, layers=8, heads=2)
+    assert whole.time(replace(two, along=(1, 4, 1))) == whole.time(two) - 1 - 4 - 2
+
+
+@pytest.mark.parametrize("family", THREE_FAMILIES)
+def test_a_plan_knows_which_candidates_share_a_forward(tiny: Tiny, sample_files: Files, family: str) -> None:
+    model = load_model(tiny(family))
+    reader = model.task.rows({}, model.processor)
+    rows = read_samples(sample_files(family)["target"], reader, role="target")
+    rehearsal, replayer = Rehearsal(model, {"id": rows, "target": rows}), Replayer(model, rows)
+    calls: dict[nn.Module, int] = {}
+
+    def count(module: nn.Module, *_: object) -> None:
+        calls[module] = calls.get(module, 0) + 1
+
+    hooks = [module.register_forward_pre_hook(count) for module in (model.network, *model.layers)]
+    (sequences, tokens), *_ = rehearsal.shapes.of(few := np.arange(6))
+    assert rehearsal.skip_costs == (0,) * model.num_layers  # found out by a forward, once
+    for most_tokens in (0, 2 * sequences * tokens, 10**6):
+        rehearsal.most_tokens = replayer.most_tokens = most_tokens
+        for work in (Work((), (0, 1, 2, 3), few), Work((2,), (0, 1, 3), few), Work((), (), few)):
+            calls.clear()
+            found, item = replayer(work), rehearsal.work(rehearsal.shapes.of(few), work)
+            assert item.starts - item.along[0] == calls.pop(model.network)
+            assert item.layers - item.along[1] == sum(calls.values())
+            assert item.through == (found.layer_forwards, found.layer_tokens)
+    for hook in hooks:
+        hook.remove()
 
 
 def test_operations_are_those_of_the_matrix_products(tiny: Tiny, sample_files: Files) -> None:
