@@ -17,6 +17,19 @@ DEPTH_FIELDS = (
     "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers",
     "num_decoder_layers", "num_encoder_layers", "depth",
 )  # fmt: skip
+# Types whose layers are not blocks of their own; the proof of a checkpoint finds others, later.
+DEPENDENT_TYPES = {
+    "albert": "its layers share one set of weights",
+    "beam": "each layer adds up what all layers below it added to the stream",
+    "diffllama": "the difference that attention takes starts from a number of the layer's place",
+    "esmc": "what a layer adds is scaled by the number of layers",
+    "flaubert": "the parts of a layer stand in lists of their own",
+    "hy_v4": "layers attend to the tokens that layers below them chose",
+    "minicpm3": "what a layer adds is scaled by the number of layers",
+    "pegasus_x": "every second layer of the encoder shifts its blocks",
+    "squeezebert": "layers hand on dictionaries, not a residual stream",
+    "xlm": "the parts of a layer stand in lists of their own",
+}
 # How a value of a config that says something of single layers says it of those that are kept.
 Mend = Callable[[Any, Sequence[int], int], Any]
 
@@ -123,10 +136,15 @@ def mended_text(text: str, keep: Sequence[int], depth: int) -> str | None:
 
     Returns:
         None where only transformers can tell: where another version wrote it, other configs are inside it,
-        it counts not these layers alone, its class makes more of it than it says, or a list has as many
-        entries as there are layers, and it is not known what they are.
+        it counts not these layers alone, its class makes more of it than it says, its layers are none of
+        their own, or a list has as many entries as there are layers, and it is not known what they are.
+
+    Raises:
+        ValueError, TypeError, AttributeError, LookupError: If it is no config, or none that can be.
     """
     said: dict[str, Any] = json.loads(text)
+    if said.get("model_type") in DEPENDENT_TYPES:
+        return None
     counts = [name for name in DEPTH_FIELDS if name in said]
     inner = [value for value in said.values() if isinstance(value, dict) and "model_type" in value]
     unknown = [

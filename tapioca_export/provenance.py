@@ -288,15 +288,15 @@ def record_folder(
     return combined({**outputs, RECORD: sha256(folder / RECORD)})
 
 
-def is_from_checkpoint(file: Path) -> bool:
-    """Tell whether a file is, to the byte, what was written when its folder was made of a checkpoint."""
+def is_from_checkpoint(file: Path, content: bytes) -> bool:
+    """Tell whether a file's bytes are what was written when its folder was made of a checkpoint."""
     path = file.with_name(RECORD)
     try:
         record = read(path, Provenance)
     except LoadError:  # there is none, or it is nobody's
         return False
-    is_whole = is_sealed(path, record.sha256) and record.outputs.get(file.name) == sha256(file)
-    return is_whole and not graphs.is_graph(record.model)
+    is_same = record.outputs.get(file.name) == hashlib.sha256(content).hexdigest()
+    return is_same and is_sealed(path, record.sha256) and not graphs.is_graph(record.model)
 
 
 def record_added(folder: Path, name: str, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def _prune_graph(config: RunConfig, selection: Selection | None, proof: Proof) -
     layers = selection.drop if selection else config.drop
     if named := [layer for layer in layers if not isinstance(layer, int)]:
         raise ConfigError(f"{source} is one graph, and has no layer {named[0]}.", "Prune the checkpoint.")
-    with staged(config.output, overwrite=config.overwrite) as folder:
+    with staged(config.output, overwrite=config.overwrite) as folder, provenance.unchanged(config):
         made = graphs.export_of(source)
         cut = graphs.prune_graph(
             source, layers, folder, made=made, proof=proof, mend_config=_mend_config, selection=selection,
@@ -142,9 +143,12 @@ def _mend_config(source: Path, folder: Path, drop: Sequence[int], num_layers: in
     transformers knows what it says of each layer, and is imported for that.
     """
     file, mended = source / "config.json", None
-    if provenance.is_from_checkpoint(file):  # else anybody may have written it, whatever it says
-        keep = [layer for layer in range(num_layers) if layer not in drop]
-        mended = mended_text(file.read_text(encoding="utf-8"), keep, num_layers)
+    # Of what cannot be read, or makes no sense, transformers says what it is.
+    with suppress(OSError, ValueError, TypeError, AttributeError, LookupError):
+        content = file.read_bytes()
+        if provenance.is_from_checkpoint(file, content):  # else it was changed since, or is another's
+            keep = [layer for layer in range(num_layers) if layer not in drop]
+            mended = mended_text(content.decode(), keep, num_layers)
     if mended is not None:
         write_text(folder / file.name, mended)
         return

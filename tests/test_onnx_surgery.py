@@ -336,6 +336,7 @@ def test_the_config_beside_a_file_is_that_of_the_pruned_checkpoint(
     "said",
     [
         {"transformers_version": "4.0.0"},
+        {"model_type": "minicpm3"},
         {"num_hidden_layers": 5},
         {"num_hidden_layers": None},
         {"n_layers": 4},

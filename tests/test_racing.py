@@ -268,6 +268,16 @@ def test_candidates_that_change_more_are_not_taken_for_as_steady_as_those_that_w
     assert steady.variance == pytest.approx(1 / (2 * 40 + 1))
 
 
+def test_rows_that_were_not_doubted_may_change_more_than_those_that_were() -> None:
+    """Of an over-confident model: what the sample shows of those that are left is the least."""
+    probe, rows = sure(0), np.arange(60)
+    probe.values[:], probe.losses[:] = probe.current
+    probe.values[:2, 20:60:2] = 1 - probe.values[:2, 20:60:2]  # of the sample alone, every second row
+    field = Field(round_of(probe), False)
+    field.score(range(NUM_LAYERS), rows)
+    assert Forecast(field, [0, 1], rows[:20], rows[20:]).variance == pytest.approx(0.5, abs=0.02)
+
+
 def test_rows_that_are_doubted_less_tell_more() -> None:
     """Changes on the more doubtful half say nothing; without others, all rows tell, and one change more."""
     probe, rows = sure(0), np.arange(60)

@@ -12,6 +12,7 @@ import torch
 from conftest import ALL_FAMILIES, DECODERS, NUM_LAYERS
 from test_causal_tasks import ANSWERS, choice_records, make_model, planted_answers, samples_of
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from tapioca_export.models import Join, LoadedModel, load_model
 from tapioca_export.models.joining import lengths_of
@@ -97,6 +98,29 @@ def test_no_layer_sees_more_tokens_than_one_batch_may_have(tiny: Tiny, sample_fi
         hook.remove()
 
 
+def test_a_candidate_joins_with_what_entered_its_layer(
+    tiny: Tiny, sample_files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with what left the layer below: some networks do more between two layers."""
+    model = load_model(tiny("bert"))
+    rows = rows_of(model, sample_files("bert")["target"])
+    encoder = model.network.bert.encoder
+
+    def forward(stream: torch.Tensor, **more: object) -> BaseModelOutputWithPastAndCrossAttentions:
+        for number, layer in enumerate(encoder.layer):
+            stream = layer(stream if number != 1 else 2 * stream.flip(-1), more["attention_mask"])
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=stream)
+
+    monkeypatch.setattr(encoder, "forward", forward)
+    replayer = Replayer(model, rows)
+    assert replayer.most_tokens > 0
+    found = []
+    for most_tokens in (0, replayer.most_tokens):
+        replayer.most_tokens = most_tokens
+        found.append(replayer(Work((), (0, 1, 2, 3), np.arange(6))).losses)
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
+
+
 class Averaging(nn.Module):
     """A layer that looks at the other sequences of its batch."""
 
@@ -146,7 +170,6 @@ def test_what_is_generated_or_runs_elsewhere_goes_alone(
     writer = make_model("llama", ANSWERS)
     batch = writer.task.batch(samples := planted_answers(writer, 8), np.arange(8), writer.processor)
     assert (Replayer(writer, samples).most_tokens > 0) == (batch.continuation is None)
-    monkeypatch.setattr(stacking, "division_on", lambda *_: None)
     monkeypatch.setattr("tapioca_export.profiling.replaying.division_on", lambda *_: None)
     assert Replayer(model, rows).most_tokens == 0
 

@@ -93,7 +93,9 @@ class StandIn(nn.Module):
         self.width = width
         self.ends = False
         self.join: Join | None = None
-        self.lengths: Any = None  # of the first axes of what it was given when it was last seen
+        # Of the last time it was seen: what entered the layer, and the first axes of all that it was given.
+        self.entered = torch.empty(0)
+        self.lengths: Any = None
         self.see: Callable[[torch.Tensor, Any], None] | None = None
         self.num_forwards = self.num_tokens = 0
 
@@ -127,6 +129,7 @@ class StandIn(nn.Module):
         if self.join is not None:
             return self._joined(self.join, args, kwargs)
         if self.see is not None:
+            self.entered = args[0] if args else kwargs["hidden_states"]
             self.lengths = lengths_of((args, kwargs))
         return self._alone(*args, **kwargs)
 

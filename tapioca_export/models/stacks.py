@@ -15,22 +15,8 @@ from typing import Any
 
 from torch import nn
 
-from ..config_layers import DEPTH_FIELDS, mended_values, outputs_left
+from ..config_layers import DEPENDENT_TYPES, DEPTH_FIELDS, mended_values, outputs_left
 from ..errors import UnsupportedModelError, first_line
-
-# Types whose layers are not blocks of their own; the proof of a checkpoint finds others, later.
-DEPENDENT_TYPES = {
-    "albert": "its layers share one set of weights",
-    "beam": "each layer adds up what all layers below it added to the stream",
-    "diffllama": "the difference that attention takes starts from a number of the layer's place",
-    "esmc": "what a layer adds is scaled by the number of layers",
-    "flaubert": "the parts of a layer stand in lists of their own",
-    "hy_v4": "layers attend to the tokens that layers below them chose",
-    "minicpm3": "what a layer adds is scaled by the number of layers",
-    "pegasus_x": "every second layer of the encoder shifts its blocks",
-    "squeezebert": "layers hand on dictionaries, not a residual stream",
-    "xlm": "the parts of a layer stand in lists of their own",
-}
 
 
 @dataclass(frozen=True)

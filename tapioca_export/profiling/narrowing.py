@@ -76,10 +76,12 @@ def can_narrow(model: LoadedModel, samples: Samples, processor: Processor) -> bo
     return all(_stays_the_same(model, batch, samples, read, index) for index in kinds.values())
 
 
-def rows_of_all_lengths(model: LoadedModel, samples: Samples, processor: Processor) -> np.ndarray:
+def rows_of_all_lengths(
+    model: LoadedModel, samples: Samples, processor: Processor, num_rows: int = NUM_ROWS
+) -> np.ndarray:
     """Return the indices of some rows, the shortest and the longest among them."""
     order = np.concatenate(model.task.length_sorted(samples, processor, len(samples)))
-    return np.unique(order[np.linspace(0, len(order) - 1, NUM_ROWS).astype(int)])
+    return np.unique(order[np.linspace(0, len(order) - 1, num_rows).astype(int)])
 
 
 def is_same(one: Scores, other: Scores) -> bool:

@@ -146,7 +146,8 @@ class Replayer:
         self.narrows = samples.is_labelled and can_narrow(model, samples, self.processor)
         self._kinds: dict[type, bool] = {}
         division = division_on(model.device, torch.get_num_threads())
-        self.most_tokens = division.batch_tokens if division and self._can_stack() else 0
+        most_tokens = division.batch_tokens if division else 0
+        self.most_tokens = most_tokens if self._can_stack(most_tokens) else 0
 
     def __call__(self, work: Work) -> Found:
         """Score one batch under every candidate."""
@@ -179,7 +180,7 @@ class Replayer:
         shortcuts = Shortcuts(read, most_tokens)
         return passes(self.model, places, batch, work.base, work.layers, self.changes, shortcuts=shortcuts)
 
-    def _can_stack(self) -> bool:
+    def _can_stack(self, most_tokens: int) -> bool:
         """Tell whether answers stay the same when candidates go through one forward, on rows of all lengths.
 
         One joins at the bottom and one just below the last layer: so layers between see a part of what
@@ -190,16 +191,18 @@ class Replayer:
         whole_layers_go = len(model.stacks) == 1 and not model.branches and not choices.damps
         if not (samples.is_labelled and whole_layers_go and model.num_layers > 2):
             return False
-        rows = rows_of_all_lengths(model, samples, self.processor)
+        if 2 * min(task.lengths(samples.rows, self.processor)) > most_tokens:
+            return False  # no two rows would ever go together
+        rows = rows_of_all_lengths(model, samples, self.processor, 3)
         batch = task.batch(samples, rows, self.processor)
         if batch.continuation:
             return False
         work = Work((), (0, model.num_layers - 2), rows)
         found = []
-        for most_tokens in (0, sys.maxsize):
+        for limit in (0, sys.maxsize):
             try:
                 with stand_ins(model) as places:
-                    traces = [trace for _, trace in self._passes(places, batch, work, most_tokens)]
+                    traces = [trace for _, trace in self._passes(places, batch, work, limit)]
                 found.append([task.score(t.answers, samples, rows) for t in traces if t.answers is not None])
             # What a model makes of several groups is its own affair; numbers that are none are refused later.
             except (UnsupportedModelError, NotFiniteError, *FAILURES):
@@ -275,8 +278,7 @@ def passes(
     def run_together(stack: Sequence[int], recorded: Trace) -> list[np.ndarray]:
         of_all = None if shortcuts.read is None else np.tile(shortcuts.read, (len(stack), 1))
         with narrowed(places[last_of(base)].layer, of_all):
-            outputs, boundaries = recorded.outputs, recorded.boundaries
-            return answers_of_stack(model, places, batch, changes(base), stack, outputs, boundaries)
+            return answers_of_stack(model, places, batch, changes(base), stack, recorded.outputs)
 
     recorded = run(base, {}, choices.layer_of(max(layers)) if layers and not whole else None)
     yield None, recorded

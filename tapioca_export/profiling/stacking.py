@@ -1,8 +1,9 @@
 """Several candidates in one forward: a small batch takes hardly less time than one of some times its size.
 
 The batch is repeated, once for each candidate of a stack, and a candidate's copy joins the stream at the
-layer that the candidate lacks, with what the recorded pass had there. So layers see each sequence as often
-as if candidates had forwards of their own, in fewer calls. Knows nothing about families: that the answers
+layer that the candidate lacks, with what entered it in the recorded pass. So layers see each sequence as
+often as if candidates had forwards of their own, in fewer calls (or less often: alone, a dropped layer is
+run where its answer is more than the stream). Knows nothing about families: that the answers
 stay the same is proven on rows.
 
 Shapes: S sequences of a batch, T tokens, C candidates of a stack, L layers.
@@ -58,7 +59,6 @@ def answers_of_stack(
     changes: Mapping[int, Change],
     layers: Sequence[int],
     outputs: Sequence[object],
-    boundaries: Sequence[torch.Tensor],
 ) -> list[np.ndarray]:
     """Return what the task scores of each candidate, as `LoadedModel.answers` would alone.
 
@@ -69,9 +69,8 @@ def answers_of_stack(
         changes: What all candidates have in common.
         layers: What each of the C candidates drops, in ascending order.
         outputs: What layers returned in the recorded pass, below the highest of `layers` at least.
-        boundaries: The stream that entered each of them, and the highest of `layers`.
     """
-    size = len(boundaries[0])
+    (size,) = {len(places[layer].entered) for layer in layers}
     for index, place in enumerate(places):
         place.answer, place.see, place.ends = None, None, False
         place.become(changes.get(index, INTACT))
@@ -79,7 +78,7 @@ def answers_of_stack(
             size,
             len(layers),
             num_below=sum(layer < index for layer in layers),
-            stream=boundaries[index] if index in layers else None,
+            stream=place.entered if index in layers else None,
             output=outputs[index] if index < len(outputs) else None,
         )
     try:

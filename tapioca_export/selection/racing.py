@@ -212,8 +212,8 @@ def _expected(field: Field, layer: int) -> float:
 
     Dropping a layer shifts and stretches the current model's numbers, by about as much on one row as
     on another: a straight line through the margins of the rows seen gives the others, and right and
-    wrong answers are its side of a threshold, a line's scatter away. Other penalties are compared as they
-    are: candidates are compared on the same rows.
+    wrong answers are its side of a threshold, a line's scatter away. Other penalties are taken to grow in
+    proportion to the current model's.
     """
     from scipy.special import ndtr  # scipy.stats takes longer to import than some races take
 
@@ -269,8 +269,9 @@ def statistical_race(round_: Round, by_loss: bool = False) -> tuple[Candidate, .
 
     How much one row's change varies is estimated from all candidates together, as if alike: of those that
     are left, from the sample; or of those that were stopped too, and of the less doubtful half of the doubted
-    rows, which change no less than rows that are doubted even less. The lower counts, but no less than those
-    that are left have shown. On rows of real classifiers, sharing so missed no other winner than not sharing.
+    rows, which are taken to change no less than rows that are doubted even less. The lower counts, but no
+    less than the sample of those that are left has shown. On rows of real classifiers, sharing so missed no
+    other winner than not sharing.
 
     Returns:
         Candidates in the order of layers, with estimates where not all rows were scored.
@@ -353,7 +354,8 @@ class Forecast:
         telling = np.union1d(doubted[len(doubted) // 2 :], sample)
         squares = np.square(changes[:, telling])
         shared = (float(np.nansum(squares)) + largest) / (np.isfinite(squares).sum() + 1)
-        least = float(np.square(of_alive[:, telling]).mean())  # who is left may change more than the others
+        # Who is left may change more than the others, and rows that were not seen more than doubted ones.
+        least = float(np.square(of_alive[:, sample]).mean()) if len(sample) else 0.0
         self.variance = min(alone, max(shared, least))  # of one row's change
         noise = self.variance / num_sample
         spread = max(0.0, float(means.var(ddof=1)) - noise) if len(means) > 1 else 0.0
