@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,7 +27,7 @@ from onnx_graphs import WIDTH, Builder, pre_norm
 from reports import export as export_record
 from transformers import AutoConfig, BertConfig
 
-from tapioca_export import RunConfig, models, provenance, pruning, verify
+from tapioca_export import RunConfig, graphs, models, provenance, pruning, verify
 from tapioca_export.artifacts import Damping, Export, read, sha256, write
 from tapioca_export.artifacts import files as artifact_files
 from tapioca_export.cli import main
@@ -366,6 +367,24 @@ def exported(tmp_path: Path, model: str = "checkpoint") -> Path:
     write(file.with_name("export.json"), export_record(files={"model.onnx": sha256(file)}, drop=()))
     provenance.record_folder(file.parent, "export", RunConfig(model=model), {})
     return file
+
+
+def test_a_file_that_changes_while_it_is_cut_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record would have the hash of another."""
+    file, prune_graph = exported(tmp_path), graphs.prune_graph
+
+    def overtaken(*given: Any, **more: Any) -> graphs.Cut:
+        found = prune_graph(*given, **more)
+        file.touch()
+        return found
+
+    monkeypatch.setattr(graphs, "prune_graph", overtaken)
+    found = CliRunner().invoke(main, ["prune", str(file), "--drop", "1", "-o", str(tmp_path / "cut")])
+    assert found.exit_code == 1
+    assert "model.onnx changed while it was read" in found.output
+    assert not (tmp_path / "cut").exists()
 
 
 def test_an_export_with_its_config_is_cut_without_transformers(tmp_path: Path) -> None:

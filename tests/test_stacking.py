@@ -174,6 +174,18 @@ def test_what_is_generated_or_runs_elsewhere_goes_alone(
     assert Replayer(model, rows).most_tokens == 0
 
 
+def test_rows_of_which_no_two_go_together_are_not_tried(
+    tiny: Tiny, sample_files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(tiny("bert"))
+    rows = rows_of(model, sample_files("bert")["target"])
+    tried = count_forwards(model, lambda: Replayer(model, rows))
+    monkeypatch.setattr(stacking, "THREAD_TOKENS", 1)
+    replayers: list[Replayer] = []
+    assert count_forwards(model, lambda: replayers.append(Replayer(model, rows))) < tried
+    assert replayers[0].most_tokens == 0
+
+
 def test_stacks_are_even_and_who_drops_the_last_layer_goes_alone() -> None:
     assert list(stacks_of((4, 0, 2, 1, 3, 5, 6, 7), 7, 6)) == [(0, 1, 2), (3, 4, 5, 6), (7,)]
     assert list(stacks_of((0, 1, 2), 7, 0)) == [(0,), (1,), (2,)]
@@ -194,3 +206,4 @@ def test_only_what_grew_with_the_batch_is_cut() -> None:
     assert torch.equal(found["mask"], grown[:4])
     assert found["shared"][0] is shared
     assert torch.equal(found["slopes"], of_heads[:16])  # a row for each of four heads
+    assert join.given(nine := torch.rand(9), 3) is nine  # three are no two sequences, whatever grew
