@@ -249,7 +249,12 @@ def test_a_plan_knows_which_candidates_share_a_forward(
     assert rehearsal.skip_costs == (int(of_tuples),) * model.num_layers  # found out by a forward, once
     for most_tokens in (0, 2 * sequences * tokens, 10**6):
         rehearsal.most_tokens = replayer.most_tokens = most_tokens
-        for work in (Work((), (0, 1, 2, 3), few), Work((2,), (0, 1, 3), few), Work((), (), few)):
+        for work in (
+            Work((), (0, 1, 2, 3), few, together=True),
+            Work((2,), (0, 1, 3), few, together=True),
+            Work((), (0, 1, 2, 3), few),
+            Work((), (), few),
+        ):
             calls.clear()
             found, item = replayer(work), rehearsal.work(rehearsal.shapes.of(few), work)
             assert item.starts - item.along[0] == calls.pop(model.network)

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from tapioca_export.models import Join, LoadedModel, load_model
 from tapioca_export.models.joining import lengths_of
-from tapioca_export.profiling import stacking
+from tapioca_export.profiling import Probe, stacking
 from tapioca_export.profiling.replaying import Found, Replayer, Work
 from tapioca_export.profiling.stacking import stacks_of
 from tapioca_export.samples import Samples, read_samples
@@ -44,7 +44,7 @@ def rows_of(model: LoadedModel, path: Path) -> Samples:
 
 def found_by(replayer: Replayer, most_tokens: int, layers: Sequence[int] = LEFT, size: int = 6) -> Found:
     replayer.most_tokens = most_tokens
-    return replayer(Work((2,), tuple(layers), np.arange(size)))
+    return replayer(Work((2,), tuple(layers), np.arange(size), together=True))
 
 
 def count_forwards(model: LoadedModel, act: Callable[[], object]) -> int:
@@ -78,6 +78,23 @@ def test_they_go_through_fewer_forwards_and_come_back_in_the_order_that_was_aske
     np.testing.assert_array_equal(one, other[::-1])
 
 
+def test_full_scores_are_made_alone(tiny: Tiny, sample_files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are those of the pruned model to the bit; a batch of another size rounds otherwise."""
+    monkeypatch.setattr(stacking, "THREAD_TOKENS", 10**6)
+    model = load_model(tiny("bert"))
+    rows = rows_of(model, sample_files("bert")["target"])
+
+    def calls(ask: Callable[[Probe], object]) -> int:
+        probe = Probe(model, {"id": rows, "target": rows}, batch_size=6)
+        probe.metric()  # what is found out on rows is found out here
+        return count_forwards(model, lambda: ask(probe))
+
+    layers, all_rows = (0, 1, 2), np.arange(len(rows))
+    num_batches = len(Probe(model, {"id": rows, "target": rows}, batch_size=6).length_sorted(rows))
+    assert calls(lambda probe: probe.scores((), layers, all_rows)) == 2 * num_batches  # one records
+    assert calls(lambda probe: probe.metrics((), layers)) == (1 + len(layers)) * num_batches
+
+
 def test_no_layer_sees_more_tokens_than_one_batch_may_have(tiny: Tiny, sample_files: Files) -> None:
     model = load_model(tiny("bert"))
     replayer = Replayer(model, rows_of(model, sample_files("bert")["target"]))
@@ -87,12 +104,12 @@ def test_no_layer_sees_more_tokens_than_one_batch_may_have(tiny: Tiny, sample_fi
         for layer in model.layers
     ]
     replayer.most_tokens = 0
-    replayer(Work((), (0, 1, 2), np.arange(6)))
+    replayer(Work((), (0, 1, 2), np.arange(6), together=True))
     of_one = max(tokens)
     for times in (1, 2, 3):
         tokens.clear()
         replayer.most_tokens = times * of_one + of_one // 2
-        replayer(Work((), (0, 1, 2), np.arange(6)))
+        replayer(Work((), (0, 1, 2), np.arange(6), together=True))
         assert max(tokens) == times * of_one
     for hook in hooks:
         hook.remove()
@@ -117,7 +134,7 @@ def test_a_candidate_joins_with_what_entered_its_layer(
     found = []
     for most_tokens in (0, replayer.most_tokens):
         replayer.most_tokens = most_tokens
-        found.append(replayer(Work((), (0, 1, 2, 3), np.arange(6))).losses)
+        found.append(replayer(Work((), (0, 1, 2, 3), np.arange(6), together=True)).losses)
     np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
 
 

@@ -196,7 +196,7 @@ class Rehearsal:
         times = self.recordings if work.layers and not whole else 1
         runs = [times * cost if n < end else 0 for n, cost in enumerate(costs)]
         highest = max((n for n in range(self.num_layers) if n not in work.base), default=-1)
-        most = 0 if whole else self.most_tokens // (shapes[0][0] * shapes[0][1])
+        most = self.most_tokens // (shapes[0][0] * shapes[0][1]) if work.together and not whole else 0
         stacks = list(stacks_of(work.layers, highest, most))
         for layer in work.layers:
             if (layer,) in stacks:  # in a forward with others, nobody runs what it lacks

@@ -125,7 +125,9 @@ class Probe:
     def scores(
         self, dropped: Sequence[int], layers: Sequence[int], rows: np.ndarray
     ) -> dict[int | None, tuple[np.ndarray, np.ndarray]]:
-        """Score rows with `dropped` and one of `layers` skipped, layer by layer.
+        """Score rows with `dropped` and one of `layers` skipped, layer by layer, as races do.
+
+        Candidates may share forwards, and score as they would alone but for rounding.
 
         Args:
             dropped: Layers skipped in every pass.
@@ -135,16 +137,16 @@ class Probe:
         Returns:
             Values, of which the metric is the mean, and losses, each (len(rows),), by layer.
         """
-        found = self._scores(dropped, layers, rows)
+        found = self._scores(dropped, layers, rows, together=True)
         return {layer: (averaged(values), losses) for layer, (values, losses) in found.items()}
 
     def _scores(
-        self, dropped: Sequence[int], layers: Sequence[int], rows: np.ndarray
+        self, dropped: Sequence[int], layers: Sequence[int], rows: np.ndarray, *, together: bool = False
     ) -> dict[int | None, tuple[np.ndarray, np.ndarray]]:
         """Return the same with values as the task has them, (len(rows), ...)."""
         keys: dict[int | None, frozenset[int]] = {layer: frozenset({*dropped, layer}) for layer in layers}
         keys = keys or {None: frozenset(dropped)}
-        work = self._work(tuple(dropped), keys, rows)
+        work = [replace(item, together=together) for item in self._work(tuple(dropped), keys, rows)]
         group = self._engine.num_workers
         for start in range(0, len(work), group):
             items = work[start : start + group]

@@ -47,12 +47,14 @@ from .stacking import answers_of_stack, division_on, stacks_of
 class Work:
     """One batch of rows to score, with `base` and one more of `layers` skipped, or damped: both are choices.
 
-    Without `layers`, the model with `base` alone is scored. This is what an engine hands out.
+    Without `layers`, the model with `base` alone is scored. If `together`, candidates may share forwards, and
+    score as they would alone but for rounding. This is what an engine hands out.
     """
 
     base: tuple[int, ...]
     layers: tuple[int, ...]
     rows: np.ndarray
+    together: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ class Replayer:
         """Score one batch under every candidate."""
         task = self.model.task
         batch = task.batch(self.samples, work.rows, self.processor)
-        most_tokens = 0 if batch.continuation else self.most_tokens
+        most_tokens = self.most_tokens if work.together and not batch.continuation else 0
         scores: dict[int | None, Scores] = {}
         with stand_ins(self.model, self._kinds) as places:
             for key, trace in self._passes(places, batch, work, most_tokens):
