@@ -31,7 +31,7 @@ from tapioca_export.costing import Calibration, Item, calibrating, predicting, r
 from tapioca_export.costing.rehearsing import Rehearsal
 from tapioca_export.errors import ConfigError, SelectionError, TapiocaError
 from tapioca_export.models import load_model
-from tapioca_export.profiling import stacking
+from tapioca_export.profiling import filling
 from tapioca_export.profiling.replaying import Replayer, Work
 from tapioca_export.reporting import render_plan
 from tapioca_export.reporting.planning import TIMES, scaled
@@ -470,7 +470,7 @@ def test_the_advice_follows_from_the_memory(
 def test_a_plan_is_made_on_the_batches_that_workers_will_get(
     config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stacking, "THREAD_TOKENS", 16)
+    monkeypatch.setattr(filling, "THREAD_TOKENS", 16)
     monkeypatch.setattr(steps, "_engine", lambda config, model, rows: nullcontext(None))  # no Ray is needed
     planned: list[list[list[int]]] = []
 

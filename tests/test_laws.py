@@ -119,7 +119,7 @@ def test_on_a_cpu_batches_are_divided_where_padding_costs_more(
 
     assert batches() == [[0, 1, 3, 5], [2, 4]]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    monkeypatch.setattr("tapioca_export.profiling.stacking.THREAD_TOKENS", 60)
+    monkeypatch.setattr("tapioca_export.profiling.filling.THREAD_TOKENS", 60)
     assert batches() == [[0, 1, 3, 5], [2], [4]]
     monkeypatch.setattr(type(model), "device", torch.device("cuda"))
     assert batches() == [[0, 1, 2, 3, 4, 5]]

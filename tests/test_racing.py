@@ -16,7 +16,8 @@ from tapioca_export.models import load_model
 from tapioca_export.profiling import Probe
 from tapioca_export.samples import read_samples
 from tapioca_export.selection import Round, SelectionSettings, select_layers
-from tapioca_export.selection.racing import Field, Forecast, exact_race, statistical_race
+from tapioca_export.selection.forecasting import Forecast, statistical_race
+from tapioca_export.selection.racing import Field, exact_race
 from tapioca_export.selection.searches import best_of
 
 NUM_LAYERS = 8

@@ -11,12 +11,14 @@ import pytest
 import torch
 from conftest import ALL_FAMILIES, DECODERS, NUM_LAYERS
 from test_causal_tasks import ANSWERS, choice_records, make_model, planted_answers, samples_of
+from test_written_answers import asked, written
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from tapioca_export.artifacts import Ledger
 from tapioca_export.models import Join, LoadedModel, load_model
 from tapioca_export.models.joining import lengths_of
-from tapioca_export.profiling import Probe, stacking
+from tapioca_export.profiling import Probe, filling
 from tapioca_export.profiling.replaying import Found, Replayer, Work
 from tapioca_export.profiling.stacking import stacks_of
 from tapioca_export.samples import Samples, read_samples
@@ -36,6 +38,12 @@ def replayer(request: pytest.FixtureRequest, tiny: Tiny, sample_files: Files) ->
         return Replayer(model, samples_of(model, choice_records(24)))
     model = load_model(tiny(family))
     return Replayer(model, rows_of(model, sample_files(family)["target"]))
+
+
+@pytest.fixture
+def bert(tiny: Tiny, sample_files: Files) -> Replayer:
+    model = load_model(tiny("bert"))
+    return Replayer(model, rows_of(model, sample_files("bert")["target"]))
 
 
 def rows_of(model: LoadedModel, path: Path) -> Samples:
@@ -58,7 +66,7 @@ def count_forwards(model: LoadedModel, act: Callable[[], object]) -> int:
 
 
 def test_candidates_score_together_as_alone_at_the_same_cost(replayer: Replayer) -> None:
-    assert replayer.most_tokens == stacking.THREAD_TOKENS * torch.get_num_threads()
+    assert replayer.most_tokens == filling.THREAD_TOKENS * torch.get_num_threads()
     together = found_by(replayer, replayer.most_tokens)
     alone = found_by(replayer, 0)
     np.testing.assert_array_equal(together.values, alone.values)
@@ -67,61 +75,52 @@ def test_candidates_score_together_as_alone_at_the_same_cost(replayer: Replayer)
     assert (together.layer_forwards, together.layer_tokens) == (alone.layer_forwards, alone.layer_tokens)
 
 
-def test_they_go_through_fewer_forwards_and_come_back_in_the_order_that_was_asked(
-    tiny: Tiny, sample_files: Files
-) -> None:
-    model = load_model(tiny("bert"))
-    replayer = Replayer(model, rows_of(model, sample_files("bert")["target"]))
-    assert count_forwards(model, lambda: found_by(replayer, 0)) == 4
-    assert count_forwards(model, lambda: found_by(replayer, 10**6)) == 3  # recorded; 0 and 1; 3, the last
-    one, other = (found_by(replayer, 10**6, layers).losses for layers in ((0, 1, 3), (3, 1, 0)))
+def test_they_go_through_fewer_forwards_and_come_back_in_the_order_that_was_asked(bert: Replayer) -> None:
+    assert count_forwards(bert.model, lambda: found_by(bert, 0)) == 4
+    assert count_forwards(bert.model, lambda: found_by(bert, 10**6)) == 3  # recorded; 0 and 1; 3, the last
+    one, other = (found_by(bert, 10**6, layers).losses for layers in ((0, 1, 3), (3, 1, 0)))
     np.testing.assert_array_equal(one, other[::-1])
 
 
-def test_full_scores_are_made_alone(tiny: Tiny, sample_files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_scores_are_made_alone(bert: Replayer, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are those of the pruned model to the bit; a batch of another size rounds otherwise."""
-    monkeypatch.setattr(stacking, "THREAD_TOKENS", 10**6)
-    model = load_model(tiny("bert"))
-    rows = rows_of(model, sample_files("bert")["target"])
+    monkeypatch.setattr(filling, "THREAD_TOKENS", 10**6)
+    rows = bert.samples
+    probe = Probe(bert.model, {"id": rows, "target": rows}, batch_size=6)
+    probe.metric()  # what is found out on rows is found out here
 
-    def calls(ask: Callable[[Probe], object]) -> int:
-        probe = Probe(model, {"id": rows, "target": rows}, batch_size=6)
-        probe.metric()  # what is found out on rows is found out here
-        return count_forwards(model, lambda: ask(probe))
+    def calls(act: Callable[[], object]) -> int:
+        return count_forwards(bert.model, act)
 
-    layers, all_rows = (0, 1, 2), np.arange(len(rows))
-    num_batches = len(Probe(model, {"id": rows, "target": rows}, batch_size=6).length_sorted(rows))
-    assert calls(lambda probe: probe.scores((), layers, all_rows)) == 2 * num_batches  # one records
-    assert calls(lambda probe: probe.metrics((), layers)) == (1 + len(layers)) * num_batches
+    layers, all_rows, num_batches = (0, 1, 2), np.arange(len(rows)), len(probe.length_sorted(rows))
+    assert calls(lambda: probe.scores((), layers, all_rows)) == 2 * num_batches  # one records
+    probe.ledger = Ledger()
+    assert calls(lambda: probe.metrics((), layers)) == (1 + len(layers)) * num_batches
 
 
-def test_no_layer_sees_more_tokens_than_one_batch_may_have(tiny: Tiny, sample_files: Files) -> None:
-    model = load_model(tiny("bert"))
-    replayer = Replayer(model, rows_of(model, sample_files("bert")["target"]))
+def test_no_layer_sees_more_tokens_than_one_batch_may_have(bert: Replayer) -> None:
     tokens = []
     hooks = [
         layer.register_forward_pre_hook(lambda _, given: tokens.append(given[0].shape[0] * given[0].shape[1]))
-        for layer in model.layers
+        for layer in bert.model.layers
     ]
-    replayer.most_tokens = 0
-    replayer(Work((), (0, 1, 2), np.arange(6), together=True))
+    bert.most_tokens = 0
+    bert(Work((), (0, 1, 2), np.arange(6), together=True))
     of_one = max(tokens)
     for times in (1, 2, 3):
         tokens.clear()
-        replayer.most_tokens = times * of_one + of_one // 2
-        replayer(Work((), (0, 1, 2), np.arange(6), together=True))
+        bert.most_tokens = times * of_one + of_one // 2
+        bert(Work((), (0, 1, 2), np.arange(6), together=True))
         assert max(tokens) == times * of_one
     for hook in hooks:
         hook.remove()
 
 
 def test_a_candidate_joins_with_what_entered_its_layer(
-    tiny: Tiny, sample_files: Files, monkeypatch: pytest.MonkeyPatch
+    bert: Replayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not with what left the layer below: some networks do more between two layers."""
-    model = load_model(tiny("bert"))
-    rows = rows_of(model, sample_files("bert")["target"])
-    encoder = model.network.bert.encoder
+    encoder = bert.model.network.bert.encoder
 
     def forward(stream: torch.Tensor, **more: object) -> BaseModelOutputWithPastAndCrossAttentions:
         for number, layer in enumerate(encoder.layer):
@@ -129,7 +128,7 @@ def test_a_candidate_joins_with_what_entered_its_layer(
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=stream)
 
     monkeypatch.setattr(encoder, "forward", forward)
-    replayer = Replayer(model, rows)
+    replayer = Replayer(bert.model, bert.samples)
     assert replayer.most_tokens > 0
     found = []
     for most_tokens in (0, replayer.most_tokens):
@@ -164,43 +163,37 @@ class FirstOnly(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [Averaging, FirstOnly])
-def test_a_model_whose_sequences_are_not_apart_goes_alone(
-    kind: type[nn.Module], tiny: Tiny, sample_files: Files
-) -> None:
-    model = load_model(tiny("bert"))
-    rows = rows_of(model, sample_files("bert")["target"])
-    assert Replayer(model, rows).most_tokens > 0
-    layers = model.layers_of(model.stacks[0])
+def test_a_model_whose_sequences_are_not_apart_goes_alone(kind: type[nn.Module], bert: Replayer) -> None:
+    assert bert.most_tokens > 0
+    layers = bert.model.layers_of(bert.model.stacks[0])
     layers[NUM_LAYERS - 1] = kind(layers[NUM_LAYERS - 1])
-    assert Replayer(model, rows).most_tokens == 0
+    assert Replayer(bert.model, bert.samples).most_tokens == 0
 
 
-def test_what_is_generated_or_runs_elsewhere_goes_alone(
-    tiny: Tiny, sample_files: Files, monkeypatch: pytest.MonkeyPatch
+def test_what_has_no_labels_or_is_written_or_runs_elsewhere_goes_alone(
+    bert: Replayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = load_model(tiny("bert"))
-    rows = rows_of(model, sample_files("bert")["target"])
-    assert (
-        Replayer(model, replace(rows, rows=tuple(replace(row, label=None) for row in rows.rows))).most_tokens
-        == 0
-    )
-    writer = make_model("llama", ANSWERS)
-    batch = writer.task.batch(samples := planted_answers(writer, 8), np.arange(8), writer.processor)
-    assert (Replayer(writer, samples).most_tokens > 0) == (batch.continuation is None)
+    unlabelled = tuple(replace(row, label=None) for row in bert.samples.rows)
+    assert Replayer(bert.model, replace(bert.samples, rows=unlabelled)).most_tokens == 0
+    reader, writer = make_model("llama", ANSWERS), written("llama")
+    assert Replayer(reader, planted_answers(reader, 8)).most_tokens > 0
+    assert Replayer(writer, asked(writer, 8)[0]).most_tokens == 0
     monkeypatch.setattr("tapioca_export.profiling.replaying.division_on", lambda *_: None)
-    assert Replayer(model, rows).most_tokens == 0
+    assert Replayer(bert.model, bert.samples).most_tokens == 0
 
 
 def test_rows_of_which_no_two_go_together_are_not_tried(
-    tiny: Tiny, sample_files: Files, monkeypatch: pytest.MonkeyPatch
+    bert: Replayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = load_model(tiny("bert"))
-    rows = rows_of(model, sample_files("bert")["target"])
-    tried = count_forwards(model, lambda: Replayer(model, rows))
-    monkeypatch.setattr(stacking, "THREAD_TOKENS", 1)
     replayers: list[Replayer] = []
-    assert count_forwards(model, lambda: replayers.append(Replayer(model, rows))) < tried
-    assert replayers[0].most_tokens == 0
+
+    def make() -> None:
+        replayers.append(Replayer(bert.model, bert.samples))
+
+    tried = count_forwards(bert.model, make)
+    monkeypatch.setattr(filling, "THREAD_TOKENS", 1)
+    assert count_forwards(bert.model, make) < tried
+    assert [replayer.most_tokens > 0 for replayer in replayers] == [True, False]
 
 
 def test_stacks_are_even_and_who_drops_the_last_layer_goes_alone() -> None:

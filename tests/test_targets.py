@@ -35,7 +35,8 @@ from tapioca_export.reading import load_options
 from tapioca_export.reporting.tradeoffs import trade_off_figure
 from tapioca_export.samples import Samples, load_roles, read_samples
 from tapioca_export.selection import SelectionSettings, are_on_front, select_layers
-from tapioca_export.selection.racing import _shuffled, exact_race, statistical_race
+from tapioca_export.selection.forecasting import _shuffled, statistical_race
+from tapioca_export.selection.racing import exact_race
 from tapioca_export.selection.searches import best_of
 from tapioca_export.tasks import TASKS, Scores
 

@@ -6,8 +6,8 @@ chosen.
 
 from .accumulating import surviving_boundaries
 from .dosing import Response, respond
+from .filling import division_on
 from .probe import Probe
 from .replaying import Changes, MakeReplayer
-from .stacking import division_on
 
 __all__ = ["Changes", "MakeReplayer", "Probe", "Response", "division_on", "respond", "surviving_boundaries"]

@@ -31,11 +31,11 @@ from ..samples import Samples
 from ..tasks import Batch, Scores
 from ..tasks.scoring import averaged
 from .accumulating import NUM_REPLICATES
+from .filling import division_on
 from .gathering import Gathered, Gathering, deviations, read_states, together
 from .removals import Compare, refuse_undefined, said_otherwise, turned
 from .replaying import Changes, Found, Replayer, Trace, Work, forwards_of, passes
 from .sharing import shares_context
-from .stacking import division_on
 from .weighing import angular_distance, magnitudes, sensitivities
 
 Fixed = TypeVar("Fixed")
@@ -146,7 +146,7 @@ class Probe:
         """Return the same with values as the task has them, (len(rows), ...)."""
         keys: dict[int | None, frozenset[int]] = {layer: frozenset({*dropped, layer}) for layer in layers}
         keys = keys or {None: frozenset(dropped)}
-        work = [replace(item, together=together) for item in self._work(tuple(dropped), keys, rows)]
+        work = self._work(tuple(dropped), keys, rows, together)
         group = self._engine.num_workers
         for start in range(0, len(work), group):
             items = work[start : start + group]
@@ -157,7 +157,11 @@ class Probe:
         return {key: (values[rows], losses[rows]) for key, (values, losses) in known.items()}
 
     def _work(
-        self, base: tuple[int, ...], keys: Mapping[int | None, frozenset[int]], rows: np.ndarray
+        self,
+        base: tuple[int, ...],
+        keys: Mapping[int | None, frozenset[int]],
+        rows: np.ndarray,
+        together: bool,
     ) -> list[Work]:
         """Return what is not known yet: batches of similar length, dealt out to all workers."""
         samples = self.samples[self.select_on]
@@ -175,7 +179,7 @@ class Probe:
             ]
             layers = [key for key in unknown if key is not None]
             for part in range(min(parts, len(unknown))):
-                work.append(Work(base, tuple(layers[part::parts]), indices))
+                work.append(Work(base, tuple(layers[part::parts]), indices, together))
         return work
 
     def length_sorted(self, samples: Samples, rows: np.ndarray | None = None) -> list[np.ndarray]:

@@ -37,10 +37,11 @@ from ..models import (
 from ..samples import Samples
 from ..tasks import Batch, Processor, Scores
 from .accumulating import norms_of, refuse_not_finite
+from .filling import division_on
 from .gathering import read_states
 from .narrowing import can_narrow, is_same, last_layer, narrowed, rows_of_all_lengths
 from .sharing import shares_context
-from .stacking import answers_of_stack, division_on, stacks_of
+from .stacking import answers_of_stack, stacks_of
 
 
 @dataclass(frozen=True)

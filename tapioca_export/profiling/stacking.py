@@ -3,8 +3,8 @@
 The batch is repeated, once for each candidate of a stack, and a candidate's copy joins the stream at the
 layer that the candidate lacks, with what entered it in the recorded pass. So layers see each sequence as
 often as if candidates had forwards of their own, in fewer calls (or less often: alone, a dropped layer is
-run where its answer is more than the stream). Knows nothing about families: that the answers
-stay the same is proven on rows.
+run where its answer is more than the stream). Knows nothing about families: that the answers stay the
+same is proven on rows.
 
 Shapes: S sequences of a batch, T tokens, C candidates of a stack, L layers.
 """
@@ -18,17 +18,7 @@ import numpy as np
 import torch
 
 from ..models import INTACT, Change, Join, LoadedModel, StandIn
-from ..tasks import Batch, Division
-
-# On a CPU, the tokens in whose time one more batch is started, and those of a thread beyond which a batch
-# gets no faster (benchmarks/search.py batches). GPUs are better filled.
-BATCH_COST = 32
-THREAD_TOKENS = 512
-
-
-def division_on(device: torch.device, num_threads: int) -> Division | None:
-    """Return how batches are divided on a device; None: they are full."""
-    return Division(BATCH_COST, THREAD_TOKENS * num_threads) if device.type == "cpu" else None
+from ..tasks import Batch
 
 
 def stacks_of(layers: Sequence[int], last: int, most: int) -> Iterator[tuple[int, ...]]:
@@ -39,16 +29,14 @@ def stacks_of(layers: Sequence[int], last: int, most: int) -> Iterator[tuple[int
         last: The last layer that is left. Who drops it ends one below, and goes alone.
         most: Most candidates of a stack.
     """
-    order = sorted(layers)
-    alone = [layer for layer in order if layer == last]
-    others = [layer for layer in order if layer != last]
+    others = sorted({*layers} - {last})
     # As even as can be: of seven in stacks of six, one would be left over.
     num_stacks = -(-len(others) // max(1, most))
     for number in range(num_stacks):
         start, end = (len(others) * place // num_stacks for place in (number, number + 1))
         yield tuple(others[start:end])
-    if alone:
-        yield tuple(alone)
+    if last in layers:
+        yield (last,)
 
 
 @torch.no_grad()

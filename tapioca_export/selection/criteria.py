@@ -14,7 +14,8 @@ import numpy as np
 from ..artifacts import Candidate
 from ..errors import SelectionError
 from ..registry import Table
-from .racing import exact_race, statistical_race
+from .forecasting import statistical_race
+from .racing import exact_race
 from .rounds import Round, Scored
 
 # Target rows on which tapioca looks at what the head says, and at the state that it reads.
