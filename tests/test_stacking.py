@@ -175,6 +175,9 @@ def test_what_has_no_labels_or_is_written_or_runs_elsewhere_goes_alone(
 ) -> None:
     unlabelled = tuple(replace(row, label=None) for row in bert.samples.rows)
     assert Replayer(bert.model, replace(bert.samples, rows=unlabelled)).most_tokens == 0
+    assert not count_forwards(
+        bert.model, lambda: Replayer(bert.model, replace(bert.samples, rows=unlabelled))
+    )
     reader, writer = make_model("llama", ANSWERS), written("llama")
     assert Replayer(reader, planted_answers(reader, 8)).most_tokens > 0
     assert Replayer(writer, asked(writer, 8)[0]).most_tokens == 0
