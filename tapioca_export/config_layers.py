@@ -6,8 +6,10 @@ Knows neither networks nor transformers' classes: a config is names and values h
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
+from importlib import util
+from pathlib import Path
 from typing import Any
 
 from .errors import UnsupportedModelError
@@ -110,6 +112,8 @@ PER_LAYER: dict[str, Mend] = {
 }
 
 
+# Of few types a list; where these are null, a class fills in one number for all layers.
+_NUMBERS = frozenset({"head_dim", "intermediate_size", "num_attention_heads", "num_key_value_heads"})
 # What a class makes more of than it says in the file, or what is refused when it is read.
 _OF_CLASSES = frozenset({"auto_map", "per_layer_config", "quantization_config", "stage_names"})
 
@@ -125,18 +129,19 @@ def mended_values(values: Mapping[str, Any], keep: Sequence[int], depth: int) ->
 
 
 def mended_text(text: str, keep: Sequence[int], depth: int) -> str | None:
-    """Return what transformers would write for the layers `keep`, given what it wrote for all.
+    """Return a config for the layers `keep`, given that of all; all else that it says stays as it is.
 
-    What it wrote it reads and writes again as it is; so only what is said of layers changes.
+    transformers is not imported for that, which would take longer than to cut a graph. What a config as its
+    version at hand writes it is mended to is what it would write itself.
 
     Args:
-        text: The config of the whole model, as `save_pretrained` wrote it.
+        text: The config of the whole model.
         keep: Indices of the layers that are left.
         depth: How many layers the whole model has.
 
     Returns:
-        None where only transformers can tell: where another version wrote it, other configs are inside it,
-        it counts not these layers alone, its class makes more of it than it says, its layers are none of
+        None where only transformers can tell: where other configs are inside it, it counts not these layers
+        alone, its class makes more of it than it says or says what it leaves out, its layers are none of
         their own, or a list has as many entries as there are layers, and it is not known what they are.
 
     Raises:
@@ -153,12 +158,25 @@ def mended_text(text: str, keep: Sequence[int], depth: int) -> str | None:
         if isinstance(value, list) and len(value) == depth and name not in PER_LAYER
     ]
     is_plain = not (inner or unknown or said.get("is_encoder_decoder") or _OF_CLASSES & said.keys())
-    is_plain = is_plain and said.get("transformers_version") == metadata.version("transformers")
-    if not is_plain or [said[name] for name in counts] != [depth] or _as_written(said) != text:
+    if not is_plain or [said[name] for name in counts] != [depth] or not _is_spelled_out(said):
         return None
-    return _as_written({**said, **mended_values(said, keep, depth), counts[0]: len(keep)})
+    mended = {**said, **mended_values(said, keep, depth), counts[0]: len(keep)}
+    return json.dumps(mended, indent=2, sort_keys=True) + "\n"
 
 
-def _as_written(values: Mapping[str, Any]) -> str:
-    """Return a config as transformers writes it."""
-    return json.dumps(values, indent=2, sort_keys=True) + "\n"
+def _is_spelled_out(said: Mapping[str, Any]) -> bool:
+    """Tell whether a config says all that its class would say of single layers where it is left out.
+
+    Classes make lists of it by the number of layers: of those that are left they would make others.
+    """
+    transformers = util.find_spec("transformers")
+    models = Path(transformers.origin or "").parent / "models" if transformers else Path()
+    names = str(said["model_type"]).replace("-", "_").split("_")
+    # A type that is a part of others has its class beside theirs.
+    folders = ("_".join(names[:count]) for count in range(len(names), 0, -1))
+    found = next(filter(None, (sorted((models / name).glob("configuration_*.py")) for name in folders)), None)
+    if found is None:  # a class of somebody's own
+        return False
+    source = "\n".join(file.read_text(encoding="utf-8") for file in found)
+    needed = (name for name in PER_LAYER if re.search(rf"^\s+(self\.|def )?{name}\s*[:=(]", source, re.M))
+    return all(said.get(name) is not None or (name in said and name in _NUMBERS) for name in needed)

@@ -288,17 +288,6 @@ def record_folder(
     return combined({**outputs, RECORD: sha256(folder / RECORD)})
 
 
-def is_from_checkpoint(file: Path, content: bytes) -> bool:
-    """Tell whether a file's bytes are what was written when its folder was made of a checkpoint."""
-    path = file.with_name(RECORD)
-    try:
-        record = read(path, Provenance)
-    except LoadError:  # there is none, or it is nobody's
-        return False
-    is_same = record.outputs.get(file.name) == hashlib.sha256(content).hexdigest()
-    return is_same and is_sealed(path, record.sha256) and not graphs.is_graph(record.model)
-
-
 def record_added(folder: Path, name: str, text: str) -> None:
     """Write a file into a folder, and it into the folder's record and that of the run it is a part of.
 

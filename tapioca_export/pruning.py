@@ -139,16 +139,13 @@ def _refuse_pruned(source: Path) -> None:
 def _mend_config(source: Path, folder: Path, drop: Sequence[int], num_layers: int) -> None:
     """Write the config of the model without layers.
 
-    What the transformers at hand wrote, it would read and write again as it is. Of another config only
-    transformers knows what it says of each layer, and is imported for that.
+    transformers is imported only where nothing else knows what the config says of each layer.
     """
     file, mended = source / "config.json", None
     # Of what cannot be read, or makes no sense, transformers says what it is.
     with suppress(OSError, ValueError, TypeError, AttributeError, LookupError):
-        content = file.read_bytes()
-        if provenance.is_from_checkpoint(file, content):  # else it was changed since, or is another's
-            keep = [layer for layer in range(num_layers) if layer not in drop]
-            mended = mended_text(content.decode(), keep, num_layers)
+        keep = [layer for layer in range(num_layers) if layer not in drop]
+        mended = mended_text(file.read_text(encoding="utf-8"), keep, num_layers)
     if mended is not None:
         write_text(folder / file.name, mended)
         return

@@ -27,11 +27,10 @@ from onnx_graphs import WIDTH, Builder, pre_norm
 from reports import export as export_record
 from transformers import AutoConfig, BertConfig
 
-from tapioca_export import RunConfig, graphs, models, provenance, pruning, verify
+from tapioca_export import RunConfig, graphs, provenance, pruning, verify
 from tapioca_export.artifacts import Damping, Export, read, sha256, write
 from tapioca_export.artifacts import files as artifact_files
 from tapioca_export.cli import main
-from tapioca_export.config_layers import mended_text
 from tapioca_export.errors import (
     ExportError,
     ParityError,
@@ -327,45 +326,17 @@ def test_the_config_beside_a_file_is_that_of_the_pruned_checkpoint(
     mended = AutoConfig.from_pretrained(tmp_path).to_dict()
     for name in ("num_hidden_layers", "n_layer", "layer_types"):
         assert mended.get(name) == smaller.get(name)
-    text, written = ((folder / "config.json").read_text() for folder in (tiny(family), tmp_path))
-    assert mended_text(text, [0, 3], NUM_LAYERS) == written  # without transformers, the same to the byte
     with pytest.raises(UnsupportedModelError, match=f"tells of {NUM_LAYERS} layers, the graph has 6"):
         mend_config_file(tiny(family), tmp_path, [1], 6)
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        {"transformers_version": "4.0.0"},
-        {"model_type": "minicpm3"},
-        {"num_hidden_layers": 5},
-        {"num_hidden_layers": None},
-        {"n_layers": 4},
-        {"is_encoder_decoder": True},
-        {"text_config": {"model_type": "bert"}},
-        {"auto_map": {"AutoConfig": "mine.Config"}},
-        {"stage_names": ["stem", "stage1"]},
-        {"one_a_layer": [1, 2, 3, 4]},
-    ],
-)
-def test_what_only_transformers_can_tell_of_a_config_is_left_to_it(
-    said: dict[str, object], tmp_path: Path
-) -> None:
-    BertConfig(num_hidden_layers=4).save_pretrained(tmp_path)
-    text = (tmp_path / "config.json").read_text()
-    assert mended_text(text, [0, 3], 4) == text.replace('layers": 4', 'layers": 2')
-    changed = json.dumps({**json.loads(text), **said}, indent=2, sort_keys=True) + "\n"
-    assert mended_text(changed, [0, 3], 4) is None
-    assert mended_text(text.replace("  ", "    "), [0, 3], 4) is None  # it writes none so
-
-
-def exported(tmp_path: Path, model: str = "checkpoint") -> Path:
+def exported(tmp_path: Path) -> Path:
     """Write a graph with its weights inside, beside a config and records as an export has them."""
     file = tmp_path / "whole" / "model.onnx"
     BertConfig(num_hidden_layers=4).save_pretrained(file.parent)
     onnx.save(pre_norm().model(), file)
     write(file.with_name("export.json"), export_record(files={"model.onnx": sha256(file)}, drop=()))
-    provenance.record_folder(file.parent, "export", RunConfig(model=model), {})
+    provenance.record_folder(file.parent, "export", RunConfig(model="checkpoint"), {})
     return file
 
 
@@ -397,27 +368,6 @@ def test_an_export_with_its_config_is_cut_without_transformers(tmp_path: Path) -
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert said.splitlines()[-1] == "[]"
     assert BertConfig.from_pretrained(tmp_path / "cut").num_hidden_layers == 3
-
-
-@pytest.mark.parametrize(
-    ("model", "name", "was", "now"),
-    [
-        ("checkpoint", "config.json", '  "eos_token_id": null,\n', ""),
-        ("checkpoint", "provenance.json", '"checkpoint"', '"another"'),
-        ("given.onnx", "provenance.json", "", ""),  # the config was copied from beside that
-    ],
-)
-def test_a_config_that_anybody_may_have_written_is_left_to_transformers(
-    model: str, name: str, was: str, now: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    called: list[Sequence[int]] = []
-    monkeypatch.setattr(models, "mend_config_file", lambda *given: called.append(given[2]))
-    file = exported(tmp_path, model)
-    text = file.with_name(name).read_text()
-    assert was in text
-    file.with_name(name).write_text(text.replace(was, now))
-    cli("prune", file, "--drop", "1", "--proof", "weights", "-o", tmp_path / "cut")
-    assert called == [(1,)]
 
 
 @pytest.mark.parametrize("proof", ["logits", "weights"])
