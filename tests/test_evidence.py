@@ -581,6 +581,32 @@ def test_doses_are_judged_as_shares_of_the_error() -> None:
     assert (other, side) == (pytest.approx(0.1), "against")
 
 
+@pytest.mark.parametrize(
+    ("doses", "effect", "side"),
+    [
+        ({0.0: (-0.05, -0.06, -0.04), 1.5: (0.0, 0.0, 0.0)}, 0.0, "for"),
+        # A dose that might gain leaves it open, however surely another gains nothing.
+        ({0.0: (-0.01, -0.04, 0.04), 1.5: (0.0, 0.0, 0.0)}, -0.1, "open"),
+        # One that gains speaks against, however much another might.
+        ({0.0: (0.02, 0.01, 0.03), 0.5: (0.0, -0.09, 0.09)}, 0.2, "against"),
+    ],
+)
+def test_that_no_dose_gains_is_judged_over_all_doses(
+    doses: dict[float, tuple[float, float, float]], effect: float, side: str
+) -> None:
+    found = record({2: 0.1})
+    found["id"]["error"] = found["shifts"][0]["error"] = 0.1
+    parts = [
+        {"alpha": alpha, "difference": value, "difference_interval": [low, high]}
+        for alpha, (value, low, high) in {**doses, 1.0: (0.0, 0.05, 0.05)}.items()
+    ]
+    sweep = {"higher_is_better": True, "target": parts, "id": parts}
+    found["shifts"][0] |= {"intervention": sweep, "other_layers": sweep}
+    for claim in ("Residual scaling: ID", "Residual scaling: other layers"):
+        ((judged, _, told),) = found_by(claim, found)
+        assert (judged, told) == (pytest.approx(effect), side)
+
+
 def test_leads_over_random_sets_are_shares_of_the_error_and_of_the_deviation() -> None:
     found = record({2: 0.1})  # of an error of 0.5
     rank = {"selected": 0.2, "median": 0.1, "judgement": "distinguishable"}
@@ -625,9 +651,14 @@ def test_scale_needs_three_sizes_of_three_seeds_and_equal_words() -> None:
     # A claim that has no case is not counted as supported, either.
     row = results._claims_table({"made up": family({"1": 0.1, "2": 0.1, "3": 0.1})}).splitlines()[-1]
     assert f"{told} of {told} claims, {told} of them supported" in row
-    word, same, told = scale({"1": 0.1, "2": 0.1, "3": -0.1})
+    word, same, fewer = scale({"1": 0.1, "2": 0.1, "3": -0.1})
     assert word == "not supported"
-    assert same < told
+    assert same < fewer
+    # Nor are those that no size decides counted as the same: the gain on ID, and its growth from there.
+    models = family({"1": 0.1, "2": 0.1, "3": 0.1})
+    for model in models:
+        model["id"]["gain"] = effect(0.0, 0.5)
+    assert claims.scale(models) == ("supported", told - 2, told - 2)
 
 
 # --- commands -------------------------------------------------------------------------------

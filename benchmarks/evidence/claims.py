@@ -245,19 +245,23 @@ def _amplified(record: Record) -> Found:
 
 
 def _id_doses(record: Record) -> Found:
-    """Yield the best that any other alpha does on ID."""
+    """Yield whether any other alpha gains on ID."""
     for sweep in _sweeps(record):
-        found = [_dose_gain(sweep, dose, record["id"]["error"]) for dose in sweep["id"] if dose["alpha"] != 1]
-        best = max(found, key=lambda part: part[1][0])
-        yield *best, gains_nothing(*best)
+        yield _no_dose_gains(sweep, sweep["id"], record["id"]["error"])
 
 
 def _other_layers(record: Record) -> Found:
-    """Yield what dropping other layers gains on the target."""
+    """Yield whether any alpha of other layers gains on the target."""
     for shift in record["shifts"]:
         if sweep := shift.get("other_layers"):
-            found = _dose_gain(sweep, sweep["target"][0], shift["error"])
-            yield *found, gains_nothing(*found)
+            yield _no_dose_gains(sweep, sweep["target"], shift["error"])
+
+
+def _no_dose_gains(sweep: Record, doses: Sequence[Record], error: float) -> tuple[float, Interval, Side]:
+    """Judge whether no alpha but 1 gains, by one that does, or else by the one that could gain most."""
+    found = [_dose_gain(sweep, dose, error) for dose in doses if dose["alpha"] != 1]
+    value, bounds = max(found, key=lambda gain: (gains(*gain) == "for", gain[1][1]))
+    return value, bounds, gains_nothing(value, bounds)
 
 
 def _dose_gain(sweep: Record, dose: Record, error: float) -> tuple[float, Interval]:
@@ -292,15 +296,15 @@ def _on_id(record: Record) -> Found:
             yield _judged(shift["on_id"], gains_nothing)
 
 
-_ERROR, _DEVIATION, _RHO = "share of the error", "share of the deviation", "rank correlation"
+_ERROR, _DEVIATION, RHO = "share of the error", "share of the deviation", "rank correlation"
 CLAIMS = (
     Claim("ID null", "10", "Chosen on ID, layers gain nothing on fresh ID rows.", _ERROR, _id_gain),
     Claim(
         "OOD gain", "11", "Chosen on a shift, layers gain on fresh rows of that shift.", _ERROR, _target_gain
     ),
-    Claim("Dose", "12", "The gain grows with the shift while the model is of use.", _RHO, _dose),
+    Claim("Dose", "12", "The gain grows with the shift while the model is of use.", RHO, _dose),
     Claim("Deviation", "13", "Profiles deviate above the noise floor.", "log ratio", _deviation),
-    Claim("Deviation: dose", "13", "The deviation grows with the shift.", _RHO, _deviation_dose),
+    Claim("Deviation: dose", "13", "The deviation grows with the shift.", RHO, _deviation_dose),
     Claim(
         "Realignment", "14", "Dropping lowers the deviation of norms and of distances.", _DEVIATION,
         _realignment,
@@ -326,21 +330,24 @@ CLAIMS = (
         _DEVIATION, _is_more("realigns_over_influence"),
     ),
     Claim(
-        "Specificity: single layers", "15", "Of single layers, those that realign more gain more.", _RHO,
+        "Specificity: single layers", "15", "Of single layers, those that realign more gain more.", RHO,
         _single_layers,
     ),
     Claim(
-        "Residual scaling: error", "16", "The error falls as the dose of the layers falls from 1 to 0.", _RHO,
+        "Residual scaling: error", "16", "The error falls as the dose of the layers falls from 1 to 0.", RHO,
         _metric_trend,
     ),
-    Claim("Residual scaling: deviation", "16", "... and so does the deviation.", _RHO, _deviation_trend),
+    Claim("Residual scaling: deviation", "16", "... and so does the deviation.", RHO, _deviation_trend),
     Claim("Residual scaling: amplified", "16", "A dose above 1 makes the error larger.", _ERROR, _amplified),
     Claim(
         "Residual scaling: amplified deviation", "16", "... and the deviation.", _DEVIATION,
         _is_more("amplified_deviation"),
     ),
     Claim("Residual scaling: ID", "16", "On ID no other dose gains.", _ERROR, _id_doses),
-    Claim("Residual scaling: other layers", "16", "Other layers gain nothing.", _ERROR, _other_layers),
+    Claim(
+        "Residual scaling: other layers", "16", "No dose of as many other layers, drawn once, gains.", _ERROR,
+        _other_layers,
+    ),
     Claim("Norms alone", "17", "Dropping gains more than the norms of ID alone.", _ERROR, _over_norms),
     Claim("Transfer", "18", "Chosen on a shift, layers gain on neighbouring shifts.", _ERROR, _transfer),
     Claim("Transfer: ID", "18", "... and not on ID.", _ERROR, _on_id),
@@ -417,7 +424,7 @@ def words_of(claim: Claim, records: Sequence[Record]) -> set[str]:
 
 
 def scale(records: Sequence[Record]) -> tuple[str, int, int]:
-    """Judge test 19: how many of the repeated claims have the same word at every size, of those with cases.
+    """Judge test 19: of the repeated claims that a size decides, how many have the same word at every size.
 
     Supported, if at least two thirds have; not supported, if more than a third have not. Fewer than three
     sizes, or three seeds of each, show nothing.
@@ -427,7 +434,7 @@ def scale(records: Sequence[Record]) -> tuple[str, int, int]:
         seeds.setdefault(record["size"], set()).add(record["seed"])
     if len(seeds) < 3 or min(map(len, seeds.values())) < 3:
         return NO_CASE, 0, 0
-    told = [found for claim in REPEATED if (found := words_of(claim, records))]
+    told = [found for claim in REPEATED if (found := words_of(claim, records)) - {UNDECIDED}]
     same = sum(len(found) == 1 for found in told)
     if same >= MOST_FOR * len(told):
         return SUPPORTED, same, len(told)

@@ -17,6 +17,7 @@ from .tables import table
 NUM_PAIRS = 5  # told of, of all
 NUMBERS = ("correlation", "regret", "of several")
 SHORTLIST = SelectionSettings.shortlist
+SHORTLISTERS = (PROPOSES, SHIPPED, INFLUENCE)
 
 
 def text(file: Mapping[str, Any]) -> str:
@@ -44,7 +45,10 @@ def text(file: Mapping[str, Any]) -> str:
         _nothing(tells.bank),
         "On the half that tells, kind by kind. " + _lonely(tells.bank),
         table(["kind of model", "models", "criterion", *NUMBERS], list(_by_kind(tells, shown))),
-        _shortlists(tells.bank),
+        _SHORTLISTS,
+        table(
+            ["half", "layers", "cases", *SHORTLISTERS, "by chance"], list(_recalls(chooses.bank, tells.bank))
+        ),
         "Chosen again by all kinds of networks but one, and told on that one:",
         table(
             ["told on", "criterion", *NUMBERS],
@@ -162,14 +166,20 @@ def _by_kind(tells: Worths, shown: Sequence[str]) -> Iterator[list[str]]:
             yield [family, str(found.shape[1]), name, *_worth(worth)]
 
 
-def _shortlists(bank: Bank) -> str:
-    """Say how often the shortlist of `tapioca+tale` holds what labels choose."""
-    names = (PROPOSES, SHIPPED, INFLUENCE)
-    shares = [f"{judging.recall(bank, name, SHORTLIST):.0%} by {name}" for name in names]
-    return (
-        f"A shortlist of {SHORTLIST} holds the layer that TALE chooses, where there are more, in {shares[0]} "
-        f"(what `tapioca+tale` goes by, as it costs least), in {shares[1]}, in {shares[2]}."
-    )
+_SHORTLISTS = f"""How often a shortlist of {SHORTLIST} holds the layer that TALE chooses, of models with more
+layers. `tapioca+tale` goes by *{PROPOSES}*, which costs least. It ranks first what
+changes little: a layer that does harm changes much, and is found by labels alone."""
+
+
+def _recalls(chooses: Bank, tells: Bank) -> Iterator[list[str]]:
+    """Yield, by half and number of layers, how often the shortlist holds what labels choose."""
+    for half, bank in (("chooses", chooses), ("tells", tells)):
+        models = [model for family in bank.values() for model in family]
+        for depth in sorted({m["num_layers"] for m in models if m["num_layers"] > SHORTLIST}):
+            own = {"": [model for model in models if model["num_layers"] == depth]}
+            shares = [judging.recall(own, name, SHORTLIST) for name in SHORTLISTERS]
+            num_cases = sum(len(model["cases"]) for model in own[""])
+            yield [half, str(depth), str(num_cases), *(f"{s:.0%}" for s in (*shares, SHORTLIST / depth))]
 
 
 def _network(task: str) -> str:
