@@ -32,6 +32,12 @@ DEPENDENT_TYPES = {
     "squeezebert": "layers hand on dictionaries, not a residual stream",
     "xlm": "the parts of a layer stand in lists of their own",
 }
+# Config switches under which layers are no blocks of their own.
+DEPENDENT_SWITCHES = {
+    "scale_attn_by_inverse_layer_idx": "attention is scaled by the layer's index, which dropping changes",
+    "use_weighted_layer_sum": "the head reads a weighted sum of all layers",
+    "num_kv_shared_layers": "the last layers use keys and values of layers below",
+}
 # How a value of a config that says something of single layers says it of those that are kept.
 Mend = Callable[[Any, Sequence[int], int], Any]
 
@@ -148,7 +154,7 @@ def mended_text(text: str, keep: Sequence[int], depth: int) -> str | None:
         ValueError, TypeError, AttributeError, LookupError: If it is no config, or none that can be.
     """
     said: dict[str, Any] = json.loads(text)
-    if said.get("model_type") in DEPENDENT_TYPES:
+    if said.get("model_type") in DEPENDENT_TYPES or any(map(said.get, DEPENDENT_SWITCHES)):
         return None
     counts = [name for name in DEPTH_FIELDS if name in said]
     inner = [value for value in said.values() if isinstance(value, dict) and "model_type" in value]

@@ -23,6 +23,7 @@ def session_on_cpu(
     config_entries: Mapping[str, str] | None = None,
     *,
     is_checked: bool = False,
+    is_literal: bool = False,
 ) -> Any:
     """Open a graph.
 
@@ -31,6 +32,7 @@ def session_on_cpu(
         num_threads: Of each operator; 0: as many as there are cores.
         config_entries: ONNX Runtime's own, by name.
         is_checked: Whether `read_proto` has taken the file as it is; it is not parsed for that again.
+        is_literal: Whether the graph is run as it is written, and nothing in it fused or folded.
 
     Raises:
         TapiocaError: If a file is no ONNX model, or has its weights elsewhere than beside it.
@@ -40,6 +42,8 @@ def session_on_cpu(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = FATAL_ONLY
     options.intra_op_num_threads = num_threads
+    if is_literal:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     for name, value in (config_entries or {}).items():
         options.add_session_config_entry(name, value)
     if isinstance(graph, Path) and not is_checked:

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import CONFIG_MAPPING, AutoConfig, BertConfig
+from transformers import CONFIG_MAPPING, AutoConfig, BertConfig, GPT2Config
 
 from tapioca_export.config_layers import mended_text
+from tapioca_export.errors import UnsupportedModelError
 from tapioca_export.models import mend_config_file
 
 # What they say of single layers: nothing, lists, numbers of layers, numbers from the bottom.
@@ -64,6 +65,7 @@ def as_text(said: dict[str, object]) -> str:
         {"text_config": {"model_type": "bert"}},
         {"auto_map": {"AutoConfig": "mine.Config"}},
         {"stage_names": ["stem", "stage1"]},
+        {"scale_attn_by_inverse_layer_idx": True},
         {"one_a_layer": [1, 2, 3, 4]},
     ],
 )
@@ -83,3 +85,10 @@ def test_what_another_version_wrote_stays_as_it_is(tmp_path: Path) -> None:
     found = mended_text(json.dumps(said), [0, 3], 4)
     assert found is not None
     assert json.loads(found) == {**said, "num_hidden_layers": 2}
+
+
+def test_a_config_that_scales_by_the_index_of_a_layer_is_refused(tmp_path: Path) -> None:
+    """With fewer layers it would tell of another network than the graph that is left."""
+    GPT2Config(scale_attn_by_inverse_layer_idx=True).save_pretrained(tmp_path / "whole")
+    with pytest.raises(UnsupportedModelError, match="scaled by the layer's index"):
+        mend_config_file(tmp_path / "whole", tmp_path, [1], 12)

@@ -20,6 +20,8 @@ from .flow import Flow, read_by
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+# What changes how numbers are stored, and not what they stand for.
+_STORED = frozenset({"Cast", "DequantizeLinear", "Identity", "QuantizeLinear"})
 # What a value goes through on its way along the residual stream.
 _ALONG = frozenset({"Add", "Sum", "Cast", "Identity", "Dropout", "SimplifiedAdd"})
 
@@ -168,13 +170,25 @@ def _chains(stretches: Sequence[Stretch]) -> list[list[Block]]:
     # A block begins where its first sublayer does, and ends where the next one begins, or would.
     starts = [run[0] for run in runs]
     ends = [*starts[1:], starts[-1] + step]
-    if ends[-1] >= len(values):
+    usual, last = (
+        [_made_by(value) for value in values[run[-1] + 2 : end + 1]]
+        for run, end in zip(runs[-2:], ends[-2:], strict=True)
+    )
+    # What is chosen of the last block's end (one token, say) may stand before that is stored.
+    same = next((place for place, made in enumerate(usual) if last[place : place + 1] != [made]), len(usual))
+    if not _STORED.issuperset(usual[same:]):
         raise UnsupportedModelError(
             "The last block of the graph ends otherwise than the others.",
             "Prune the checkpoint and export it again.",
         )
+    ends[-1] -= len(usual) - same
     chain = [Block(values[start], values[end]) for start, end in zip(starts, ends, strict=True)]
     return [chain, *_chains(stretches[: starts[0]]), *_chains(stretches[ends[-1] :])]
+
+
+def _made_by(value: ir.Value) -> str:
+    node = value.producer()
+    return "" if node is None else str(node.op_type)
 
 
 def _longest_run(sublayers: Sequence[Stretch]) -> tuple[int, int, int]:

@@ -65,10 +65,13 @@ class Opener:
         model: The model.
         folder: Where its weights are.
         num_threads: Of each operator; 0: as many as there are cores.
+        is_literal: Whether pieces are run as they are written.
     """
 
-    def __init__(self, model: ir.Model, folder: Path, num_threads: int = 0) -> None:
-        self.model, self.num_threads = model, num_threads
+    def __init__(
+        self, model: ir.Model, folder: Path, num_threads: int = 0, *, is_literal: bool = False
+    ) -> None:
+        self.model, self.num_threads, self.is_literal = model, num_threads, is_literal
         self.types: dict[str, ir.DataType] = {}
         # Threads of one session that wait busily would take the cores from the next.
         self.entries = {SPINNING: "0", WEIGHTS_FOLDER: str(_follow_links(model, folder))}
@@ -105,7 +108,7 @@ class Opener:
                 value.dtype = known
         piece = onnx_ir.Model(graph, ir_version=model.ir_version, functions=[*model.functions.values()])
         written = onnx_ir.to_proto(piece).SerializeToString()
-        session = session_on_cpu(written, self.num_threads, self.entries)
+        session = session_on_cpu(written, self.num_threads, self.entries, is_literal=self.is_literal)
         for value in session.get_outputs():
             kind = value.type.removeprefix("tensor(").removesuffix(")")  # "tensor(uint8)", say
             self.types[value.name] = onnx_ir.DataType[kind.upper()]

@@ -37,7 +37,7 @@ from .loaded import LoadedModel, LoadOptions
 from .loading import load_config
 from .settings import prove_config, prove_settings
 from .shards import Weights, read_weights, replacing, write_weights
-from .stacks import build_empty, config_at, mended_config, prunable_stacks
+from .stacks import build_empty, config_at, mended_config, prunable_stacks, refuse_dependent_switches
 from .surgery import drop_layers, rearranged, silent_weights
 
 # What goes with a checkpoint as it is, beside its config and tokenizer.
@@ -274,7 +274,9 @@ def mend_config_file(source: Path, folder: Path, drop: Sequence[int], num_layers
     config = load_config(source, LoadOptions(local_files_only=True))
     # Heads have no layers: what a type's own model tells of them holds for all its models.
     stacks = prunable_stacks(build_empty(transformers.AutoModel.from_config, config))
-    depth = getattr(config_at(config, stacks[0].config), stacks[0].field)
+    own = config_at(config, stacks[0].config)
+    refuse_dependent_switches(own)
+    depth = getattr(own, stacks[0].field)
     if len(stacks) > 1 or depth != num_layers:
         what = f"{len(stacks)} stacks of layers" if len(stacks) > 1 else f"{depth} layers"
         raise UnsupportedModelError(

@@ -15,7 +15,13 @@ from typing import Any
 
 from torch import nn
 
-from ..config_layers import DEPENDENT_TYPES, DEPTH_FIELDS, mended_values, outputs_left
+from ..config_layers import (
+    DEPENDENT_SWITCHES,
+    DEPENDENT_TYPES,
+    DEPTH_FIELDS,
+    mended_values,
+    outputs_left,
+)
 from ..errors import UnsupportedModelError, first_line
 
 
@@ -106,6 +112,17 @@ def refuse_dependent_type(model_type: str) -> None:
     """
     if reason := DEPENDENT_TYPES.get(model_type):
         raise UnsupportedModelError(f"{model_type} cannot lose layers: {reason}.")
+
+
+def refuse_dependent_switches(config: Any) -> None:
+    """Refuse a config with a switch under which layers are no blocks of their own.
+
+    Raises:
+        UnsupportedModelError: With the reason.
+    """
+    for switch, reason in DEPENDENT_SWITCHES.items():
+        if vars(config).get(switch):
+            raise UnsupportedModelError(f"{config.model_type} with {switch}: {reason}.")
 
 
 def _counted_lists(network: Any) -> Iterator[Stack | UnsupportedModelError]:

@@ -15,17 +15,18 @@ import torch
 from ..errors import UnsupportedModelError
 from .graph_network import GraphNetwork
 from .loaded import LoadedModel
-from .stacks import Stack, build_empty, config_at, mended_config, refuse_dependent_type
+from .stacks import (
+    Stack,
+    build_empty,
+    config_at,
+    mended_config,
+    refuse_dependent_switches,
+    refuse_dependent_type,
+)
 
 T = TypeVar("T")
 # The name of a weight, and its shape.
 Shaped = tuple[str, tuple[int, ...]]
-# Config switches under which layers are no blocks of their own.
-DEPENDENT_SWITCHES = {
-    "scale_attn_by_inverse_layer_idx": "attention is scaled by the layer's index, which dropping changes",
-    "use_weighted_layer_sum": "the head reads a weighted sum of all layers",
-    "num_kv_shared_layers": "the last layers use keys and values of layers below",
-}
 # Weights that only the lowest layer has, and all use: they move to the layer that is lowest then.
 OF_THE_LOWEST = ("relative_attention_bias.weight",)
 # What a network was given besides its config and weights: how it generates, how its weights were converted.
@@ -41,9 +42,7 @@ def refuse_dependent_layers(model: LoadedModel) -> None:
     for stack in model.stacks:
         config = config_at(model.network.config, stack.config)
         refuse_dependent_type(config.model_type)
-        for switch, reason in DEPENDENT_SWITCHES.items():
-            if vars(config).get(switch):
-                raise UnsupportedModelError(f"{config.model_type} with {switch}: {reason}.")
+        refuse_dependent_switches(config)
     owner: dict[int, int] = {}
     for index, layer in enumerate(model.layers):
         for name, parameter in layer.named_parameters():
