@@ -22,9 +22,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Iterable
 
 LONGEST_NAME = 100  # characters of a name that is in no table
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def shortened(name: str) -> str:
@@ -35,9 +37,9 @@ def shortened(name: str) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's message, or the error's type where it has none.
 
-    A line that ends with a colon only announces the next one.
+    A line that ends with a colon only announces the next one. Colours are for terminals alone.
     """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     return " ".join(lines[: 1 + lines[0].endswith(":")])

@@ -57,6 +57,8 @@ def read_proto(file: Path) -> onnx.ModelProto:
         proto = onnx.load_model(file, format="protobuf", load_external_data=False)
     except (DecodeError, OSError) as error:
         raise LoadError(f"{file} is not an ONNX model: {first_line(error)}", "Name an ONNX file.") from error
+    if not proto.HasField("graph"):  # an empty file parses as a message without anything
+        raise LoadError(f"{file} is not an ONNX model: it has no graph.", "Name an ONNX file.")
     for tensor in _external_tensors(proto):
         _refuse_elsewhere(file, tensor)
     return proto

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tapioca_export import artifacts
 from tapioca_export.cli import main
+from tapioca_export.errors import first_line
 
 OUT = "out"
 Edit = Callable[[Path], object]
@@ -583,3 +584,8 @@ def test_benchmark_of_a_folder_without_an_export_is_refused(
 ) -> None:
     samples = ["--id", files["id"], "--target", files["target"]]
     refused(call("benchmark", model, model, *samples, "-o", OUT), "export.json")
+
+
+def test_colours_of_another_library_are_for_terminals_alone() -> None:
+    error = ValueError("\x1b[96mThis is step 3/3\x1b[0m of exporting")
+    assert first_line(error) == "This is step 3/3 of exporting"

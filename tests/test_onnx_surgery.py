@@ -792,6 +792,7 @@ def test_a_graph_that_reads_one_text_at_a_time_is_proven_with_one(
         (["{file}"], "Give either --drop or --selection"),
         (["{file}", "-m", "model", "--drop", "1"], "Give either an ONNX FILE or --model"),
         (["{text}", "--drop", "1"], "is not an ONNX model"),
+        (["{empty}", "--drop", "1"], "is not an ONNX model: it has no graph"),
         (["-m", "model", "--drop", "1", "--atol", "1e-3"], "--atol is for ONNX files"),
         (["{orphan}", "--drop", "1"], "has its weights in 'model.onnx_data', which is not there"),
         (["{thief}", "--drop", "1"], "outside its own folder"),
@@ -802,6 +803,8 @@ def test_mistakes_are_told_in_one_line(arguments: list[str], message: str, tmp_p
     places = {"file": file, "text": tmp_path / "text.onnx", "orphan": tmp_path / "orphan.onnx"}
     places["thief"] = tmp_path / "thief.onnx"
     places["text"].write_text("no model")
+    places["empty"] = tmp_path / "empty.onnx"
+    places["empty"].touch()
     places["foreign"] = tmp_path / "foreign" / "model.onnx"
     places["foreign"].parent.mkdir()
     onnx.save(pre_norm().model(), places["foreign"])
