@@ -98,18 +98,6 @@ def test_full_scores_are_made_alone(bert: Replayer, monkeypatch: pytest.MonkeyPa
     assert calls(lambda: probe.metrics((), layers)) == (1 + len(layers)) * num_batches
 
 
-def test_one_that_goes_alone_takes_a_single_pass_at_the_same_cost(bert: Replayer) -> None:
-    rows = bert.samples
-    probe, both = (Probe(bert.model, {"id": rows, "target": rows}, batch_size=6) for _ in range(2))
-    all_rows, num_batches = np.arange(len(rows)), len(probe.length_sorted(rows))
-    probe.metric()  # what is found out on rows is found out here
-    before, found = probe.ledger.layer_forwards, []
-
-    assert count_forwards(bert.model, lambda: found.append(probe.scores((2,), (1,), all_rows))) == num_batches
-    assert probe.ledger.layer_forwards - before == len(rows) * (NUM_LAYERS - 2)
-    np.testing.assert_array_equal(found[0][1], both.scores((2,), (1, 3), all_rows)[1])
-
-
 def test_no_layer_sees_more_tokens_than_one_batch_may_have(bert: Replayer) -> None:
     tokens = []
     hooks = [

@@ -179,10 +179,7 @@ class Probe:
             ]
             layers = [key for key in unknown if key is not None]
             for part in range(min(parts, len(unknown))):
-                own = tuple(layers[part::parts])
-                # One alone has nobody to share what is below it with: it takes a single pass.
-                bare = Work((*base, *own), (), indices)
-                work.append(bare if len(own) < 2 else Work(base, own, indices, together))
+                work.append(Work(base, tuple(layers[part::parts]), indices, together))
         return work
 
     def length_sorted(self, samples: Samples, rows: np.ndarray | None = None) -> list[np.ndarray]:
