@@ -35,18 +35,30 @@ def test_a_config_is_mended_without_transformers_as_transformers_would_to_the_by
 
 @pytest.mark.parametrize(
     ("kind", "left_out"),
-    [("qwen2", "layer_types"), ("qwen3_moe", "mlp_only_layers"), ("jamba", ""), ("somebodys", "")],
+    [
+        ("qwen2", "layer_types"),
+        ("qwen3_moe", "mlp_only_layers"),
+        ("gpt_neo", "attention_layers"),
+        ("jamba", ""),
+        ("somebodys", ""),
+    ],
 )
 def test_what_a_class_would_say_of_layers_is_left_to_transformers(kind: str, left_out: str) -> None:
     """Left out of the file, or said by no file: it is made of the number of layers."""
-    known = kind in CONFIG_MAPPING
-    said = json.loads((AutoConfig.for_model(kind) if known else BertConfig()).to_json_string())
-    said["model_type"] = kind
-    depth = said["num_hidden_layers"]
+    config = AutoConfig.for_model(kind) if kind in CONFIG_MAPPING else BertConfig()
+    depth, said = config.num_hidden_layers, {**json.loads(config.to_json_string()), "model_type": kind}
     if left_out:
         assert mended_text(as_text(said), range(1, depth), depth)
         assert mended_text(as_text({**said, left_out: None}), range(1, depth), depth) is None
         del said[left_out]
+    assert mended_text(as_text(said), range(1, depth), depth) is None
+
+
+def test_a_number_may_be_null_and_may_not_be_left_out() -> None:
+    said = json.loads(AutoConfig.for_model("llama").to_json_string())
+    depth = said["num_hidden_layers"]
+    assert mended_text(as_text({**said, "head_dim": None}), range(1, depth), depth)
+    del said["head_dim"]
     assert mended_text(as_text(said), range(1, depth), depth) is None
 
 

@@ -661,6 +661,12 @@ def test_scale_needs_three_sizes_of_three_seeds_and_equal_words() -> None:
     assert claims.scale(models) == ("supported", told - 2, told - 2)
 
 
+def test_an_interval_of_correlations_ends_where_correlations_do() -> None:
+    found = claims.Verdict("supported", 0.95, (0.8, 1.1), 3, 0, 3)
+    assert "+0.950 (+0.800 to +1.000)" in results._cell(found, claims.RHO)
+    assert "+0.950 (+0.800 to +1.100)" in results._cell(found, "share of the error")
+
+
 # --- commands -------------------------------------------------------------------------------
 
 

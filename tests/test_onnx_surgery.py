@@ -169,6 +169,17 @@ def no_residual() -> Builder:
     return builder
 
 
+def last_without_its_norm() -> Builder:
+    builder = Builder()
+    stream = builder.norm(builder.node("Gather", builder.weight(10, WIDTH), "input_ids"))
+    for layer in range(3):
+        stream = builder.norm(builder.node("Add", stream, builder.attention(stream)))
+        stream = builder.node("Add", stream, builder.mlp(stream))
+        stream = builder.norm(stream) if layer < 2 else builder.node("Tanh", stream)
+    builder.output(builder.linear(stream))
+    return builder
+
+
 def shown_states() -> Builder:
     builder = pre_norm(["am"] * 3)
     sums = [node.output[0] for node in builder.nodes if node.op_type == "Add"]
@@ -188,6 +199,7 @@ def gathered_attention() -> Builder:
     [
         (two_towers, "2 chains of blocks (3, 2)"),
         (no_residual, "No chain of residual blocks"),
+        (last_without_its_norm, "The last block of the graph ends otherwise than the others"),
         (lambda: pre_norm(["mmam"] * 3), "do not begin with attention"),
         (shown_states, "shows what layer 0 computes"),
         (gathered_attention, "shows what layer 0 computes"),
